@@ -1,0 +1,83 @@
+"""The exception tree: everything mrflow raises on purpose, and the warnings it gives.
+
+Each class is also the built-in that fits, so `except ValueError` keeps working for callers who do not know
+mrflow. A message gives the value, the rule and the way out.
+"""
+
+from __future__ import annotations
+
+
+class MrFlowError(Exception):
+    """The root of all errors that mrflow raises."""
+
+
+class RequestError(MrFlowError, ValueError):
+    """What was asked for cannot be done as asked: a seed, a count, a combination."""
+
+
+class PlanError(RequestError):
+    """A plan's numbers are out of range, or a preset is unknown."""
+
+
+class SizeError(RequestError):
+    """A picture size does not fit the model or the plan."""
+
+
+class PromptError(RequestError):
+    """A prompt is empty, of the wrong type or far too long."""
+
+
+class ImageError(MrFlowError, ValueError):
+    """An image cannot be read: not an image, broken, too large, of the wrong kind."""
+
+
+class RecipeError(MrFlowError, ValueError):
+    """A recipe is missing, malformed or written by a later version."""
+
+
+class OutputError(MrFlowError, OSError):
+    """A file cannot be written."""
+
+
+class OutputExistsError(OutputError, FileExistsError):
+    """A file is there already and is not overwritten unless asked."""
+
+
+class ModelError(MrFlowError, RuntimeError):
+    """A model cannot be found or loaded."""
+
+
+class UnsupportedPipelineError(ModelError):
+    """No backbone is registered for this pipeline class."""
+
+
+class UpscalerError(ModelError):
+    """An upscaler is unknown, is no upscaler, or holds more than weights."""
+
+
+class DeviceError(MrFlowError, RuntimeError):
+    """A device or dtype is unknown or not available here."""
+
+
+class BusyError(MrFlowError, RuntimeError):
+    """The pipeline is in the middle of another call."""
+
+
+class MissingExtraError(MrFlowError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        """Name the missing `package` and the install command of the `extra` that brings it."""
+        super().__init__(f"{package} is not installed. Install it with: pip install 'mrflow[{extra}]'")
+
+
+class MrFlowWarning(UserWarning):
+    """The root of all warnings that mrflow gives."""
+
+
+class PromptWarning(MrFlowWarning):
+    """Part of a prompt is cut off, or holds words that the model does not know."""
+
+
+class UpscalerWarning(MrFlowWarning):
+    """A plain interpolation stands in for an upscaler network."""

@@ -1,0 +1,206 @@
+"""Image files: read with suspicion, written whole or not at all, with the recipe inside.
+
+The recipe travels as JSON: in PNG as an iTXt chunk named "mrflow", in WebP and JPEG as the EXIF image
+description with the prefix "mrflow:". PNG and WebP are lossless; JPEG (quality 95) is not, so its pixels
+are no longer those of the recipe's hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image, ImageOps, PngImagePlugin
+
+from mrflow.errors import ImageError, OutputError, OutputExistsError, RecipeError
+from mrflow.recipe import Recipe
+from mrflow.sizes import MAX_SIDE
+
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = MAX_SIDE * MAX_SIDE  # below the size at which Pillow itself warns of a decompression bomb
+SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
+
+_READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+_CHUNK = "mrflow"
+_PREFIX = "mrflow:"
+_DESCRIPTION = 0x010E  # EXIF ImageDescription
+_MAX_JPEG_EXIF = 65_000  # one APP1 segment holds 65,533 bytes, headers included
+
+
+def load_image(source: str | Path | IO[bytes] | Image.Image) -> Image.Image:
+    """Return an image as 8-bit RGB: turned as its EXIF says, alpha laid on white, 16-bit grey scaled down.
+
+    source: a path, a binary file or a Pillow image. Of a JPEG with several pictures the first is taken.
+    Raises ImageError for what is no image, is broken or cut short, is animated, or has more than 256 MiB or
+    8192 x 8192 pixels.
+    """
+    with _opened(source) as image:
+        name = _name(source)
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            frames = getattr(image, "n_frames", 2)
+            raise ImageError(f"{name} has {frames} frames; it must be a still image. Save one frame of it.")
+        try:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), name)
+        except ImageError:
+            raise
+        except Exception as error:  # Pillow's decoders raise many kinds on hostile data
+            raise ImageError(f"{name} is broken or cut short: {error}.") from error
+
+
+def read_recipe(path: str | Path | IO[bytes]) -> Recipe:
+    """Return the recipe inside a PNG, WebP or JPEG file.
+
+    Raises ImageError if the file is no image, RecipeError if it holds no recipe or a broken one.
+    """
+    with _opened(path) as image:
+        try:
+            if image.format == "PNG":
+                image.load()  # text may follow the pixels
+                text = getattr(image, "text", {}).get(_CHUNK)
+            else:
+                text = image.getexif().get(_DESCRIPTION)
+        except Exception as error:  # as above
+            raise ImageError(f"{_name(path)} is broken or cut short: {error}.") from error
+    if isinstance(text, str) and image.format != "PNG":
+        text = text.removeprefix(_PREFIX) if text.startswith(_PREFIX) else None
+    if not isinstance(text, str):
+        raise RecipeError(f"{_name(path)} holds no recipe. Only pictures saved by mrflow carry one.")
+    return Recipe.from_json(text)
+
+
+def check_output(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise OutputError unless `save_image` could write to `path` now; leaves nothing behind."""
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"{path} ends in {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}.")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; it must be a file name.")
+    if not overwrite and os.path.lexists(path):
+        raise OutputExistsError(f"{path} exists and is not overwritten. Choose another name or allow it.")
+    if not path.parent.is_dir():
+        raise OutputError(f"The folder {path.parent} does not exist. Create it first.")
+    try:  # the honest test: permissions, quotas and read-only mounts all show here
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"The folder {path.parent} is not writable: {error.strerror}.") from error
+
+
+def save_image(
+    image: Image.Image, path: str | Path, recipe: Recipe | None = None, *, overwrite: bool = False
+) -> Path:
+    """Write `image`, with the recipe inside, as PNG, WebP or JPEG by the path's suffix. Returns the path.
+
+    The file appears whole under its name or not at all, also after a crash or Ctrl-C.
+    Raises OutputExistsError if the file is there already and `overwrite` is false, OutputError if it cannot be
+    written.
+    """
+    path = Path(path)
+    check_output(path, overwrite=overwrite)
+    options = _save_options(path.suffix.lower(), recipe)
+    draft = path.with_name(f".{path.name[:64]}.{secrets.token_hex(6)}.part")
+    try:
+        with open(draft, "xb") as file:
+            image.convert("RGB").save(file, **options)
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(draft, path, overwrite=overwrite)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def _publish(draft: Path, path: Path, *, overwrite: bool) -> None:
+    """Give the finished file its name, in one step, without ever replacing a file unasked."""
+    if overwrite:
+        os.replace(draft, path)
+        return
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise OutputExistsError(f"{path} was written by someone else meanwhile; it is left alone.") from None
+    except OSError:  # a file system without hard links: claim the name, then replace our own claim
+        with open(path, "xb"):
+            os.replace(draft, path)
+
+
+def _save_options(suffix: str, recipe: Recipe | None) -> dict[str, Any]:
+    text = recipe.to_json() if recipe is not None else None
+    if suffix == ".png":
+        info = PngImagePlugin.PngInfo()
+        if text is not None:
+            info.add_itxt(_CHUNK, text)
+        return {"format": "PNG", "pnginfo": info}
+    exif = Image.Exif()
+    if text is not None:
+        exif[_DESCRIPTION] = _PREFIX + text
+    if suffix == ".webp":
+        return {"format": "WEBP", "lossless": True, "exif": exif.tobytes()}
+    if text is not None and len(text) > _MAX_JPEG_EXIF:
+        raise OutputError(f"The recipe has {len(text)} characters; JPEG holds {_MAX_JPEG_EXIF}. Save as PNG.")
+    return {"format": "JPEG", "quality": 95, "subsampling": 0, "exif": exif.tobytes()}
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | IO[bytes] | Image.Image) -> Iterator[Image.Image]:
+    """Give the image with its header read and its size checked, its pixels not yet decoded."""
+    if isinstance(source, Image.Image):
+        _check_pixels(source, "The image")
+        yield source
+        return
+    name = _name(source)
+    if isinstance(source, (str, Path)):
+        _check_file(Path(source))
+    try:
+        image = Image.open(source, formats=_READABLE)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name} is too large: {error}") from None
+    except Exception as error:  # truncated headers raise many kinds
+        raise ImageError(f"{name} is no image that can be read ({', '.join(_READABLE)}).") from error
+    with image:
+        _check_pixels(image, name)
+        yield image
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise ImageError(f"{path} {what}. Give the path of an image.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ImageError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    if image.width < 1 or image.height < 1 or image.width * image.height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Make it smaller."
+        )
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:  # type: ignore[operator]
+            raise ImageError(f"{name} has values from {low} to {high}; at most 16 bits are read.")
+        # convert() would clip at 255 and give a white picture
+        return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
+    if image.mode == "F":
+        raise ImageError(f"{name} holds floating-point values; 8 or 16 bits a channel are read. Convert it.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _name(source: object) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "The image"

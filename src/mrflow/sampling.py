@@ -1,0 +1,77 @@
+"""The arithmetic of the two passes on plain tensors: sigmas, noise and seeds.
+
+A sigma is in [0, 1]: 1 is pure noise, 0 is clean. Latents at sigma s are (1 - s) * clean + s * noise.
+
+One seed makes one picture, through two streams of random numbers:
+
+    draft stream    torch.Generator("cpu").manual_seed(seed), as a user of the plain pipeline would seed it,
+                    so that a draft is what the pipeline itself gives for this seed and size
+    refine stream   the same generator seeded with a hash of the seed, so that the noise of the refine pass
+                    is unrelated to that of the draft, and a draft can be finished without being made again
+
+The generators live on the CPU whatever the device, as diffusers' `randn_tensor` allows: the same seed gives
+the same noise on every device, and picture k of a batch gets the noise it would get alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mrflow.errors import PlanError
+
+
+def refine_sigmas(sigma: float, steps: int) -> list[float]:
+    """Return steps + 1 evenly spaced sigmas from `sigma` down to exactly 0.
+
+    Raises PlanError if sigma lies outside (0, 1) or steps is below 1. Source: arXiv 2607.01642, refine pass.
+    """
+    _check_sigma(sigma)
+    if steps < 1:
+        raise PlanError(f"refine_steps is {steps}; it must be at least 1. Try 1.")
+    return [sigma * (steps - step) / steps for step in range(steps)] + [0.0]
+
+
+def add_noise(latents: Tensor, sigma: float, noise: Tensor) -> Tensor:
+    """Return latents at noise level `sigma`: (1 - sigma) * latents + sigma * noise.
+
+    latents, noise: (B, C, H, W), any float dtype; sigma: float in (0, 1).
+    Raises PlanError if sigma lies outside. Source: arXiv 2607.01642, noise injection.
+    """
+    _check_sigma(sigma)
+    return (1.0 - sigma) * latents + sigma * noise
+
+
+def draft_generators(seeds: Iterable[int]) -> list[torch.Generator]:
+    """Return one CPU generator per seed, at the start of its draft stream."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def refine_generators(seeds: Iterable[int]) -> list[torch.Generator]:
+    """Return one CPU generator per seed, at the start of its refine stream."""
+    return [torch.Generator("cpu").manual_seed(_refine_seed(seed)) for seed in seeds]
+
+
+def make_noise(
+    shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return Gaussian noise (B, *shape), float32, on `device`: row k from generator k alone.
+
+    shape: of one picture's latents (C, H, W). Drawn in float32 and on the generator's device, so that the
+    noise depends neither on the model's dtype nor on its device.
+    """
+    rows = [torch.randn(tuple(shape), generator=g, device=g.device, dtype=torch.float32) for g in generators]
+    return torch.stack([row.to(device) for row in rows])
+
+
+def _refine_seed(seed: int) -> int:
+    digest = hashlib.sha256(f"mrflow refine {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # 63 bits: manual_seed takes no larger positive number
+
+
+def _check_sigma(sigma: float) -> None:
+    if not 0 < sigma < 1:
+        raise PlanError(f"refine_sigma is {sigma}; it must lie between 0 and 1. Try 0.12.")

@@ -1,0 +1,175 @@
+"""Upscaling in pixel space: a pretrained super-resolution network, or plain interpolation as a baseline.
+
+Networks come from files that spandrel recognises (Real-ESRGAN and its kin) and from nowhere else: only
+tensors are read from them, never code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrflow.errors import UpscalerError
+
+METHODS = ("bicubic", "bilinear")
+MAX_FILE_BYTES = 2**30  # the largest published networks (DAT, HAT-L) have less than 200 MB
+TILE = 1024  # input pixels a side; larger pictures are cut, so that memory stays bounded
+OVERLAP = 32  # input pixels shared by neighbouring tiles and blended
+
+
+class Upscaler:
+    """A way to enlarge pictures to an exact size.
+
+    name: file name or method. sha256: of the file, None for interpolation. factor: of the network's own
+    enlargement, None for interpolation.
+    """
+
+    def __init__(self, name: str, network: Any = None, sha256: str | None = None, *, tile: int = TILE) -> None:
+        """Wrap a spandrel image network, or the interpolation method `name` if there is none."""
+        if network is None and name not in METHODS:
+            raise UpscalerError(f"There is no method {name!r}. Known: {', '.join(METHODS)}, or a weights file.")
+        if tile <= 2 * OVERLAP:
+            raise UpscalerError(f"tile is {tile}; it must be more than {2 * OVERLAP} pixels. Try {TILE}.")
+        self.name = name
+        self.sha256 = sha256
+        self.factor: int | None = None if network is None else int(network.scale)
+        self.tile = tile
+        self._network = network
+
+    @classmethod
+    def load(cls, source: Upscaler | str | Path, *, tile: int = TILE) -> Upscaler:
+        """Return an upscaler from a method's name or a .safetensors or .pth file (or `source`, if it is one).
+
+        Raises UpscalerError if the file is missing, too large, holds more than weights, or is no 3-channel
+        enlarging network that spandrel knows.
+        """
+        if isinstance(source, Upscaler):
+            return source
+        if isinstance(source, str) and source in METHODS:
+            return cls(source)
+        path = Path(source)
+        _check_file(path)
+        network = _build(_read_weights(path), path)
+        return cls(path.name, network, _sha256(path), tile=tile)
+
+    def upscale(self, pixels: Tensor, width: int, height: int) -> Tensor:
+        """Return pixels at exactly width x height.
+
+        pixels: (B, 3, h, w) in [0, 1]; the result is (B, 3, height, width) in [0, 1], float32, same device.
+        The network runs as often as needed to reach the size; an antialiased resize takes the rest. Where no
+        side grows, only the resize runs.
+        """
+        pixels = pixels.float()
+        if self._network is not None:
+            self._place(pixels.device)
+            while pixels.shape[-1] < width or pixels.shape[-2] < height:
+                pixels = self._enlarge(pixels)
+        if pixels.shape[-2:] == (height, width):
+            return pixels
+        mode = cast("Literal['bicubic', 'bilinear']", "bicubic" if self._network is not None else self.name)
+        resized = F.interpolate(pixels, size=(height, width), mode=mode, antialias=True, align_corners=False)
+        return resized.clamp(0, 1)
+
+    def _place(self, device: torch.device) -> None:
+        # Half precision only where hardware has it, and bfloat16 before float16, which overflows in some
+        # networks. On a CPU without it, bfloat16 is many times slower than float32.
+        dtype = torch.bfloat16 if device.type == "cuda" and self._network.supports_bfloat16 else torch.float32
+        if self._network.device != device or self._network.dtype != dtype:
+            self._network.to(device, dtype)
+
+    def _enlarge(self, pixels: Tensor) -> Tensor:
+        """Run the network once, whole or in overlapping tiles that are blended linearly where they overlap."""
+        height, width = pixels.shape[-2:]
+        if height <= self.tile and width <= self.tile:
+            return self._run(pixels)
+        factor = cast("int", self.factor)
+        total = pixels.new_zeros((*pixels.shape[:2], height * factor, width * factor))
+        weights = pixels.new_zeros((1, 1, height * factor, width * factor))
+        for top, bottom in _spans(height, self.tile):
+            for left, right in _spans(width, self.tile):
+                part = self._run(pixels[..., top:bottom, left:right])
+                ramp = _ramp(bottom - top, factor, part)[:, None] * _ramp(right - left, factor, part)[None, :]
+                where = (..., slice(top * factor, bottom * factor), slice(left * factor, right * factor))
+                total[where] += part * ramp
+                weights[where] += ramp
+        return total / weights
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        # One picture at a time: spandrel's contract, and a batch then equals its single pictures exactly.
+        parts = [self._network(row.to(self._network.dtype)).float() for row in torch.split(pixels, 1)]
+        return torch.cat(parts).clamp(0, 1)
+
+
+def _spans(length: int, tile: int) -> Iterator[tuple[int, int]]:
+    """Yield [start, end) spans of at most `tile` that cover `length`, neighbours sharing OVERLAP or more."""
+    tile = min(tile, length)
+    count = -(-(length - OVERLAP) // (tile - OVERLAP)) if length > tile else 1
+    for index in range(count):
+        start = round(index * (length - tile) / max(count - 1, 1))
+        yield start, start + tile
+
+
+def _ramp(length: int, factor: int, like: Tensor) -> Tensor:
+    """Return blending weights along one side: rising over the overlap, 1 in the middle, falling again."""
+    position = torch.arange(length * factor, device=like.device, dtype=like.dtype) + 0.5
+    edge = torch.minimum(position, length * factor - position)
+    return (edge / (OVERLAP * factor)).clamp(max=1)
+
+
+def _check_file(path: Path) -> None:
+    known = f"Known names: {', '.join(METHODS)}."
+    if not path.is_file():
+        raise UpscalerError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {known}")
+    if path.suffix.lower() not in (".safetensors", ".pth"):
+        raise UpscalerError(f"{path} ends in {path.suffix!r}; it must be a .safetensors or .pth file. {known}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise UpscalerError(f"{path} has {path.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read.")
+
+
+def _read_weights(path: Path) -> dict[str, Any]:
+    """Return what the file holds, tensors only: a pickle with any other object is refused unread."""
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about old zip-less files, which are fine
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file raises many kinds
+        raise UpscalerError(
+            f"{path} cannot be read as plain weights; it is damaged or holds more than weights. "
+            "Take a .safetensors file from a source you trust."
+        ) from error
+    if not isinstance(weights, dict):
+        raise UpscalerError(f"{path} holds a {type(weights).__name__}; it must hold a network's weights.")
+    return weights
+
+
+def _build(weights: dict[str, Any], path: Path) -> Any:
+    from spandrel import ImageModelDescriptor, ModelLoader, canonicalize_state_dict
+
+    try:
+        network = ModelLoader().load_from_state_dict(canonicalize_state_dict(weights))
+    except Exception as error:  # spandrel's detectors trip over foreign keys in many ways
+        raise UpscalerError(f"{path} is no upscaler that spandrel knows. Try a Real-ESRGAN file.") from error
+    if not isinstance(network, ImageModelDescriptor) or network.scale < 2:
+        raise UpscalerError(f"{path} is a {network.architecture.name} network that does not enlarge pictures.")
+    if (network.input_channels, network.output_channels) != (3, 3):
+        raise UpscalerError(f"{path} works on {network.input_channels} channels; it must work on RGB, 3.")
+    return network.eval()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
