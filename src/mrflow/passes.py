@@ -1,0 +1,96 @@
+"""Borrowing the user's pipeline: one caller at a time, one denoising pass at a time, given back as it was."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from mrflow.backbones import Pipeline
+from mrflow.errors import BusyError
+
+_locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+@contextmanager
+def borrowed(pipe: Pipeline, *, quiet: bool = False) -> Iterator[None]:
+    """Hold the pipeline for one call; afterwards, also after an error or Ctrl-C, it is as it was.
+
+    quiet: keep the pipeline's own progress bar silent meanwhile.
+    Raises BusyError at once, rather than waiting, if another call holds it: a thread that waits for itself
+    (a callback that calls back) would hang, and whoever wants a queue knows best what belongs in it.
+    """
+    with _locks_guard:
+        lock = _locks.setdefault(pipe, threading.Lock())
+    if not lock.acquire(blocking=False):
+        raise BusyError("The pipeline is in the middle of another call. Wait for it, or load a second pipeline.")
+    bar = getattr(pipe, "_progress_bar_config", None)
+    try:
+        if quiet:
+            pipe.set_progress_bar_config(**{**(bar or {}), "disable": True})
+        with torch.no_grad():
+            yield
+    except BaseException:
+        pipe.maybe_free_model_hooks()  # offloading and step caches end a pass with this; ours was cut short
+        raise
+    finally:
+        _restore(pipe, "_progress_bar_config", bar)
+        lock.release()
+
+
+def denoise(
+    pipe: Pipeline,
+    scheduler: Any,
+    arguments: Mapping[str, Any],
+    on_step: Callable[[int], None],
+) -> Tensor:
+    """Return the latents of one run of the pipeline's own loop with `scheduler` in place of its own.
+
+    arguments: of the pipeline's call. on_step: called with the number of steps done after each; what it
+    raises ends the run.
+    """
+
+    def after_step(_pipe: Any, index: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+        on_step(index + 1)
+        return {}
+
+    own = pipe.scheduler
+    pipe.scheduler = scheduler
+    try:
+        result = pipe(**arguments, output_type="latent", callback_on_step_end=after_step)
+        return cast("Tensor", result.images)
+    finally:
+        pipe.scheduler = own
+
+
+def own_scheduler(pipe: Pipeline) -> Any:
+    """Return a copy of the pipeline's scheduler, so that setting timesteps leaves the user's untouched."""
+    return copy.deepcopy(pipe.scheduler)
+
+
+def exact_scheduler(pipe: Pipeline) -> Any:
+    """Return an Euler scheduler that takes the sigmas it is given as they are.
+
+    It is built afresh from the number of training timesteps alone: a copy of the checkpoint's configuration
+    with shifts switched off would still carry keys such as `use_flow_sigmas`, for which FluxPipeline
+    (diffusers 0.42.1) drops the caller's sigmas.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(
+        num_train_timesteps=pipe.scheduler.config.get("num_train_timesteps", 1000)
+    )
+
+
+def _restore(pipe: Pipeline, name: str, value: Any) -> None:
+    if value is not None:
+        setattr(pipe, name, value)
+    elif hasattr(pipe, name):
+        delattr(pipe, name)

@@ -1,0 +1,131 @@
+"""From jobs to results: requests cut into batches, run through the stages, and given their recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mrflow.backbones import Conditioning
+from mrflow.images import pixels_sha256, to_pil
+from mrflow.model import Model, is_guided
+from mrflow.plan import Plan
+from mrflow.recipe import Mode, Recipe
+from mrflow.request import Job
+from mrflow.results import Draft, Result
+from mrflow.sizes import Size, draft_size
+from mrflow.stages import Stages, stack
+
+
+def make_drafts(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, batch_size: int) -> list[Draft]:
+    """Return one draft per job, meant for `size`: steps 1 to 3."""
+    rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
+    small = draft_size(*size, plan)
+    drafts: list[Draft] = []
+    batches = _cut(range(len(jobs)), batch_size)
+    for number, part in enumerate(batches, 1):
+        seeds = [jobs[k].seed for k in part]
+        conditioning = stack([rows[k] for k in part])
+        batch = (number, len(batches))
+        pixels = stages.sample(conditioning, seeds, plan, small, "decode_draft", batch)
+        for k, row in zip(part, torch.split(pixels, 1), strict=True):
+            drafts.append(Draft(row.clone(), stages.model.recipe("draft", jobs[k], size, plan), rows[k]))
+    return drafts
+
+
+def finish_drafts(
+    stages: Stages, drafts: Sequence[Draft], batch_size: int, *, keep_upscaled: bool = False
+) -> Result:
+    """Return the drafts at full size: steps 4 to 8, and step 1 for those whose prompt is not encoded yet."""
+    rows = _conditioning(stages, drafts, batch_size)
+    batches = [part for group in _alike(drafts, rows) for part in _cut(group, batch_size)]
+    finished: dict[int, Tensor] = {}
+    upscaled: dict[int, Tensor] = {}
+    for number, part in enumerate(batches, 1):
+        recipe = drafts[part[0]].base_recipe
+        pixels = torch.cat([drafts[k].pixels.to(stages.model.device) for k in part])
+        seeds = [drafts[k].base_recipe.seed for k in part]
+        larger, final = stages.finish(
+            pixels,
+            stack([rows[k] for k in part]),
+            seeds,
+            recipe.plan,
+            (recipe.width, recipe.height),
+            (number, len(batches)),
+        )
+        finished |= zip(part, torch.split(final, 1), strict=True)
+        upscaled |= zip(part, torch.split(larger, 1), strict=True) if keep_upscaled else ()
+    recipes = [finished_recipe(stages.model, draft) for draft in drafts]
+    ordered = [upscaled[k] for k in range(len(upscaled))]
+    return _result(stages, [finished[k] for k in range(len(drafts))], recipes, drafts, ordered)
+
+
+def make_natives(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, batch_size: int) -> Result:
+    """Return one picture per job from the plain pipeline at full size."""
+    rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
+    finished: list[Tensor] = []
+    batches = _cut(range(len(jobs)), batch_size)
+    for number, part in enumerate(batches, 1):
+        seeds = [jobs[k].seed for k in part]
+        conditioning = stack([rows[k] for k in part])
+        pixels = stages.sample(conditioning, seeds, plan, size, "decode", (number, len(batches)))
+        finished += torch.split(pixels, 1)
+    recipes = [stages.model.recipe("native", job, size, plan) for job in jobs]
+    return _result(stages, finished, recipes)
+
+
+def finished_recipe(model: Model, draft: Draft) -> Recipe:
+    """Return the recipe of the picture that `draft` becomes, as yet without its pixels' hash."""
+    base = draft.base_recipe
+    mode: Mode = "staged" if base.input_sha256 is None else "finish"
+    recipe = model.recipe(
+        "enhance" if base.mode == "enhance" else mode, _job(base), (base.width, base.height), base.plan
+    )
+    return replace(recipe, input_sha256=base.input_sha256)
+
+
+def _conditioning(stages: Stages, drafts: Sequence[Draft], batch_size: int) -> list[Conditioning]:
+    """Return each draft's conditioning: its own, or encoded now where it has none."""
+    rows = {k: draft.conditioning for k, draft in enumerate(drafts) if draft.conditioning is not None}
+    for guided in (False, True):
+        missing = [k for k, d in enumerate(drafts) if k not in rows and is_guided(d.base_recipe.plan) is guided]
+        if missing:
+            jobs = [_job(drafts[k].base_recipe) for k in missing]
+            encoded = stages.encode_prompts(jobs, guided=guided, batch_size=batch_size)
+            rows |= zip(missing, encoded, strict=True)
+    return [rows[k] for k in range(len(drafts))]
+
+
+def _alike(drafts: Sequence[Draft], rows: Sequence[Conditioning]) -> list[list[int]]:
+    """Return the drafts' indices in groups that can share a batch: one size, one plan, one kind of guidance."""
+    groups: dict[object, list[int]] = {}
+    for k, (draft, row) in enumerate(zip(drafts, rows, strict=True)):
+        recipe = draft.base_recipe
+        shapes = tuple(sorted((name, tuple(value.shape)) for name, value in row.items()))
+        key = (tuple(draft.pixels.shape), recipe.width, recipe.height, recipe.plan, shapes)
+        groups.setdefault(key, []).append(k)
+    return list(groups.values())
+
+
+def _cut(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _result(
+    stages: Stages,
+    pixels: Sequence[Tensor],
+    recipes: Sequence[Recipe],
+    drafts: Sequence[Draft] = (),
+    upscaled: Sequence[Tensor] = (),
+) -> Result:
+    images = [to_pil(row)[0] for row in pixels]
+    hashed = [
+        replace(recipe, pixels_sha256=pixels_sha256(image)) for recipe, image in zip(recipes, images, strict=True)
+    ]
+    return Result(images, hashed, stages.clock.totals(), drafts, [to_pil(row)[0] for row in upscaled])
+
+
+def _job(recipe: Recipe) -> Job:
+    return Job(recipe.prompt, recipe.negative_prompt, recipe.seed)
