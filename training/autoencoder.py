@@ -1,0 +1,253 @@
+"""The autoencoder: an analytic encoder and a learned decoder, both inside a stock `AutoencoderKL`.
+
+    python -m training.autoencoder --minutes 10
+
+The encoder is fixed from the first minute: principal components of 8x8 patches, written into the
+convolutions of a diffusers `Encoder`. Latents therefore never change, so that the flow can be trained
+before the decoder is any good, and a better decoder later costs no retraining of the flow. A learned
+encoder of this size was 8 dB behind after the same minutes of CPU (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn.functional import unfold
+
+from training.data import crops, read, to_tensor
+from training.optim import Average, make_optimizers, set_lr
+from training.track import Log, load_state, save_state
+
+LATENTS = 24
+CHANNELS = 32
+WHITENING = 0.6
+"""A component of spread d is divided by d**WHITENING: 1 would make fine texture as loud as the layout."""
+LATENT_NOISE = 0.06
+"""Noise on the latents while the decoder trains, so that it forgives the flow's errors."""
+OFFSET = 12.0
+"""Signals pass the encoder's one SiLU at +12, where it is the identity for all but freak values."""
+MEANS = 3
+"""The first components that have a mean in most pictures (brightness and two colours)."""
+FOLDER = Path("src/mrflow/vista/weights/vae")
+RUN = Path("runs/autoencoder")
+
+
+def build() -> AutoencoderKL:
+    """Return the autoencoder's architecture, with stock random weights: f8, 24 latent channels."""
+    return AutoencoderKL(
+        block_out_channels=(CHANNELS,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=0,  # the decoder still has one residual block a level, the encoder none: it is linear
+        latent_channels=LATENTS,
+        norm_num_groups=1,  # small groups shift colours, since each is normalised by its own mean
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        sample_size=256,
+    )
+
+
+def fit_components(images: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the encoder's rows (LATENTS, 192), the patch mean (192,) and each latent's divisor (LATENTS,).
+
+    images: batches (N, 3, H, W) in [-1, 1]. A latent is row @ (patch - mean) / divisor.
+    """
+    patches = torch.cat([unfold(x, 8, stride=8).mT.reshape(-1, 192) for x in images])
+    mean = patches.mean(0)
+    variances, vectors = torch.linalg.eigh(torch.cov((patches - mean).T.double()))
+    rows = vectors.flip(1)[:, :LATENTS].T.float()
+    spread = variances.flip(0)[:LATENTS].sqrt().float()
+    divisor = spread**WHITENING
+    return rows, mean, divisor * ((spread / divisor) ** 2).mean().sqrt()
+
+
+def zero(*layers: nn.Module) -> None:
+    """Set weights and biases to zero."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
+@torch.no_grad()
+def write_encoder(vae: AutoencoderKL, rows: Tensor, mean: Tensor, divisor: Tensor) -> None:
+    """Write the linear map of 8x8 patches into the convolutions of the stock encoder.
+
+    Three strided convolutions gather 2x2, 4x4 and 8x8 pixels. 4x4 patches have 48 numbers and the
+    encoder CHANNELS = 32 channels: they are kept in the 32 directions that matter most to the rows.
+    The last normalisation divides by the spread of all channels; large constants in the spare channels
+    hold that spread still, and copies of the opposite sign hold the mean at zero.
+    """
+    encoder = vae.encoder
+    for block in encoder.mid_block.resnets:
+        zero(block.conv2)
+    zero(encoder.conv_in, encoder.conv_out, *(block.downsamplers[0].conv for block in encoder.down_blocks[:3]))
+    for color in range(3):
+        encoder.conv_in.weight[color, color, 1, 1] = 1
+    gather = encoder.down_blocks[0].downsamplers[0].conv  # 2x2 pixels: channel = (y, x, color)
+    for y in range(2):
+        for x in range(2):
+            for color in range(3):
+                gather.weight[(y * 2 + x) * 3 + color, color, y, x] = 1
+
+    # rows as (latent, quarter y, quarter x, 48), the 48 in the order in which the next layer sees them
+    filters = (rows / divisor[:, None]).view(LATENTS, 3, 2, 2, 2, 2, 2, 2)  # color, y4, y2, y1, x4, x2, x1
+    quarters = filters.permute(0, 2, 5, 3, 6, 4, 7, 1).reshape(LATENTS, 2, 2, 48)
+    _, _, directions = torch.linalg.svd(quarters.reshape(-1, 48), full_matrices=False)
+    basis = directions[:CHANNELS]  # (CHANNELS, 48)
+    layer4 = encoder.down_blocks[1].downsamplers[0].conv
+    layer4.weight[:, :12, :2, :2] = basis.view(CHANNELS, 2, 2, 12).permute(0, 3, 1, 2)
+    projected = torch.einsum("lyxk,ck->lcyx", quarters, basis)
+    bias = -(rows @ mean) / divisor
+    layer8 = encoder.down_blocks[2].downsamplers[0].conv
+    layer8.weight[:LATENTS, :, :2, :2] = projected
+    layer8.bias[:LATENTS] = bias + OFFSET
+    layer8.weight[LATENTS : LATENTS + MEANS, :, :2, :2] = -projected[:MEANS]
+    layer8.bias[LATENTS : LATENTS + MEANS] = OFFSET - bias[:MEANS]
+    constant = -OFFSET * (LATENTS + MEANS) / (CHANNELS - LATENTS - MEANS)
+    layer8.bias[LATENTS + MEANS :] = constant
+
+    constants = (LATENTS + MEANS) * OFFSET**2 + (CHANNELS - LATENTS - MEANS) * constant**2
+    signals = LATENTS + 3 * MEANS  # mean squares: about one, of the copies about three
+    spread = ((constants + signals) / CHANNELS) ** 0.5
+    encoder.conv_norm_out.weight.fill_(spread)
+    encoder.conv_norm_out.bias.zero_()
+    for k in range(LATENTS):
+        encoder.conv_out.weight[k, k, 1, 1] = 1
+        encoder.conv_out.bias[k] = -OFFSET
+    encoder.conv_out.bias[LATENTS:] = -20.0  # log variance: the posterior is its mean
+
+
+def prepare_decoder(decoder: nn.Module) -> None:
+    """Start the decoder as a well-conditioned linear map: residual branches at zero, orthogonal kernels."""
+    for name, layer in decoder.named_modules():
+        if name.endswith("conv2"):
+            zero(layer)
+        elif isinstance(layer, nn.Conv2d) and ("upsamplers" in name or name == "conv_in"):
+            nn.init.orthogonal_(layer.weight)
+
+
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Return latents (B, LATENTS, H/8, W/8) of images (B, 3, H, W) in [-1, 1]."""
+    return vae.encode(images).latent_dist.mode()
+
+
+def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return differences of neighbouring pixels, horizontal and vertical."""
+    return images.diff(dim=3), images.diff(dim=2)
+
+
+def edge_energy(images: Tensor) -> float:
+    """Return the mean absolute difference of neighbouring pixels."""
+    return sum(g.abs().mean().item() for g in gradients(images)) / 2
+
+
+@torch.no_grad()
+def check(vae: AutoencoderKL, images: Tensor) -> dict[str, float]:
+    """Return PSNR in dB and edge energy relative to the originals, images (B, 3, H, W) in [-1, 1]."""
+    decoded = vae.decode(encode(vae, images)).sample.clamp(-1, 1)
+    psnr = (-10 * torch.log10(((decoded - images) / 2).pow(2).mean((1, 2, 3)))).mean().item()
+    return {"psnr": psnr, "edges": edge_energy(decoded) / edge_energy(images)}
+
+
+class Critic(nn.Sequential):
+    """A small patch discriminator with spectral norm, for the decoder's and the upscaler's last minutes."""
+
+    def __init__(self, width: int = 32):
+        norm, slope = nn.utils.parametrizations.spectral_norm, 0.2
+        super().__init__(
+            norm(nn.Conv2d(3, width, 3, 1, 1)),
+            nn.LeakyReLU(slope),
+            norm(nn.Conv2d(width, 2 * width, 4, 2, 1)),
+            nn.LeakyReLU(slope),
+            norm(nn.Conv2d(2 * width, 2 * width, 4, 2, 1)),
+            nn.LeakyReLU(slope),
+            nn.Conv2d(2 * width, 1, 3, 1, 1),
+        )
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="Time for the decoder.")] = 10,
+    gan: Annotated[float, typer.Option(help="Share of the time, at the end, with the critic.")] = 0.0,
+    batch: Annotated[int, typer.Option(help="Crops of 64x64 a step.")] = 16,
+    lr: Annotated[float, typer.Option(help="Muon's learning rate.")] = 6e-3,
+    gan_weight: Annotated[float, typer.Option(help="Weight of the critic in the decoder's loss.")] = 0.02,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+) -> None:
+    """Fit the encoder if there is none, then train the decoder, going on from the weights in FOLDER."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    pictures, _, _ = read((256, 256))
+    keep = 32
+    if (FOLDER / "config.json").exists():
+        vae = AutoencoderKL.from_pretrained(FOLDER, dtype=torch.float32)
+    else:
+        vae = build()
+        write_encoder(vae, *fit_components([to_tensor(pictures[:400], half=True), to_tensor(pictures[400:550])]))
+        prepare_decoder(vae.decoder)
+    vae.to(memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    decoder = vae.decoder
+    kernels = [p for name, p in decoder.named_parameters() if p.ndim == 4 and not name.startswith("conv_out")]
+    optimizers = make_optimizers(decoder, kernels, 1e-3, lr)
+    critic = Critic().to(memory_format=torch.channels_last)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), 4e-4, betas=(0.5, 0.99))
+    average = Average(decoder, 0.998)
+    modules = {"critic": critic}
+    load_state(RUN, modules, [critic_optimizer])
+    held_out = to_tensor(pictures[-keep:])
+    log = Log("autoencoder")
+    start, step = time.monotonic(), 0
+    while (progress := (time.monotonic() - start) / (minutes * 60)) < 1:
+        set_lr(optimizers, step, progress, 50, 0.5)
+        images = crops(pictures, rng, batch, 64, keep).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            latents = encode(vae, images)
+            latents = latents + LATENT_NOISE * torch.randn_like(latents)
+        decoded = decoder(latents)
+        loss = (decoded - images).abs().mean()
+        loss = loss + 0.5 * sum(
+            (a - b).abs().mean() for a, b in zip(gradients(decoded), gradients(images), strict=True)
+        )
+        values = {"loss": loss.item()}
+        if progress > 1 - gan:
+            critic.requires_grad_(False)
+            fooled = nn.functional.softplus(-critic(decoded)).mean()
+            critic.requires_grad_(True)
+            loss = loss + gan_weight * min(1.0, (progress - 1 + gan) / (0.2 * gan)) * fooled
+            values["fooled"] = fooled.item()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        average.update(decoder)
+        if progress > 1 - gan:
+            real, fake = critic(images), critic(decoded.detach())
+            distance = nn.functional.softplus(-real).mean() + nn.functional.softplus(fake).mean()
+            critic_optimizer.zero_grad()
+            distance.backward()
+            critic_optimizer.step()
+            values["critic"] = distance.item()
+        step += 1
+        log.mean(values)
+        if step % 100 == 0:
+            log.write(step, check(vae, held_out))
+    vae.decoder = average.model
+    log.write(step, check(vae, held_out))
+    vae.to(torch.float16).save_pretrained(FOLDER)
+    save_state(RUN, modules, [critic_optimizer])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,69 @@
+"""What a training leaves behind: a log of its numbers, and its state to go on from."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+LOGS = Path("training/logs")
+
+
+class Log:
+    """Append a line of JSON a report to training/logs/NAME.jsonl, and the same to stderr.
+
+    The logs are kept in the repository; steps and seconds go on over all runs of that name.
+    """
+
+    def __init__(self, name: str):
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.path = LOGS / f"{name}.jsonl"
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        last = json.loads(lines[-1]) if lines else {"seconds": 0.0, "step": 0}
+        self.before, self.steps_before, self.start = last["seconds"], last["step"], time.monotonic()
+        self.sums: dict[str, list[float]] = {}
+
+    def mean(self, values: dict[str, float]) -> None:
+        """Remember values of one step; the next report gives their means."""
+        for name, value in values.items():
+            self.sums.setdefault(name, []).append(value)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Report the means since the last report, and `values`."""
+        means = {name: sum(v) / len(v) for name, v in self.sums.items()}
+        self.sums = {}
+        seconds = self.before + time.monotonic() - self.start
+        line = {"step": self.steps_before + step, "seconds": round(seconds, 1)}
+        line |= {name: round(value, 5) for name, value in (means | values).items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def save_state(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> None:
+    """Write everything needed to go on to FOLDER/state.pt; a crash leaves the earlier one whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        "modules": {k: m.state_dict() for k, m in modules.items()},
+        "optimizers": [o.state_dict() for o in optimizers],
+    }
+    partial = folder / "state.pt.partial"
+    torch.save(state, partial)
+    partial.replace(folder / "state.pt")
+
+
+def load_state(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> bool:
+    """Read FOLDER/state.pt back, if there is one; say whether there was."""
+    path = folder / "state.pt"
+    if not path.exists():
+        return False
+    state = torch.load(path, weights_only=True)
+    for name, module in modules.items():
+        module.load_state_dict(state["modules"][name])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return True

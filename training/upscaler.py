@@ -1,0 +1,166 @@
+"""The x2 upscaler: a small GAN of an architecture that spandrel reads (Compact).
+
+    python -m training.upscaler --minutes 10
+
+It learns from what it will meet: drafts. Its inputs are half-size pictures after the autoencoder, with
+noise on their latents and some blur, as a draft from few steps has them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from spandrel.architectures.Compact import Compact
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate, pad
+
+from training.autoencoder import FOLDER as VAE
+from training.autoencoder import Critic, edge_energy, encode, gradients
+from training.data import read, to_tensor
+from training.optim import Average, make_optimizers, set_lr
+from training.track import Log, load_state, save_state
+
+FILE = Path("src/mrflow/vista/upscaler/vista-x2.safetensors")
+RUN = Path("runs/upscaler")
+WIDTH, LAYERS = 32, 8
+SIDE = 64
+"""Side of the half-size crops."""
+
+
+def build() -> Compact:
+    """Return the network with random weights; its last layers start so that it is nearest-neighbour upscaling."""
+    network = Compact(num_feat=WIDTH, num_conv=LAYERS, upscale=2)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    nn.init.zeros_(network.body[-1].weight)
+    return network
+
+
+def load_or_build() -> Compact:
+    """Return the shipped upscaler to train on, or a fresh one."""
+    network = build()
+    if FILE.exists():
+        network.load_state_dict({k: v.float() for k, v in load_file(FILE).items()})
+    return network
+
+
+@torch.no_grad()
+def degrade(vae: AutoencoderKL, half: Tensor, rng: torch.Generator) -> Tensor:
+    """Return half-size pictures (B, 3, H, W) in [0, 1] as drafts are: decoded, with latent noise, blurred."""
+    latents = encode(vae, half * 2 - 1)
+    level = torch.rand(len(half), 1, 1, 1, generator=rng) * 0.15
+    decoded = vae.decode(latents + level * torch.randn(latents.shape, generator=rng)).sample.clamp(-1, 1) / 2 + 0.5
+    keep = (torch.rand(len(half), 1, 1, 1, generator=rng) < 0.15).float()
+    images = keep * half + (1 - keep) * decoded
+    soft = avg_pool2d(pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    blur = torch.rand(len(half), 1, 1, 1, generator=rng) * 0.5
+    return (1 - blur) * images + blur * soft
+
+
+def pairs(
+    pictures: np.ndarray,
+    vae: AutoencoderKL,
+    rng: np.random.Generator,
+    noise: torch.Generator,
+    count: int,
+    keep: int,
+):
+    """Return draft-like crops (count, 3, SIDE, SIDE) and the truth (count, 3, 2 SIDE, 2 SIDE), in [0, 1]."""
+    true = []
+    for _ in range(count):
+        image = pictures[rng.integers(len(pictures) - keep)]
+        y, x = 8 * rng.integers((image.shape[0] - 2 * SIDE) // 8 + 1, size=2)
+        crop = to_tensor(image[None, y : y + 2 * SIDE, x : x + 2 * SIDE]) / 2 + 0.5
+        true.append(crop.flip(3) if rng.random() < 0.5 else crop)
+    images = torch.cat(true)
+    return degrade(vae, avg_pool2d(images, 2), noise), images
+
+
+@torch.no_grad()
+def check(network: nn.Module, small: Tensor, true: Tensor) -> dict[str, float]:
+    """Return PSNR in dB and edge energy relative to the truth, for the network and for bicubic."""
+    values = {}
+    for name, images in (
+        ("net", network(small).clamp(0, 1)),
+        ("bicubic", interpolate(small, scale_factor=2, mode="bicubic", antialias=True).clamp(0, 1)),
+    ):
+        values[f"{name}_psnr"] = (-10 * torch.log10((images - true).pow(2).mean((1, 2, 3)))).mean().item()
+        values[f"{name}_edges"] = edge_energy(images) / edge_energy(true)
+    return values
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="Training time.")] = 10,
+    gan: Annotated[float, typer.Option(help="Share of the time, at the end, with the critic.")] = 0.6,
+    gan_weight: Annotated[float, typer.Option(help="Weight of the critic in the loss.")] = 0.03,
+    batch: Annotated[int, typer.Option(help="Crops a step.")] = 8,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+) -> None:
+    """Train the upscaler, going on from the shipped one."""
+    torch.manual_seed(seed)
+    rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    pictures, _, _ = read((256, 256))
+    vae = AutoencoderKL.from_pretrained(VAE, dtype=torch.float32).requires_grad_(False)
+    vae.to(memory_format=torch.channels_last)
+    network = load_or_build().to(memory_format=torch.channels_last)
+    kernels = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d)][1:-1]
+    optimizers = make_optimizers(network, kernels, 1e-3, 3e-3)
+    critic = Critic().to(memory_format=torch.channels_last)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), 4e-4, betas=(0.5, 0.99))
+    average = Average(network, 0.995)
+    load_state(RUN, {"critic": critic}, [critic_optimizer])
+    keep = 32
+    held_out = pairs(pictures[-keep:], vae, np.random.default_rng(1), torch.Generator().manual_seed(1), 32, 0)
+    log = Log("upscaler")
+    start, step = time.monotonic(), 0
+    while (progress := (time.monotonic() - start) / (minutes * 60)) < 1:
+        set_lr(optimizers, step, progress, 50, 0.5)
+        small, true = (
+            x.contiguous(memory_format=torch.channels_last) for x in pairs(pictures, vae, rng, noise, batch, keep)
+        )
+        images = network(small)
+        loss = (images - true).abs().mean()
+        loss = loss + 0.5 * sum(
+            (a - b).abs().mean() for a, b in zip(gradients(images), gradients(true), strict=True)
+        )
+        values = {"loss": loss.item()}
+        with_critic = progress > 1 - gan
+        if with_critic:
+            critic.requires_grad_(False)
+            loss = loss + gan_weight * nn.functional.softplus(-critic(images * 2 - 1)).mean()
+            critic.requires_grad_(True)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        average.update(network)
+        if with_critic:
+            real, fake = critic(true * 2 - 1), critic(images.detach() * 2 - 1)
+            distance = nn.functional.softplus(-real).mean() + nn.functional.softplus(fake).mean()
+            critic_optimizer.zero_grad()
+            distance.backward()
+            critic_optimizer.step()
+            values["critic"] = distance.item()
+        step += 1
+        log.mean(values)
+        if step % 100 == 0:
+            log.write(step, check(average.model, *held_out))
+    log.write(step, check(average.model, *held_out))
+    FILE.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.half().contiguous() for k, v in average.model.state_dict().items()}, FILE)
+    save_state(RUN, {"critic": critic}, [critic_optimizer])
+
+
+if __name__ == "__main__":
+    typer.run(main)
