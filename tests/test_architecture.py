@@ -1,0 +1,73 @@
+"""docs/architecture.md is true: its list of files is complete, and imports run in its direction only."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mrflow
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "mrflow"
+DOCUMENT = (ROOT / "docs" / "architecture.md").read_text()
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+LAYERS = [line.split() for line in DOCUMENT.split("```layers\n")[1].split("```")[0].splitlines()]
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+
+# outside library: the rooms that may import it
+OUTSIDE = {
+    "diffusers": {"backbones", "passes", "loading"},
+    "spandrel": {"upscaler"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "fastapi": {"server"},
+    "gradio": {"server"},
+    "ray": {"batch"},
+}
+
+
+def room_of(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
+
+
+def imports_of(file: str) -> Iterator[str]:
+    """Yield the dotted names that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            module = node.module or ""
+            yield from (f"{module}.{name.name}" for name in node.names)
+
+
+def test_the_document_lists_every_file_once_and_nothing_else() -> None:
+    assert sorted(re.findall(r"^- `([\w/]+\.py)`: \S", DOCUMENT, flags=re.MULTILINE)) == FILES
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "__init__.py"])
+def test_imports_run_one_way(file: str) -> None:
+    room = room_of(file)
+    assert room in RANK, f"{room} is missing from the layers in docs/architecture.md"
+    for name in imports_of(file):
+        library, _, rest = name.partition(".")
+        if library == "mrflow" and rest not in ("", "__version__"):
+            first = rest.split(".")[0]
+            other = mrflow._HOME.get(first, first)  # a public name stands for the room it lives in
+            assert other == room or RANK[other] < RANK[room], f"{file} imports {name}"
+        assert room in OUTSIDE.get(library, {room}), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if room_of(file) != "cli"])
+def test_a_library_neither_prints_nor_exits(file: str) -> None:
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "exit", "quit", "sys.exit", "os._exit"), f"{file} calls {called}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_stay_small(file: str) -> None:
+    assert len((PACKAGE / file).read_text().splitlines()) < 300

@@ -1,0 +1,20 @@
+import inspect
+
+import pytest
+
+from mrflow import errors
+from mrflow.errors import MissingExtraError, MrFlowError, MrFlowWarning
+
+CLASSES = [item for _, item in inspect.getmembers(errors, inspect.isclass)]
+
+
+@pytest.mark.parametrize("item", CLASSES)
+def test_one_tree_each_also_a_built_in(item: type) -> None:
+    assert issubclass(item, (MrFlowError, MrFlowWarning))
+    if item is not MrFlowError and issubclass(item, MrFlowError):
+        assert issubclass(item, (ValueError, RuntimeError, OSError, ImportError))
+    assert item.__doc__
+
+
+def test_a_missing_extra_names_its_command() -> None:
+    assert str(MissingExtraError("gradio", "server")).endswith("pip install 'mrflow[server]'")

@@ -1,0 +1,238 @@
+import io
+import os
+import stat
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from mrflow import files
+from mrflow.errors import ImageError, OutputError, OutputExistsError, RecipeError
+from mrflow.files import check_output, load_image, read_recipe, save_image
+from test_images import noise_image
+from test_recipe import make_recipe
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg", ".PNG", ".jpeg"])
+def test_a_saved_picture_carries_its_recipe(tmp_path: Path, suffix: str) -> None:
+    image, recipe = noise_image(40, 30), make_recipe()
+    path = save_image(image, tmp_path / f"picture{suffix}", recipe)
+    assert read_recipe(path) == recipe
+    loaded = load_image(path)
+    assert loaded.size == image.size
+    if suffix.lower() in (".png", ".webp"):
+        assert loaded.tobytes() == image.tobytes()
+
+
+def test_the_same_picture_is_the_same_bytes(tmp_path: Path) -> None:
+    paths = [save_image(noise_image(9, 9), tmp_path / f"{k}.png", make_recipe()) for k in range(2)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_an_existing_file_is_never_replaced_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"mine")
+    with pytest.raises(OutputExistsError, match="exists and is not overwritten"):
+        save_image(noise_image(2, 2), path)
+    assert path.read_bytes() == b"mine"
+    save_image(noise_image(2, 2), path, overwrite=True)
+    assert load_image(path).size == (2, 2)
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_file_that_appears_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    monkeypatch.setattr(files.os, "fsync", lambda _: path.write_bytes(b"theirs"))
+    with pytest.raises(OutputExistsError, match="meanwhile"):
+        save_image(noise_image(2, 2), path)
+    assert path.read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_saving_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError("Operation not supported")
+
+    monkeypatch.setattr(files.os, "link", no_links)
+    save_image(noise_image(2, 2), tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png").size == (2, 2)
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full"), RuntimeError])
+def test_an_interrupted_save_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(_: int) -> None:
+        raise error
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises((KeyboardInterrupt, OutputError, RuntimeError)):
+        save_image(noise_image(2, 2), tmp_path / "a.png")
+    assert os.listdir(tmp_path) == []
+
+
+def test_check_output_finds_out_before_the_work(tmp_path: Path) -> None:
+    check_output(tmp_path / "new.png")
+    assert os.listdir(tmp_path) == []
+    for path, words in [
+        (tmp_path / "a.gif", "must be one of"),
+        (tmp_path / "a", "must be one of"),
+        (tmp_path / "none" / "a.png", "does not exist"),
+    ]:
+        with pytest.raises(OutputError, match=words):
+            check_output(path)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output(tmp_path / "folder.png")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_found_out(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(OutputError, match="not writable"):
+        check_output(tmp_path / "a.png")
+
+
+def test_a_folder_that_takes_no_files_is_found_out() -> None:
+    with pytest.raises(OutputError, match="not writable"):
+        check_output("/proc/a.png")
+
+
+def test_a_recipe_too_long_for_jpeg_says_so(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    recipe = replace(make_recipe(), prompt="x" * 66_000)
+    with pytest.raises(OutputError, match="Save as PNG"):
+        save_image(noise_image(2, 2), tmp_path / "a.jpg", recipe)
+    assert read_recipe(save_image(noise_image(2, 2), tmp_path / "a.png", recipe)) == recipe
+
+
+# --- reading what others wrote ---
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right
+    noise_image(4, 2).save(tmp_path / "a.png", exif=exif)
+    assert load_image(tmp_path / "a.png").size == (2, 4)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK", "YCbCr", "RGBX"])
+def test_every_usual_mode_becomes_rgb(mode: str) -> None:
+    image = Image.new("RGB", (3, 3), "white").convert(mode)
+    loaded = load_image(image)
+    assert loaded.mode == "RGB"
+    assert loaded.getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_transparent_parts_lie_on_white() -> None:
+    assert load_image(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (1, 1))
+    palette.info["transparency"] = 0
+    assert load_image(palette).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a{suffix}")
+    loaded = load_image(tmp_path / f"a{suffix}")
+    assert [loaded.getpixel((x, 0))[0] for x in range(3)] == [0, 127, 255]
+
+
+def test_wider_values_are_refused() -> None:
+    with pytest.raises(ImageError, match="floating-point"):
+        load_image(Image.new("F", (1, 1)))
+    with pytest.raises(ImageError, match="at most 16 bits"):
+        load_image(Image.new("I", (1, 1), 70_000))
+
+
+def test_an_animation_is_refused(tmp_path: Path) -> None:
+    frames = [noise_image(4, 4, seed) for seed in range(3)]
+    for name in ("a.gif", "a.png", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(ImageError, match="3 frames"):
+            load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "webp", "tiff", "gif", "bmp"])
+def test_a_file_cut_anywhere_gives_one_clear_error(suffix: str) -> None:
+    buffer = io.BytesIO()
+    noise_image(30, 30).save(buffer, suffix)
+    data = buffer.getvalue()
+    for cut in range(0, len(data) - 40, max(len(data) // 25, 1)):
+        with pytest.raises(ImageError):
+            load_image(io.BytesIO(data[:cut]))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff", b"\0" * 999]
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    for read in (load_image, read_recipe):
+        with pytest.raises(ImageError, match=r"a\.png"):
+            read(path)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [8193, 9000, 12_000, 65_000])
+def test_a_decompression_bomb_is_refused_from_its_header(side: int) -> None:
+    for read in (load_image, read_recipe):
+        with pytest.raises(ImageError):
+            read(io.BytesIO(png_of_size(side, side)))
+
+
+def test_text_bombs_are_refused(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("mrflow", "x" * (80 * 2**20), zip=True)
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(ImageError):
+        read_recipe(tmp_path / "a.png")
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, words in [
+        (tmp_path, "no regular file"),
+        (tmp_path / "none.png", "does not exist"),
+        ("x" * 5000, "does not exist"),
+        ("/dev/zero", "no reg"),
+    ]:
+        with pytest.raises(ImageError, match=words):
+            load_image(path)
+    monkeypatch.setattr(files, "MAX_BYTES", 10)
+    save_image(noise_image(2, 2), tmp_path / "a.png")
+    with pytest.raises(ImageError, match="at most 10 are read"):
+        load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpeg"])
+def test_a_picture_without_a_recipe_says_so(tmp_path: Path, suffix: str) -> None:
+    noise_image(2, 2).save(tmp_path / f"a.{suffix}")
+    with pytest.raises(RecipeError, match="holds no recipe"):
+        read_recipe(tmp_path / f"a.{suffix}")
+
+
+def test_a_hostile_recipe_is_refused(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("mrflow", "[" * 50_000)
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(RecipeError):
+        read_recipe(tmp_path / "a.png")

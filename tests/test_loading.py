@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import make_pipe
+from mrflow import MrFlow
+from mrflow.errors import DeviceError, ModelError, UnsupportedPipelineError, UpscalerError
+from mrflow.loading import check_device, check_dtype, load_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    make_pipe().save_pretrained(path)
+    return path
+
+
+def test_a_folder_loads_and_runs(folder: Path, network_file: Path) -> None:
+    fast = MrFlow.from_pretrained(str(folder), upscaler=network_file, batch_size=2)
+    assert fast.model.name == str(folder)
+    assert fast.model.dtype == torch.float32
+    assert fast.batch_size == 2
+    fast.pipe.set_progress_bar_config(disable=True)
+    image = fast("a boat", width=32, height=32, plan="1+1", seed=1).images[0]
+    assert image.size == (32, 32)
+
+
+def test_the_dtype_is_the_callers(folder: Path) -> None:
+    for option in ({"dtype": "bfloat16"}, {"torch_dtype": torch.bfloat16}):
+        assert load_model(folder, upscaler="bicubic", **option).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "source", ["", "fast", "no/such/folder/here", "../etc/passwd", "a b/c", "x" * 9000, "/none"]
+)
+def test_an_unknown_model_says_what_can_be_given(source: str) -> None:
+    with pytest.raises(ModelError, match="Give 'vista', an existing folder"):
+        MrFlow.from_pretrained(source)
+
+
+def test_a_folder_must_be_in_diffusers_layout(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no model_index\.json"):
+        MrFlow.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "\0"])
+def test_a_broken_folder_gives_one_clear_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(ModelError):
+        MrFlow.from_pretrained(tmp_path, upscaler="bicubic")
+
+
+def test_an_unknown_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline", "vae": ["x", "y"]}))
+    with pytest.raises(UnsupportedPipelineError, match="SanaPipeline"):
+        MrFlow.from_pretrained(tmp_path, upscaler="bicubic")
+
+
+def test_missing_weights_give_one_clear_error(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_bytes((folder / "model_index.json").read_bytes())
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        MrFlow.from_pretrained(tmp_path, upscaler="bicubic")
+
+
+def test_a_hub_model_that_cannot_be_reached_gives_one_clear_error() -> None:
+    with pytest.raises(ModelError, match="nobody/nothing cannot be loaded"):
+        MrFlow.from_pretrained("nobody/nothing", upscaler="bicubic", local_files_only=True)
+
+
+def test_the_upscaler_is_checked_first(folder: Path) -> None:
+    with pytest.raises(UpscalerError):
+        MrFlow.from_pretrained(folder, upscaler="none.pth")
+
+
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:99", ""])
+def test_devices_that_are_not_there_are_refused(device: str) -> None:
+    with pytest.raises(DeviceError, match="device is"):
+        check_device(device)
+
+
+def test_dtypes() -> None:
+    assert check_dtype(None, torch.device("cpu")) == torch.float32
+    assert check_dtype(None, torch.device("cuda")) == torch.bfloat16
+    assert check_dtype("float16", torch.device("cpu")) == torch.float16
+    for dtype in ("int8", torch.float64, "half", ""):
+        with pytest.raises(DeviceError, match="must be one of"):
+            check_dtype(dtype, torch.device("cpu"))

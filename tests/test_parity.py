@@ -1,0 +1,113 @@
+"""Our two passes against diffusers itself, on the same random components: the oracle is theirs."""
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
+
+from conftest import make_fast, make_pipe
+from mrflow import Plan
+from mrflow.progress import Progress
+from mrflow.sampling import draft_generators, refine_generators
+
+SCHEDULERS = [
+    {},
+    {"use_dynamic_shifting": False, "shift": 3.0},
+    {"shift_terminal": 0.02},
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True},
+    {"invert_sigmas": True},
+    {"stochastic_sampling": True},
+]
+
+
+@pytest.mark.parametrize("guidance_embeds", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (96, 32)])
+def test_the_draft_is_the_pipelines_own_bit_for_bit(guidance_embeds: bool, size: tuple[int, int]) -> None:
+    pipe = make_pipe(guidance_embeds=guidance_embeds)
+    guidance = {"guidance_scale": 3.5, "true_cfg_scale": 1.0 if guidance_embeds else 2.0}
+    by_hand = pipe(
+        "a red boat",
+        negative_prompt="",
+        width=size[0] // 2,
+        height=size[1] // 2,
+        num_inference_steps=3,
+        generator=draft_generators([7]),
+        max_sequence_length=16,
+        output_type="pt",
+        **guidance,
+    ).images
+    draft = make_fast(pipe).draft("a red boat", seed=7, width=size[0], height=size[1])[0]
+    assert torch.equal(draft.pixels, by_hand)
+
+
+def test_native_is_the_pipelines_own(pipe) -> None:
+    by_hand = pipe(
+        "a red boat",
+        negative_prompt="",
+        width=64,
+        height=64,
+        num_inference_steps=3,
+        true_cfg_scale=2.0,
+        generator=draft_generators([7]),
+        max_sequence_length=16,
+    ).images[0]
+    assert make_fast(pipe).native("a red boat", seed=7).images[0].tobytes() == by_hand.tobytes()
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_refine_pass_is_image_to_image_at_the_same_sigma(scheduler: dict[str, object], steps: int) -> None:
+    pipe = make_pipe(**scheduler)
+    seen: list[Progress] = []
+    plan = Plan(steps=2, refine_steps=steps, refine_sigma=0.12, true_cfg_scale=2.0)
+    image = torch.rand(1, 3, 32, 64, generator=torch.Generator().manual_seed(3))
+    make_fast(pipe).enhance(image, "a red boat", plan=plan, seed=7, callback=seen.append)
+    upscaled, refined = (
+        next(p.pixels for p in seen if p.stage == s and p.step == 1) for s in ("upscale", "decode")
+    )
+
+    oracle = FluxImg2ImgPipeline(**{**pipe.components, "scheduler": FlowMatchEulerDiscreteScheduler()})
+    oracle.set_progress_bar_config(disable=True)
+    vae = pipe.vae.config
+    with torch.no_grad():
+        mode = pipe.vae.encode(upscaled * 2 - 1).latent_dist.mode()
+    expected = oracle(
+        "a red boat",
+        negative_prompt="",
+        true_cfg_scale=2.0,
+        image=(mode - vae.shift_factor) * vae.scaling_factor,
+        width=128,
+        height=64,
+        strength=1.0,
+        num_inference_steps=steps,
+        sigmas=[0.12 * (steps - k) / steps for k in range(steps)],
+        generator=refine_generators([7]),
+        max_sequence_length=16,
+        output_type="pt",
+    ).images
+    assert (refined - expected).abs().max() < 1e-5
+    assert (refined - upscaled).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
+@pytest.mark.parametrize("sigma", [0.12, 0.2, 0.9])
+def test_the_transformer_sees_exactly_the_sigma_mixed_in(scheduler: dict[str, object], sigma: float) -> None:
+    pipe = make_pipe(**scheduler)
+    seen: list[float] = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(float(kwargs["timestep"][0])), with_kwargs=True
+    )
+    plan = Plan(refine_steps=2, refine_sigma=sigma, true_cfg_scale=1.0)
+    make_fast(pipe).enhance(torch.zeros(1, 3, 32, 32), "a boat", plan=plan, seed=1)
+    assert seen == pytest.approx([sigma, sigma / 2], abs=1e-7)
+
+
+def test_a_leftover_use_flow_sigmas_does_not_take_our_sigmas_away(pipe) -> None:
+    pipe.scheduler.register_to_config(use_flow_sigmas=True)
+    seen: list[float] = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(float(kwargs["timestep"][0])), with_kwargs=True
+    )
+    plan = Plan(true_cfg_scale=1.0)
+    make_fast(pipe).enhance(torch.zeros(1, 3, 32, 32), "a boat", plan=plan, seed=1)
+    assert seen == pytest.approx([0.12], abs=1e-7)

@@ -1,0 +1,88 @@
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from mrflow.errors import PlanError
+from mrflow.plan import PRESETS, Plan, get_plan
+
+
+def test_presets_are_the_published_ones_and_name_their_source() -> None:
+    assert list(PRESETS) == ["12+1", "20+1", "4+1"]
+    for name, preset in PRESETS.items():
+        assert preset.plan.label == preset.name == name
+        assert preset.plan.refine_sigma == 0.12
+        assert "2607.01642" in preset.source
+
+
+def test_presets_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        PRESETS["9+9"] = PRESETS["12+1"]  # type: ignore[index]
+    with pytest.raises(FrozenInstanceError):
+        PRESETS["12+1"].plan.steps = 1  # type: ignore[misc]
+
+
+def test_get_plan_takes_presets_any_pair_plans_and_none() -> None:
+    assert get_plan("20+1") == PRESETS["20+1"].plan
+    assert get_plan(" 16 + 2 ") == Plan(steps=16, refine_steps=2)
+    assert get_plan(None).label == "12+1"
+    plan = Plan(scale=1.5)
+    assert get_plan(plan) is plan
+
+
+@pytest.mark.parametrize("name", ["fast", "", "12", "12+", "+1", "a+b", "-3+1", "12+1+1", "\uff11\uff12+1"])
+def test_an_unknown_plan_names_the_known_ones(name: str) -> None:
+    with pytest.raises(PlanError, match=r"Known: 12\+1, 20\+1, 4\+1"):
+        get_plan(name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("refine_sigma", 1.4, "refine_sigma is 1.4; it must lie between 0 and 1. Try 0.12."),
+        ("refine_sigma", 0, "between 0 and 1"),
+        ("refine_sigma", 1, "between 0 and 1"),
+        ("refine_sigma", float("nan"), "finite"),
+        ("refine_sigma", "0.12", "a number"),
+        ("refine_sigma", True, "a number"),
+        ("steps", 0, "between 1 and 1000"),
+        ("steps", 1001, "between 1 and 1000"),
+        ("steps", 12.0, "whole number"),
+        ("steps", True, "whole number"),
+        ("steps", "12", "whole number"),
+        ("refine_steps", 0, "between 1 and 1000"),
+        ("scale", 0.5, "between 1 and 8"),
+        ("scale", 100, "between 1 and 8"),
+        ("scale", 10**400, "between 1 and 8"),
+        ("scale", float("inf"), "finite"),
+        ("scale", 1.4142, "ratio of small whole numbers"),
+        ("guidance_scale", -1, "between 0 and 100"),
+        ("true_cfg_scale", float("inf"), "finite"),
+        ("refine_true_cfg_scale", "3", "a number"),
+    ],
+)
+def test_numbers_out_of_range_say_the_value_and_the_rule(field: str, value: object, words: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan(**{field: value})
+    assert str(caught.value).startswith(f"{field} is ")
+    assert words in str(caught.value)
+
+
+def test_a_plan_survives_json() -> None:
+    plan = Plan(steps=7, scale=1.5, true_cfg_scale=3.0)
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_a_ratio_typed_with_few_digits_is_meant_exactly() -> None:
+    assert Plan(scale=1.333).ratio == Plan(scale=4 / 3).ratio
+
+
+@pytest.mark.parametrize("data", [{"speed": 9}, [], "12+1", {"steps": None}])
+def test_from_dict_refuses_what_is_no_plan(data: object) -> None:
+    with pytest.raises(PlanError):
+        Plan.from_dict(data)  # type: ignore[arg-type]
+
+
+def test_replace_checks_again() -> None:
+    with pytest.raises(PlanError):
+        replace(get_plan("12+1"), refine_sigma=2.0)

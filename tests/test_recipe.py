@@ -1,0 +1,95 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from mrflow.errors import RecipeError
+from mrflow.plan import Plan
+from mrflow.recipe import FORMAT, MAX_JSON, Recipe, library_versions
+
+
+def make_recipe() -> Recipe:
+    return Recipe(
+        mode="staged",
+        prompt='a "red" boat, 紅い船 \x00 </s>',
+        seed=2**63 - 1,
+        width=1024,
+        height=512,
+        plan=Plan(true_cfg_scale=3.0),
+        model="vista",
+        versions=library_versions(),
+        pixels_sha256="0" * 64,
+    )
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = make_recipe()
+    text = recipe.to_json()
+    assert text.isascii()
+    assert json.loads(text)["format"] == FORMAT
+    assert Recipe.from_json(text) == recipe
+
+
+def test_fields_of_later_versions_are_ignored() -> None:
+    data = json.loads(make_recipe().to_json())
+    assert Recipe.from_json(json.dumps({**data, "mood": {"deep": []}})) == make_recipe()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 99}, "upgrade mrflow"),
+        ({"format": True}, "format"),
+        ({"mode": "magic"}, "mode"),
+        ({"mode": ["staged"]}, "mode"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"width": "1024"}, "width"),
+        ({"height": 10**9}, "height"),
+        ({"prompt": None}, "prompt"),
+        ({"plan": None}, "plan"),
+        ({"plan": {"steps": 0}}, "steps is 0"),
+        ({"plan": {"evil": 1}}, "no field 'evil'"),
+        ({"versions": ["torch"]}, "versions"),
+        ({"versions": {"torch": 2}}, "versions"),
+        ({"pixels_sha256": "../../etc/passwd"}, "pixels_sha256"),
+        ({"upscaler_sha256": 3}, "upscaler_sha256"),
+        ({"max_sequence_length": 0}, "max_sequence_length"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(change: dict[str, object], words: str) -> None:
+    data = {**json.loads(make_recipe().to_json()), **change}
+    with pytest.raises(RecipeError, match=words):
+        Recipe.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '"x"', "{}", '{"format": 1}', "[" * 100_000, '{"format": NaN}', "x" * (MAX_JSON + 1)],
+)
+def test_what_is_no_recipe_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError):
+        Recipe.from_json(text)
+
+
+@pytest.mark.parametrize("missing", ["mode", "prompt", "seed", "width", "height", "plan", "model"])
+def test_a_missing_field_is_named(missing: str) -> None:
+    data = json.loads(make_recipe().to_json())
+    del data[missing]
+    with pytest.raises(RecipeError, match=missing):
+        Recipe.from_json(json.dumps(data))
+
+
+def test_differences_names_fields_and_versions() -> None:
+    recipe = make_recipe()
+    other = replace(recipe, seed=1, versions={**recipe.versions, "torch": "9"})
+    assert recipe.differences(recipe) == {}
+    assert recipe.differences(other) == {
+        "seed": (2**63 - 1, 1),
+        "versions.torch": (recipe.versions["torch"], "9"),
+    }
+
+
+def test_versions_name_the_libraries_that_shape_pixels() -> None:
+    assert {"mrflow", "torch", "diffusers", "transformers"} <= set(library_versions())
