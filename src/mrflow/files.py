@@ -79,11 +79,11 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"{path} ends in {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; it must be a file name.")
     if not overwrite and os.path.lexists(path):
         raise OutputExistsError(f"{path} exists and is not overwritten. Choose another name or allow it.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise OutputError(f"The folder {path.parent} does not exist. Create it first.")
     try:  # the honest test: permissions, quotas and read-only mounts all show here
         with tempfile.TemporaryFile(dir=path.parent):
@@ -173,8 +173,8 @@ def _opened(source: str | Path | IO[bytes] | Image.Image) -> Iterator[Image.Imag
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
-        what = "is no regular file" if path.exists() else "does not exist"
+    if not os.path.isfile(path):  # os.path, for it takes any text, however long
+        what = "is no regular file" if os.path.exists(path) else "does not exist"
         raise ImageError(f"{path} {what}. Give the path of an image.")
     if path.stat().st_size > MAX_BYTES:
         raise ImageError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -44,7 +45,9 @@ def load_model(
     else:
         path, revision, defaults = _check_source(source), kwargs.get("revision"), Defaults()
     network = choose_upscaler(upscaler)
-    pipe = _load_pipeline(path, precision, kwargs).to(place)
+    pipe = _load_pipeline(path, precision, kwargs)
+    if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
+        pipe.to(place)
     backbone = get_backbone(type(pipe).__name__)
     return Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
 
@@ -108,7 +111,7 @@ def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
 def _check_source(source: str | Path) -> str:
     """Return the folder or hub id; raises ModelError for what can be neither."""
     path, name = Path(source), str(source)
-    if path.is_dir():
+    if name.strip() and os.path.isdir(path):  # os.path, for it takes any text, however long
         if not (path / "model_index.json").is_file():
             raise ModelError(f"The folder {path} holds no model_index.json; it must be in diffusers' layout.")
         return str(path.resolve())
@@ -127,9 +130,9 @@ def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pip
     try:
         config = DiffusionPipeline.load_config(path, **hub)
         get_backbone(str(config.get("_class_name")))  # before gigabytes are read in vain
-        return DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, **kwargs)
+        return DiffusionPipeline.from_pretrained(path, dtype=dtype, **kwargs)
     except MrFlowError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"The model {path} cannot be loaded: {reason}") from error

@@ -91,7 +91,7 @@ class Model:
             self._warn_of_loss(text)
         return resolved
 
-    def recipe(self, mode: Mode, job: Job, size: Size, plan: Plan) -> Recipe:
+    def recipe(self, mode: Mode, job: Job, size: Size, plan: Plan, batch: int = 1) -> Recipe:
         """Return the recipe of one picture, as yet without its pixels' hash."""
         upscales = mode not in ("native", "draft")
         return Recipe(
@@ -109,6 +109,7 @@ class Model:
             max_sequence_length=self.defaults.max_sequence_length,
             dtype=str(self.dtype).removeprefix("torch."),
             device=self.device.type,
+            batch=batch,
             versions=library_versions(),
         )
 

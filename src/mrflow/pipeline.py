@@ -61,17 +61,18 @@ class MrFlow:
         upscaler: Upscaler | str | Path | None = None,
         *,
         defaults: Defaults | None = None,
-        batch_size: int = 4,
+        batch_size: int | None = None,
     ) -> None:
         """Wrap a pipeline. upscaler: a .safetensors or .pth file, "bicubic" or "bilinear".
 
-        batch_size: pictures that go through the model at once; larger requests are split.
+        batch_size: pictures that go through the model at once; larger requests are split. None is 1 on a CPU,
+            where batches gain nothing, and 4 elsewhere.
         Raises UnsupportedPipelineError for a family without a backbone, UpscalerError as Upscaler.load does.
         """
         self._wrap(wrap_pipeline(pipe, upscaler, defaults), batch_size)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, batch_size: int = 4, **kwargs: Any) -> MrFlow:
+    def from_pretrained(cls, source: str | Path, *, batch_size: int | None = None, **kwargs: Any) -> MrFlow:
         """Return MrFlow over "vista", a folder in diffusers' layout or a hub id; see mrflow.loading.load_model.
 
         kwargs: upscaler, device, dtype, and whatever DiffusionPipeline.from_pretrained takes.
@@ -80,11 +81,18 @@ class MrFlow:
         fast._wrap(load_model(source, **kwargs), batch_size)
         return fast
 
-    def _wrap(self, model: Model, batch_size: int) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    def _wrap(self, model: Model, batch_size: int | None) -> None:
+        if batch_size is not None and (
+            not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
+        ):
             raise RequestError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1. Try 4.")
         self.model = model
-        self.batch_size = batch_size
+        self._batch_size = batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that go through the model at once."""
+        return self._batch_size or (1 if self.model.device.type == "cpu" else 4)
 
     @property
     def pipe(self) -> Pipeline:

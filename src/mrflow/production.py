@@ -31,7 +31,8 @@ def make_drafts(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, bat
         batch = (number, len(batches))
         pixels = stages.sample(conditioning, seeds, plan, small, "decode_draft", batch)
         for k, row in zip(part, torch.split(pixels, 1), strict=True):
-            drafts.append(Draft(row.clone(), stages.model.recipe("draft", jobs[k], size, plan), rows[k]))
+            recipe = stages.model.recipe("draft", jobs[k], size, plan, len(part))
+            drafts.append(Draft(row.clone(), recipe, rows[k]))
     return drafts
 
 
@@ -41,6 +42,7 @@ def finish_drafts(
     """Return the drafts at full size: steps 4 to 8, and step 1 for those whose prompt is not encoded yet."""
     rows = _conditioning(stages, drafts, batch_size)
     batches = [part for group in _alike(drafts, rows) for part in _cut(group, batch_size)]
+    recipes: dict[int, Recipe] = {}
     finished: dict[int, Tensor] = {}
     upscaled: dict[int, Tensor] = {}
     for number, part in enumerate(batches, 1):
@@ -55,16 +57,18 @@ def finish_drafts(
             (recipe.width, recipe.height),
             (number, len(batches)),
         )
+        recipes |= {k: finished_recipe(stages.model, drafts[k].base_recipe, len(part)) for k in part}
         finished |= zip(part, torch.split(final, 1), strict=True)
         upscaled |= zip(part, torch.split(larger, 1), strict=True) if keep_upscaled else ()
-    recipes = [finished_recipe(stages.model, draft) for draft in drafts]
-    ordered = [upscaled[k] for k in range(len(upscaled))]
-    return _result(stages, [finished[k] for k in range(len(drafts))], recipes, drafts, ordered)
+    order = range(len(drafts))
+    enlarged = [upscaled[k] for k in order] if keep_upscaled else []
+    return _result(stages, [finished[k] for k in order], [recipes[k] for k in order], drafts, enlarged)
 
 
 def make_natives(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, batch_size: int) -> Result:
     """Return one picture per job from the plain pipeline at full size."""
     rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
+    recipes: list[Recipe] = []
     finished: list[Tensor] = []
     batches = _cut(range(len(jobs)), batch_size)
     for number, part in enumerate(batches, 1):
@@ -72,18 +76,17 @@ def make_natives(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, ba
         conditioning = stack([rows[k] for k in part])
         pixels = stages.sample(conditioning, seeds, plan, size, "decode", (number, len(batches)))
         finished += torch.split(pixels, 1)
-    recipes = [stages.model.recipe("native", job, size, plan) for job in jobs]
+        recipes += [stages.model.recipe("native", jobs[k], size, plan, len(part)) for k in part]
     return _result(stages, finished, recipes)
 
 
-def finished_recipe(model: Model, draft: Draft) -> Recipe:
-    """Return the recipe of the picture that `draft` becomes, as yet without its pixels' hash."""
-    base = draft.base_recipe
-    mode: Mode = "staged" if base.input_sha256 is None else "finish"
-    recipe = model.recipe(
-        "enhance" if base.mode == "enhance" else mode, _job(base), (base.width, base.height), base.plan
-    )
-    return replace(recipe, input_sha256=base.input_sha256)
+def finished_recipe(model: Model, draft: Recipe, batch: int) -> Recipe:
+    """Return the recipe of the picture that a draft becomes, as yet without its pixels' hash."""
+    made: Mode = "staged" if draft.input_sha256 is None else "finish"
+    mode: Mode = "enhance" if draft.mode == "enhance" else made
+    size = (draft.width, draft.height)
+    recipe = model.recipe(mode, _job(draft), size, draft.plan, max(batch, draft.batch))
+    return replace(recipe, input_sha256=draft.input_sha256)
 
 
 def _conditioning(stages: Stages, drafts: Sequence[Draft], batch_size: int) -> list[Conditioning]:

@@ -37,6 +37,8 @@ class Recipe:
     upscaler, upscaler_sha256: file or method name; the hash of the file, None for plain interpolation.
     max_sequence_length: text tokens, None for the pipeline's default.
     dtype, device: of the transformer ("bfloat16", "cuda").
+    batch: pictures that went through the model together. Sums are rounded otherwise in a batch of another size,
+        so that a value of a pixel may differ by 1/255.
     versions: package name to version.
     pixels_sha256: of the 8-bit RGB pixels, row by row. input_sha256: the same of the image that "enhance" or
         "finish" began with.
@@ -56,6 +58,7 @@ class Recipe:
     max_sequence_length: int | None = None
     dtype: str | None = None
     device: str | None = None
+    batch: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     pixels_sha256: str | None = None
     input_sha256: str | None = None
@@ -70,6 +73,7 @@ class Recipe:
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_range("width", self.width, 1, 65536)
         _check_range("height", self.height, 1, 65536)
+        _check_range("batch", self.batch, 1, 65536)
         if self.max_sequence_length is not None:
             _check_range("max_sequence_length", self.max_sequence_length, 1, 65536)
         _check("plan", self.plan, Plan)

@@ -7,6 +7,7 @@ tensors are read from them, never code.
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,15 +118,19 @@ def _spans(length: int, tile: int) -> Iterator[tuple[int, int]]:
 
 
 def _ramp(length: int, factor: int, like: Tensor) -> Tensor:
-    """Return blending weights along one side: rising over the overlap, 1 in the middle, falling again."""
+    """Return blending weights along one side: rising over the overlap, 1 in the middle, falling again.
+
+    A network guesses where its tile ends, so the outermost quarter of the overlap counts next to nothing, but
+    not nothing: at the picture's own edge there is no other tile.
+    """
     position = torch.arange(length * factor, device=like.device, dtype=like.dtype) + 0.5
-    edge = torch.minimum(position, length * factor - position)
-    return (edge / (OVERLAP * factor)).clamp(max=1)
+    edge = torch.minimum(position, length * factor - position) / (OVERLAP * factor)
+    return ((edge - 0.25) / 0.75).clamp(1e-4, 1)
 
 
 def _check_file(path: Path) -> None:
     known = f"Known names: {', '.join(METHODS)}."
-    if not path.is_file():
+    if not os.path.isfile(path):  # os.path, for it takes any text, however long
         raise UpscalerError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {known}")
     if path.suffix.lower() not in (".safetensors", ".pth"):
         raise UpscalerError(f"{path} ends in {path.suffix!r}; it must be a .safetensors or .pth file. {known}")
