@@ -17,8 +17,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_folder_loads_and_runs(folder: Path, network_file: Path) -> None:
+def test_a_folder_loads_silently_and_runs(
+    folder: Path, network_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     fast = MrFlow.from_pretrained(str(folder), upscaler=network_file, batch_size=2)
+    assert capfd.readouterr().err == ""
     assert fast.model.name == str(folder)
     assert fast.model.dtype == torch.float32
     assert fast.batch_size == 2

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +132,26 @@ def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pip
     try:
         config = DiffusionPipeline.load_config(path, **hub)
         get_backbone(str(config.get("_class_name")))  # before gigabytes are read in vain
-        return DiffusionPipeline.from_pretrained(path, dtype=dtype, **kwargs)
+        with _without_bars():
+            return DiffusionPipeline.from_pretrained(path, dtype=dtype, **kwargs)
     except MrFlowError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"The model {path} cannot be loaded: {reason}") from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silence the libraries' bars over files on the disk meanwhile; the hub's over downloads stay."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()

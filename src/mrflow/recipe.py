@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
 from mrflow.errors import MrFlowError, RecipeError
@@ -124,8 +126,9 @@ class Recipe:
         return {n: (mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n)}
 
 
-def library_versions() -> dict[str, str]:
-    """Return the installed versions of mrflow and of the libraries that shape its pixels."""
+@cache
+def library_versions() -> Mapping[str, str]:
+    """Return the installed versions of mrflow and of the libraries that shape its pixels; not to be changed."""
     from mrflow import __version__
 
     versions = {"mrflow": __version__}
@@ -134,7 +137,7 @@ def library_versions() -> dict[str, str]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue  # vendored or built from source without metadata: nothing true can be said
-    return versions
+    return MappingProxyType(versions)
 
 
 def _parse(text: str) -> dict[str, Any]:
