@@ -6,8 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from .color import clamp, compiled
+from .color import RGB, Line, clamp, compiled
 
+Canvas = np.ndarray
+"""float32 (rows, columns, 3): RGB light, 1.0 is a bright surface in full sun."""
 TONE_STEPS = 4096
 TONE_RANGE = 2.0
 
@@ -24,7 +26,7 @@ def tone_curve() -> np.ndarray:
 
 
 @compiled
-def blend(canvas, x, y, color, alpha):
+def blend(canvas: Canvas, x: int, y: int, color: RGB, alpha: float) -> None:
     """Paint one pixel over what is there; outside the canvas, or with no alpha, do nothing."""
     if alpha > 0.0 and 0 <= x < canvas.shape[1] and 0 <= y < canvas.shape[0]:
         t = min(alpha, 1.0)
@@ -34,7 +36,7 @@ def blend(canvas, x, y, color, alpha):
 
 
 @compiled
-def blend_below(canvas, x, y, color, borders):
+def blend_below(canvas: Canvas, x: int, y: int, color: RGB, borders: Line) -> None:
     """Paint the 2 x 2 pixels from (x, y) as far as they lie below a border line.
 
     borders: the line's row in pixels, per column. Texture is worked out once for these four, which
@@ -46,7 +48,7 @@ def blend_below(canvas, x, y, color, borders):
 
 
 @compiled
-def put(canvas, x, y, color):
+def put(canvas: Canvas, x: int, y: int, color: RGB) -> None:
     """Replace one pixel, which must lie inside the canvas."""
     canvas[y, x, 0] = color[0]
     canvas[y, x, 1] = color[1]
@@ -54,7 +56,7 @@ def put(canvas, x, y, color):
 
 
 @compiled
-def put_block(canvas, x, y, color):
+def put_block(canvas: Canvas, x: int, y: int, color: RGB) -> None:
     """Replace the 2 x 2 pixels from (x, y), which must lie inside the canvas."""
     for j in range(2):
         for i in range(2):
@@ -62,19 +64,19 @@ def put_block(canvas, x, y, color):
 
 
 @compiled
-def get(canvas, x, y):
+def get(canvas: Canvas, x: int, y: int) -> RGB:
     """Return the colour of one pixel, which must lie inside the canvas."""
     return (float(canvas[y, x, 0]), float(canvas[y, x, 1]), float(canvas[y, x, 2]))
 
 
 @compiled
-def edge(distance):
+def edge(distance: float) -> float:
     """Return how much of a pixel lies inside a shape whose border is `distance` pixels away."""
     return clamp(distance + 0.5)
 
 
 @compiled
-def shrink(canvas, curve, picture):
+def shrink(canvas: Canvas, curve: np.ndarray, picture: np.ndarray) -> None:
     """Write the canvas, averaged over 2 x 2 pixels and toned, into a uint8 picture of half its size."""
     for y in range(picture.shape[0]):
         for x in range(picture.shape[1]):

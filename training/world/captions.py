@@ -176,7 +176,7 @@ def _describe_place(scene: Scene, rng: np.random.Generator, with_season: bool) -
     if scene.foreground == "beach":
         return _pick(rng, PLACES["beach"])
     if scene.foreground == "meadow" and scene.season == "desert":
-        return _pick(rng, ("desert", "desert dunes"))
+        return _pick(rng, ("desert", "desert dunes", "desert of dunes"))
     place = _pick(rng, PLACES[scene.foreground])
     return f"{_pick(rng, SEASONS[scene.season])} {place}" if with_season else place
 
@@ -189,7 +189,7 @@ def _describe_object(scene: Scene, rng: np.random.Generator, with_side: bool) ->
 
 
 def _with_article(place: str) -> str:
-    if place.endswith("dunes"):
+    if place == "desert dunes":
         return place
     return f"an {place}" if place[0] in "aeiou" else f"a {place}"
 

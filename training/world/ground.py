@@ -6,17 +6,19 @@ import math
 
 import numpy as np
 
-from .canvas import blend, blend_below, edge
-from .color import clamp, compiled, lit, mix, rgb, smoothstep
-from .noise import hash01, sample, wave
+from .canvas import Canvas, blend, blend_below, edge
+from .color import RGB, clamp, compiled, lit, mix, rgb, smoothstep
+from .noise import Table, hash01, sample, wave
 from .sky import haze_colors
-from .view import AUTUMN, SUMMER, WINTER
+from .view import AUTUMN, SUMMER, WINTER, View
 
 FLOWERS = 110
 
 
 @compiled
-def ground_color(view, soft, ridged, x, depth, shift):
+def ground_color(
+    view: View, soft: Table, ridged: Table, x: float, depth: float, shift: tuple[float, float]
+) -> RGB:
     """Return the ground's own colour; depth runs from 0 at the horizon to 1 at the lower edge."""
     q = 1.0 / (depth * 0.9 + 0.10)
     u = (x - 0.5 * view.width) * q
@@ -40,14 +42,14 @@ def ground_color(view, soft, ridged, x, depth, shift):
 
 
 @compiled
-def meadow_edge(view, x):
+def meadow_edge(view: View, x: float) -> float:
     """Return where the meadow meets the sky or the mountains, gently uneven."""
     edge_y = view.horizon - 0.035 * wave(x * 2.0 + 9.0 * hash01(3, 31, view.seed), view.seed)
     return edge_y - 0.015 * wave(x * 5.0 + 9.0 * hash01(4, 31, view.seed), view.seed + 1)
 
 
 @compiled
-def paint_meadow(canvas, view, soft, ridged):
+def paint_meadow(canvas: Canvas, view: View, soft: Table, ridged: Table) -> None:
     """Paint open ground from the horizon down, with flowers in summer."""
     shift = hash01(1, 31, view.seed), hash01(2, 31, view.seed)
     haze = 0.12 if view.season == WINTER else 0.34  # hazy snow would melt into a cloudy sky
@@ -74,7 +76,7 @@ def paint_meadow(canvas, view, soft, ridged):
 
 
 @compiled
-def _flower_color(kind):
+def _flower_color(kind: float) -> RGB:
     if kind < 0.25:
         return (0.96, 0.92, 0.96)
     if kind < 0.5:
@@ -85,7 +87,7 @@ def _flower_color(kind):
 
 
 @compiled
-def _paint_flowers(canvas, view):
+def _paint_flowers(canvas: Canvas, view: View) -> None:
     """Scatter one kind of flower over the near half of the meadow."""
     petal = _flower_color(hash01(5, 31, view.seed))
     color = lit(petal, rgb(view.light), rgb(view.ambient), 0.9)

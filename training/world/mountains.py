@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import blend_below
-from .color import add, clamp, compiled, lit, mix, rgb, scale, smoothstep
-from .noise import hash01, sample, wave, zigzag
+from .canvas import Canvas, blend_below
+from .color import RGB, Line, add, clamp, compiled, lit, mix, rgb, scale, smoothstep
+from .noise import Table, hash01, sample, wave, zigzag
 from .sky import haze_colors
-from .view import AUTUMN, DESERT, HILLS, PEAKS, SUMMER, WINTER
+from .view import AUTUMN, DESERT, NO_MOUNTAINS, PEAKS, SUMMER, WINTER, View
 
 SNOW = (0.94, 0.96, 1.0)
+PEAK_LAYERS = np.array([[0.41, 0.01, 2.6, 0.32], [0.22, 0.02, 3.8, 0.14]])
+HILL_LAYERS = np.array([[0.20, 0.02, 2.6, 0.40], [0.14, 0.02, 2.9, 0.22], [0.085, 0.02, 3.1, 0.08]])
+"""From far to near: height, how far the foot lies below the horizon, summits per unit, haze."""
 SLOPE_REACH = 0.014
 """Over which length, in units, the slope that shades a ridge is measured."""
 RIDGE_OFFSET = 0.0028
 
 
 @compiled
-def paint_mountains(canvas, view, soft, ridged):
+def paint_mountains(canvas: Canvas, view: View, soft: Table, ridged: Table) -> None:
     """Paint the layers from far to near; nothing for a scene without mountains."""
-    horizon = view.horizon
+    layers = PEAK_LAYERS if view.mountains == PEAKS else HILL_LAYERS
     tall = min(view.height, 1.15)
-    if view.mountains == PEAKS:
-        _paint_layer(canvas, view, soft, ridged, 0, 0.41 * tall, horizon + 0.01, 2.6, 0.32)
-        _paint_layer(canvas, view, soft, ridged, 1, 0.22 * tall, horizon + 0.02, 3.8, 0.14)
-    elif view.mountains == HILLS:
-        _paint_layer(canvas, view, soft, ridged, 0, 0.20 * tall, horizon + 0.02, 2.6, 0.40)
-        _paint_layer(canvas, view, soft, ridged, 1, 0.14 * tall, horizon + 0.02, 2.9, 0.22)
-        _paint_layer(canvas, view, soft, ridged, 2, 0.085 * tall, horizon + 0.02, 3.1, 0.08)
+    for index in range(layers.shape[0] if view.mountains != NO_MOUNTAINS else 0):
+        height, foot, frequency, haze = layers[index]
+        base = view.horizon + foot
+        _paint_layer(canvas, view, soft, ridged, index, height * tall, base, frequency, haze)
 
 
 @compiled
-def _paint_layer(canvas, view, soft, ridged, index, amplitude, base, frequency, haze):
+def _paint_layer(
+    canvas: Canvas,
+    view: View,
+    soft: Table,
+    ridged: Table,
+    index: int,
+    amplitude: float,
+    base: float,
+    frequency: float,
+    haze: float,
+) -> None:
     columns = canvas.shape[1]
     seed = view.seed * 13 + index * 101
     heights, smooth = _draw_ridge(view, columns, seed, frequency)
@@ -55,9 +65,7 @@ def _paint_layer(canvas, view, soft, ridged, index, amplitude, base, frequency, 
                 continue
             x, ridge = (column + 1.0) / view.unit, borders[column] / view.unit
             if view.mountains == PEAKS:
-                albedo, shine = _shade_rock(
-                    view, soft, ridged, shift, slopes, x, y, rise, y - ridge
-                )
+                albedo, shine = _shade_rock(view, soft, ridged, shift, slopes, x, y, rise, y - ridge)
             else:
                 albedo, shine = _shade_hill(view, soft, ridged, shift, slopes[column], x, y)
             color = lit(albedo, light, ambient, 1.05 * shine)
@@ -65,7 +73,7 @@ def _paint_layer(canvas, view, soft, ridged, index, amplitude, base, frequency, 
 
 
 @compiled
-def _draw_ridge(view, columns, seed, frequency):
+def _draw_ridge(view: View, columns: int, seed: int, frequency: float) -> tuple[Line, Line]:
     """Return the ridge's height in each column, its highest point at 1, and the same without its
     finest detail. Scaling to the highest point keeps every range unmistakable."""
     heights, smooth = np.empty(columns), np.empty(columns)
@@ -87,7 +95,7 @@ def _draw_ridge(view, columns, seed, frequency):
 
 
 @compiled
-def _peak_height(x, seed):
+def _peak_height(x: float, seed: int) -> tuple[float, float]:
     """Return the height of pointed summits, one per unit of x, jagged, and the same less jagged."""
     cell = int(np.floor(x))
     cone = 0.0
@@ -106,7 +114,7 @@ def _peak_height(x, seed):
 
 
 @compiled
-def _hill_height(x, seed):
+def _hill_height(x: float, seed: int) -> float:
     """Return the height of round domes, one per unit of x, that run into each other."""
     cell = int(np.floor(x))
     total = 0.0
@@ -119,7 +127,17 @@ def _hill_height(x, seed):
 
 
 @compiled
-def _shade_rock(view, soft, ridged, shift, slopes, x, y, rise, depth):
+def _shade_rock(
+    view: View,
+    soft: Table,
+    ridged: Table,
+    shift: tuple[float, float],
+    slopes: Line,
+    x: float,
+    y: float,
+    rise: float,
+    depth: float,
+) -> tuple[RGB, float]:
     """Return (albedo, share of light) of a mountain face: rock, snow above, woods at its foot."""
     blotch = sample(soft, x * 0.55 + shift[0], y * 0.55 + shift[1])
     before = sample(ridged, x * 0.5 + shift[0] - RIDGE_OFFSET, y * 0.42 + shift[1])
@@ -149,7 +167,9 @@ def _shade_rock(view, soft, ridged, shift, slopes, x, y, rise, depth):
 
 
 @compiled
-def _shade_hill(view, soft, ridged, shift, slope, x, y):
+def _shade_hill(
+    view: View, soft: Table, ridged: Table, shift: tuple[float, float], slope: float, x: float, y: float
+) -> tuple[RGB, float]:
     """Return (albedo, share of light) of a hill side: woods, snow or sand, never bare rock."""
     blotch = sample(soft, x * 0.55 + shift[0], y * 0.55 + shift[1])
     before = sample(ridged, x * 0.5 + shift[0] - RIDGE_OFFSET, y * 0.42 + shift[1])

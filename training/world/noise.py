@@ -9,6 +9,8 @@ import numpy as np
 
 from .color import compiled
 
+Table = np.ndarray
+"""float32 (TABLE, TABLE)."""
 TABLE = 512
 """Side of a noise table in texels; a power of two, so that wrapping is a bit mask."""
 BASE_CELLS = 8
@@ -36,7 +38,7 @@ def noise_tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 @compiled
-def sample(table, u, v):
+def sample(table: Table, u: float, v: float) -> float:
     """Return the table at (u, v), where 1.0 is the whole tile, blended between four texels."""
     u *= TABLE
     v *= TABLE
@@ -51,7 +53,7 @@ def sample(table, u, v):
 
 
 @numba.njit("float64(int64, int64, int64)", cache=True, fastmath=True, nogil=True)
-def hash01(x, y, seed):
+def hash01(x: int, y: int, seed: int) -> float:
     """Return a number in [0, 1) that looks random and depends only on three integers.
 
     The signature is spelt out because numba would compile it anew for each constant argument.
@@ -66,7 +68,7 @@ def hash01(x, y, seed):
 
 
 @compiled
-def wave(x, seed):
+def wave(x: float, seed: int) -> float:
     """Return smooth one-dimensional noise in 0..1 with one hill or dip per unit of x."""
     cell = np.floor(x)
     t = x - cell
@@ -76,7 +78,7 @@ def wave(x, seed):
 
 
 @compiled
-def zigzag(x, seed):
+def zigzag(x: float, seed: int) -> float:
     """Return one-dimensional noise in 0..1 with straight slopes and sharp corners."""
     cell = np.floor(x)
     a, b = hash01(int(cell), 3, seed), hash01(int(cell) + 1, 3, seed)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-from .canvas import blend, edge
-from .color import add, clamp, compiled, lit, mix, rgb, scale, smoothstep
-from .noise import hash01, sample
-from .view import NIGHT, NOON, WINTER
+from .canvas import Canvas, blend, edge
+from .color import RGB, add, clamp, compiled, lit, mix, rgb, scale, smoothstep
+from .noise import Table, hash01, sample
+from .view import NIGHT, NOON, WINTER, View
 
 WHITE = (0.97, 0.97, 0.95)
 WOOD = (0.40, 0.23, 0.12)
 
 
 @compiled
-def paint_balloon(canvas, view):
+def paint_balloon(canvas: Canvas, view: View) -> None:
     """Paint a balloon of one colour, its gores only hinted at, with ropes and a basket."""
     unit, size, x, y = view.unit, view.object_size, view.object_x, view.object_y
     light, ambient, paint = rgb(view.object_light), rgb(view.object_ambient), rgb(view.object_color)
@@ -45,7 +45,7 @@ def paint_balloon(canvas, view):
 
 
 @compiled
-def _envelope(dy):
+def _envelope(dy: float) -> float:
     """Return half the balloon's width at a height, in radii: a ball that narrows to a neck."""
     if dy < 0.25:
         return math.sqrt(max(1.0 - dy * dy, 0.0))
@@ -53,9 +53,9 @@ def _envelope(dy):
 
 
 @compiled
-def paint_boat(canvas, view, soft):
+def paint_boat(canvas: Canvas, view: View, soft: Table) -> None:
     """Paint a boat under sail and, first, its reflection in the water below it."""
-    unit, size, x = view.unit, view.object_size, view.object_x
+    unit, size = view.unit, view.object_size
     water = int(view.object_y * unit)
     drift = hash01(1, 91, view.seed)
     rows = int(size * unit)
@@ -69,7 +69,7 @@ def paint_boat(canvas, view, soft):
 
 
 @compiled
-def _paint_boat_row(canvas, view, row, up, shift, alpha):
+def _paint_boat_row(canvas: Canvas, view: View, row: int, up: float, shift: float, alpha: float) -> None:
     """Paint one row of hull, mast and sails; up runs from 0 at the water to 1 at the mast's top."""
     unit, size, x = view.unit, view.object_size, view.object_x
     light, ambient, paint = rgb(view.object_light), rgb(view.object_ambient), rgb(view.object_color)
@@ -92,7 +92,7 @@ def _paint_boat_row(canvas, view, row, up, shift, alpha):
 
 
 @compiled
-def paint_house(canvas, view):
+def paint_house(canvas: Canvas, view: View) -> None:
     """Paint a house front: walls of the object's colour, door, two windows, roof and chimney."""
     unit, size, x, base = view.unit, view.object_size, view.object_x, view.object_y
     for row in range(int((base - 1.03 * size) * unit), int(base * unit)):
@@ -102,19 +102,19 @@ def paint_house(canvas, view):
             slope = 0.60 * (1.0 - (up - 0.52) / 0.46)
             if up < 0.52 and abs(dx) < 0.5:
                 blend(canvas, column, row, _wall_color(view, dx, up), 1.0)
-            elif 0.52 <= up and abs(dx) < slope:
+            elif up >= 0.52 and abs(dx) < slope:
                 blend(canvas, column, row, _roof_color(view, dx, up), 1.0)
             elif 0.22 < dx < 0.33 and 0.6 < up < 1.02:
                 blend(canvas, column, row, _lamp_lit(view, (0.45, 0.25, 0.20), 0.6), 1.0)
 
 
 @compiled
-def _lamp_lit(view, albedo, amount):
+def _lamp_lit(view: View, albedo: RGB, amount: float) -> RGB:
     return lit(albedo, rgb(view.object_light), rgb(view.object_ambient), clamp(amount))
 
 
 @compiled
-def _roof_color(view, dx, up):
+def _roof_color(view: View, dx: float, up: float) -> RGB:
     """Return the colour of the roof: rows of tiles, under snow in winter but for the eaves, which
     set a white house off from its white surroundings."""
     sunny = 0.6 + 0.4 * view.light_x * dx
@@ -125,7 +125,7 @@ def _roof_color(view, dx, up):
 
 
 @compiled
-def _wall_color(view, dx, up):
+def _wall_color(view: View, dx: float, up: float) -> RGB:
     """Return the colour of the front: boards, a door, and windows that glow unless it is noon."""
     if abs(dx) < 0.075 and up < 0.29:
         return _lamp_lit(view, (0.28, 0.17, 0.10), 0.6)

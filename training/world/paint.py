@@ -57,8 +57,8 @@ def _paint_picture(view: np.void, picture: np.ndarray) -> None:
     Water mirrors what is there when it is painted, so the balloon comes twice: once for its
     reflection, and last, so that nothing stands before it.
 
-    This is Python on purpose: one compiled function for the whole scene takes three times as long
-    to compile, and numba's own parallel loop may not be entered by two threads at once.
+    This is Python on purpose: one compiled function for the whole scene took more than twice as
+    long to compile, and numba's own parallel loop may not be entered by two threads at once.
     """
     soft, ridged = noise_tables()
     rows, columns = SUPERSAMPLING * picture.shape[0], SUPERSAMPLING * picture.shape[1]
@@ -74,9 +74,7 @@ def _paint_picture(view: np.void, picture: np.ndarray) -> None:
     shrink(canvas, tone_curve(), picture)
 
 
-def _paint_lake_scene(
-    canvas: np.ndarray, view: np.void, soft: np.ndarray, ridged: np.ndarray
-) -> None:
+def _paint_lake_scene(canvas: np.ndarray, view: np.void, soft: np.ndarray, ridged: np.ndarray) -> None:
     paint_far_bank(canvas, view, soft, ridged)
     if view["trees"] != NO_TREES:
         paint_far_trees(canvas, view, soft)
@@ -92,9 +90,7 @@ def _paint_lake_scene(
         paint_near_trees(canvas, view, soft)
 
 
-def _paint_meadow_scene(
-    canvas: np.ndarray, view: np.void, soft: np.ndarray, ridged: np.ndarray
-) -> None:
+def _paint_meadow_scene(canvas: np.ndarray, view: np.void, soft: np.ndarray, ridged: np.ndarray) -> None:
     paint_meadow(canvas, view, soft, ridged)
     if view["season"] == DESERT:
         paint_cacti(canvas, view, False)
@@ -104,9 +100,7 @@ def _paint_meadow_scene(
         paint_house(canvas, view)
 
 
-def _paint_beach_scene(
-    canvas: np.ndarray, view: np.void, soft: np.ndarray, ridged: np.ndarray
-) -> None:
+def _paint_beach_scene(canvas: np.ndarray, view: np.void, soft: np.ndarray, ridged: np.ndarray) -> None:
     paint_sea(canvas, view, soft)
     if view["object"] == BOAT:
         paint_boat(canvas, view, soft)

@@ -125,7 +125,5 @@ def _sample_object(rng: np.random.Generator, foreground: str) -> str:
     return "none" if rng.random() < 0.20 else str(rng.choice(possible))
 
 
-def _choose(
-    rng: np.random.Generator, attribute: str, chances: tuple[float, ...] | None = None
-) -> str:
+def _choose(rng: np.random.Generator, attribute: str, chances: tuple[float, ...] | None = None) -> str:
     return str(rng.choice(ATTRIBUTES[attribute], p=chances))

@@ -6,16 +6,16 @@ import math
 
 import numpy as np
 
-from .canvas import blend, put_block
-from .color import add, clamp, compiled, mix, rgb, scale, smoothstep
-from .noise import hash01, sample
-from .view import NIGHT, NOON
+from .canvas import Canvas, blend, put_block
+from .color import RGB, add, clamp, compiled, mix, rgb, scale, smoothstep
+from .noise import Table, hash01, sample
+from .view import NIGHT, NOON, View
 
 STAR_RADIUS = 0.0026
 
 
 @compiled
-def sky_color(view, x, y):
+def sky_color(view: View, x: float, y: float) -> RGB:
     """Return the clear sky at a place, in units; below the horizon, its colour at the horizon."""
     rise = max((view.horizon - y) / view.horizon, 0.0)
     color = mix(rgb(view.low), rgb(view.middle), smoothstep(0.0, 0.42, rise))
@@ -30,13 +30,13 @@ def sky_color(view, x, y):
 
 
 @compiled
-def haze_color(view, x):
+def haze_color(view: View, x: float) -> RGB:
     """Return the colour into which distant things fade."""
     return scale(sky_color(view, x, view.horizon - 0.03), 0.97)
 
 
 @compiled
-def haze_colors(view, columns):
+def haze_colors(view: View, columns: int) -> np.ndarray:
     """Return haze_color for each pixel column, (columns, 3).
 
     Land is painted row by row, which suits the memory, though its haze goes by columns.
@@ -49,7 +49,7 @@ def haze_colors(view, columns):
 
 
 @compiled
-def paint_sky(canvas, view, soft):
+def paint_sky(canvas: Canvas, view: View, soft: Table) -> None:
     """Paint everything above the horizon, and a little below it.
 
     One colour per output pixel (2 x 2 here) is enough: nothing in a sky has hard edges.
@@ -69,7 +69,7 @@ def paint_sky(canvas, view, soft):
 
 
 @compiled
-def _add_disc(view, soft, color, x, y):
+def _add_disc(view: View, soft: Table, color: RGB, x: float, y: float) -> RGB:
     dx, dy = x - view.sun_x, y - view.sun_y
     distance = math.sqrt(dx * dx + dy * dy)
     radius = view.sun_radius
@@ -84,13 +84,13 @@ def _add_disc(view, soft, color, x, y):
 
 
 @compiled
-def _cloud_density(soft, drift, u, v):
+def _cloud_density(soft: Table, drift: tuple[float, float], u: float, v: float) -> float:
     broad = sample(soft, u * 0.12 + drift[0], v * 0.21 + drift[1])
     return 0.62 * broad + 0.38 * sample(soft, u * 0.23 + drift[1], v * 0.42 + drift[0])
 
 
 @compiled
-def _add_clouds(view, soft, drift, color, x, y):
+def _add_clouds(view: View, soft: Table, drift: tuple[float, float], color: RGB, x: float, y: float) -> RGB:
     """Return the sky colour with clouds: noise on a plane seen in perspective, lit towards the sun."""
     rise = max((view.horizon - y) / view.horizon, 0.0)
     depth = 1.0 / (rise + 0.22)
@@ -110,7 +110,7 @@ def _add_clouds(view, soft, drift, color, x, y):
 
 
 @compiled
-def _paint_stars(canvas, view):
+def _paint_stars(canvas: Canvas, view: View) -> None:
     """Scatter stars of uneven brightness, away from the moon."""
     reach = int(3.0 * STAR_RADIUS * view.unit) + 1
     spread = 0.5 / (STAR_RADIUS * view.unit) ** 2

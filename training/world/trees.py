@@ -6,18 +6,20 @@ import math
 
 import numpy as np
 
-from .canvas import blend, edge
-from .color import clamp, compiled, lit, mix, rgb, scale, smoothstep
-from .noise import hash01, sample
+from .canvas import Canvas, blend, edge
+from .color import RGB, clamp, compiled, lit, mix, rgb, scale, smoothstep
+from .noise import Table, hash01, sample
 from .sky import haze_color
-from .view import AUTUMN, PINES, SUMMER, WINTER
+from .view import AUTUMN, PINES, SUMMER, WINTER, View
 
 SNOW = (0.94, 0.96, 1.0)
 BARK = (0.26, 0.18, 0.11)
 
 
 @compiled
-def paint_tree(canvas, view, soft, x, base, height, haze, seed):
+def paint_tree(
+    canvas: Canvas, view: View, soft: Table, x: float, base: float, height: float, haze: float, seed: int
+) -> None:
     """Paint one tree of the scene's kind; haze in 0..1 fades it into the distance."""
     if view.trees == PINES:
         _paint_pine(canvas, view, soft, x, base, height, haze, seed)
@@ -27,7 +29,9 @@ def paint_tree(canvas, view, soft, x, base, height, haze, seed):
 
 
 @compiled
-def _paint_pine(canvas, view, soft, x, base, height, haze, seed):
+def _paint_pine(
+    canvas: Canvas, view: View, soft: Table, x: float, base: float, height: float, haze: float, seed: int
+) -> None:
     """Paint tiers of branches that widen downwards, lit on the sun's side, snowy in winter."""
     unit, fade = view.unit, haze_color(view, x)
     shift = hash01(1, 51, seed), hash01(2, 51, seed)
@@ -65,7 +69,7 @@ def _paint_pine(canvas, view, soft, x, base, height, haze, seed):
 
 
 @compiled
-def _needle_color(view, kind):
+def _needle_color(view: View, kind: float) -> RGB:
     if view.season == WINTER:
         return (0.10, 0.21, 0.17)
     if view.season == AUTUMN and kind < 0.5:
@@ -74,7 +78,7 @@ def _needle_color(view, kind):
 
 
 @compiled
-def _leaf_color(view, kind, shade):
+def _leaf_color(view: View, kind: float, shade: float) -> RGB:
     if view.season == SUMMER:
         return mix((0.13, 0.32, 0.07), (0.30, 0.50, 0.12), shade)
     if view.season == AUTUMN:
@@ -87,7 +91,7 @@ def _leaf_color(view, kind, shade):
 
 
 @compiled
-def _paint_trunk(canvas, view, x, base, height, haze):
+def _paint_trunk(canvas: Canvas, view: View, x: float, base: float, height: float, haze: float) -> None:
     unit, fade = view.unit, haze_color(view, x)
     light, ambient = rgb(view.light), rgb(view.ambient)
     for row in range(int((base - 0.45 * height) * unit), int(base * unit) + 1):
@@ -101,7 +105,9 @@ def _paint_trunk(canvas, view, x, base, height, haze):
 
 
 @compiled
-def _paint_crown(canvas, view, soft, x, base, height, haze, seed):
+def _paint_crown(
+    canvas: Canvas, view: View, soft: Table, x: float, base: float, height: float, haze: float, seed: int
+) -> None:
     """Paint a round crown with an uneven border and clumps of leaves lit from above."""
     unit, fade = view.unit, haze_color(view, x)
     shift = hash01(1, 51, seed), hash01(2, 51, seed)
@@ -127,7 +133,7 @@ def _paint_crown(canvas, view, soft, x, base, height, haze, seed):
 
 
 @compiled
-def paint_cactus(canvas, view, x, base, height, seed):
+def paint_cactus(canvas: Canvas, view: View, x: float, base: float, height: float, seed: int) -> None:
     """Paint a saguaro: an upright column with an arm on either side."""
     unit = view.unit
     thick = 0.085 * height
@@ -155,6 +161,6 @@ def paint_cactus(canvas, view, x, base, height, seed):
 
 
 @compiled
-def _segment(x, y, at, bottom, top):
+def _segment(x: float, y: float, at: float, bottom: float, top: float) -> float:
     """Return the distance from (x, y) to the upright line at x = at between two heights."""
     return math.hypot(x - at, y - min(max(y, bottom), top))

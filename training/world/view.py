@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,6 +22,8 @@ LAKE, MEADOW, BEACH = range(3)
 NO_TREES, PINES, ROUND = range(3)
 NO_OBJECT, BALLOON, BOAT, HOUSE = range(4)
 
+View: TypeAlias = Any
+"""One record of dtype VIEW, whose fields compiled code reads as attributes (numpy's type has none)."""
 CODES = ("time", "season", "mountains", "foreground", "trees", "clouds", "object", "side")
 LENGTHS = ("unit", "width", "height", "horizon", "sun_x", "sun_y", "sun_radius", "light_x",
            "object_x", "object_y", "object_size", "left", "top", "right", "bottom")  # fmt: skip

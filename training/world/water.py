@@ -6,18 +6,18 @@ import math
 
 import numpy as np
 
-from .canvas import blend, blend_below, edge, get, put, put_block
+from .canvas import Canvas, blend, blend_below, get, put, put_block
 from .color import add, clamp, compiled, lit, mix, rgb, scale, smoothstep
 from .ground import ground_color
-from .noise import hash01, sample, wave, zigzag
+from .noise import Table, hash01, sample, wave, zigzag
 from .sky import haze_colors
-from .view import DESERT, NOON, WINTER
+from .view import DESERT, NOON, WINTER, View
 
 FOAM = (0.97, 0.98, 1.0)
 
 
 @compiled
-def paint_far_bank(canvas, view, soft, ridged):
+def paint_far_bank(canvas: Canvas, view: View, soft: Table, ridged: Table) -> None:
     """Paint the strip of land behind a lake."""
     shift = hash01(1, 41, view.seed), hash01(2, 41, view.seed)
     last_row = int(view.horizon * view.unit) + 6
@@ -36,7 +36,7 @@ def paint_far_bank(canvas, view, soft, ridged):
 
 
 @compiled
-def paint_lake(canvas, view, soft):
+def paint_lake(canvas: Canvas, view: View, soft: Table) -> None:
     """Paint still water from the horizon down, mirroring the canvas above with ripples."""
     shift = hash01(1, 41, view.seed), hash01(2, 41, view.seed)
     first = int(view.horizon * view.unit) // 2 * 2
@@ -68,7 +68,7 @@ def paint_lake(canvas, view, soft):
 
 
 @compiled
-def _glitter(view, x, depth, width, height):
+def _glitter(view: View, x: float, depth: float, width: float, height: float) -> float:
     """Return how much of the sun's or moon's path of light lies on a place of the water."""
     away = x - view.sun_x
     path = math.exp(-away * away / (width + 0.010 * depth)) * smoothstep(0.10, 0.30, height)
@@ -76,7 +76,7 @@ def _glitter(view, x, depth, width, height):
 
 
 @compiled
-def near_bank_edge(view, x):
+def near_bank_edge(view: View, x: float) -> float:
     """Return where the near bank of a lake begins: lower in the middle of the picture."""
     aside = abs(x / view.width - 0.5) * 2.0
     start = 9.0 * hash01(3, 41, view.seed)
@@ -86,7 +86,7 @@ def near_bank_edge(view, x):
 
 
 @compiled
-def paint_near_bank(canvas, view, soft, ridged):
+def paint_near_bank(canvas: Canvas, view: View, soft: Table, ridged: Table) -> None:
     """Paint the land on this side of a lake."""
     shift = hash01(1, 41, view.seed), hash01(2, 41, view.seed)
     base = 0.55 if view.season in (WINTER, DESERT) else 0.32
@@ -109,7 +109,7 @@ def paint_near_bank(canvas, view, soft, ridged):
 
 
 @compiled
-def shore(view, soft, x):
+def shore(view: View, soft: Table, x: float) -> float:
     """Return where the sea ends and the sand begins."""
     start = 20.0 * hash01(4, 41, view.seed), 20.0 * hash01(5, 41, view.seed)
     ground = view.height - view.horizon
@@ -119,7 +119,7 @@ def shore(view, soft, x):
 
 
 @compiled
-def paint_sea(canvas, view, soft):
+def paint_sea(canvas: Canvas, view: View, soft: Table) -> None:
     """Paint the sea from the horizon down to the lower edge, with waves and crests."""
     shift = hash01(1, 41, view.seed), hash01(2, 41, view.seed)
     first = int(view.horizon * view.unit) // 2 * 2
@@ -151,7 +151,7 @@ def paint_sea(canvas, view, soft):
 
 
 @compiled
-def paint_sand(canvas, view, soft):
+def paint_sand(canvas: Canvas, view: View, soft: Table) -> None:
     """Paint the beach below the shore line, and the foam where the sea runs out."""
     shift = hash01(1, 41, view.seed), hash01(2, 41, view.seed)
     day = rgb(view.light), rgb(view.ambient)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from .color import clamp, compiled, scale, smoothstep
-from .canvas import get, put
-from .noise import hash01
+from .canvas import Canvas, get, put
+from .color import Line, clamp, compiled, scale, smoothstep
+from .noise import Table, hash01
 from .trees import paint_cactus, paint_tree
-from .view import HOUSE, NO_OBJECT
+from .view import HOUSE, NO_OBJECT, View
 
 MOST = 64
 TRIES = 8
 
 
 @compiled
-def is_covering(view, x, base, height, half):
+def is_covering(view: View, x: float, base: float, height: float, half: float) -> bool:
     """Return whether a plant would overlap the box around the object."""
     if view.object == NO_OBJECT:
         return False
@@ -24,7 +24,7 @@ def is_covering(view, x, base, height, half):
 
 
 @compiled
-def paint_far_trees(canvas, view, soft):
+def paint_far_trees(canvas: Canvas, view: View, soft: Table) -> None:
     """Paint the trees on the far bank of a lake: a wood, or three or four single ones."""
     spread = view.width
     count = min(int((20.0 + 6.0 * hash01(1, 61, view.seed)) * spread), MOST)
@@ -41,7 +41,7 @@ def paint_far_trees(canvas, view, soft):
 
 
 @compiled
-def paint_near_trees(canvas, view, soft):
+def paint_near_trees(canvas: Canvas, view: View, soft: Table) -> None:
     """Paint tall trees at the edges of the near bank, on the side away from the object."""
     count = 2 if view.many else 1
     for index in range(count):
@@ -57,7 +57,7 @@ def paint_near_trees(canvas, view, soft):
 
 
 @compiled
-def paint_meadow_trees(canvas, view, soft):
+def paint_meadow_trees(canvas: Canvas, view: View, soft: Table) -> None:
     """Paint the trees of a meadow from far to near, each with its shadow."""
     count = min(int((22.0 + 6.0 * hash01(1, 71, view.seed)) * view.width), MOST)
     if not view.many:
@@ -88,13 +88,11 @@ def paint_meadow_trees(canvas, view, soft):
             base = _meadow_base(view, ground, depths[index])
             _paint_shadow(canvas, view, places[index], base, 0.26 * sizes[index])
             haze = 0.2 * smoothstep(0.5, 0.0, depths[index])
-            paint_tree(
-                canvas, view, soft, places[index], base, sizes[index], haze, view.seed + 7 * index
-            )
+            paint_tree(canvas, view, soft, places[index], base, sizes[index], haze, view.seed + 7 * index)
 
 
 @compiled
-def _find_farthest(depths, painted, count):
+def _find_farthest(depths: Line, painted: Line, count: int) -> int:
     """Return the index of the farthest tree not yet painted (np.argsort takes 7 s to compile)."""
     found = -1
     for index in range(count):
@@ -104,12 +102,12 @@ def _find_farthest(depths, painted, count):
 
 
 @compiled
-def _meadow_base(view, ground, depth):
+def _meadow_base(view: View, ground: float, depth: float) -> float:
     return view.horizon + ground * (0.03 + 0.62 * depth)
 
 
 @compiled
-def _is_free(view, places, depths, count, x, base, height):
+def _is_free(view: View, places: Line, depths: Line, count: int, x: float, base: float, height: float) -> bool:
     """Return whether a tree may stand here: not before the object, and few trees apart."""
     half = 0.36 * height
     behind = view.object == HOUSE and base < view.bottom - 0.03
@@ -123,7 +121,7 @@ def _is_free(view, places, depths, count, x, base, height):
 
 
 @compiled
-def _paint_shadow(canvas, view, x, base, half):
+def _paint_shadow(canvas: Canvas, view: View, x: float, base: float, half: float) -> None:
     """Darken an ellipse of ground on the side away from the light."""
     unit, middle, flat = view.unit, x - 0.3 * half * view.light_x, 0.012
     for row in range(int((base - flat) * unit), int((base + flat) * unit) + 1):
@@ -136,7 +134,7 @@ def _paint_shadow(canvas, view, x, base, half):
 
 
 @compiled
-def paint_cacti(canvas, view, on_bank):
+def paint_cacti(canvas: Canvas, view: View, on_bank: bool) -> None:
     """Paint a few cacti: two to four on dunes, one or two at the edges of a lake's near bank."""
     count = (1 if on_bank else 2) + int((2.0 if on_bank else 3.0) * hash01(1, 81, view.seed))
     ground = view.height - view.horizon
