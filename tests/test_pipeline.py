@@ -242,9 +242,8 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("error", [None, Stop, KeyboardInterrupt])
+@pytest.mark.parametrize(("error", "bar"), [(None, None), (Stop, {"desc": "theirs"}), (KeyboardInterrupt, None)])
 @pytest.mark.parametrize("stage", ["text", "draft", "decode_draft", "upscale", "encode", "refine", "decode"])
-@pytest.mark.parametrize("bar", [None, {"desc": "theirs"}])
 def test_the_pipeline_is_as_it_was(stage: str, error: Any, bar: Any) -> None:
     fast = make_fast(make_pipe())
     if bar is None:
@@ -355,6 +354,8 @@ def test_bad_requests_are_refused_before_any_work(
         (ImageError, "none.png", {}),
         (ImageError, b"bytes", {}),
         (ImageError, [], {}),
+        (ImageError, None, {}),
+        (ImageError, 3, {}),
         (ImageError, torch.zeros(3, 8, 8), {}),
         (ImageError, torch.full((1, 3, 8, 8), 2.0), {}),
         (ImageError, torch.full((1, 3, 8, 8), float("nan")), {}),
@@ -377,7 +378,7 @@ def test_enhance_refuses_before_any_work(
     assert seen == []
 
 
-@pytest.mark.parametrize("drafts", [[], ["draft.png"], [None]])
+@pytest.mark.parametrize("drafts", [[], ["draft.png"], [None], None, "draft.png", 3])
 def test_finish_refuses_what_is_no_draft(fast: MrFlow, drafts: Any) -> None:
     with pytest.raises(RequestError):
         fast.finish(drafts)

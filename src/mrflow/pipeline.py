@@ -8,7 +8,7 @@ checked before any work; the steps themselves are in `mrflow.stages`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +150,7 @@ class MrFlow:
 
     def finish(
         self,
-        drafts: Draft | Sequence[Draft],
+        drafts: Draft | Iterable[Draft],
         *,
         plan: Plan | str | None = None,
         stages: bool = False,
@@ -161,9 +161,9 @@ class MrFlow:
         plan: None finishes as the drafts were planned, exactly as a call would have. Another one changes the
         refine pass, and with its scale the final size.
         """
-        drafts = replan_drafts(self.model, [drafts] if isinstance(drafts, Draft) else drafts, plan)
+        planned = replan_drafts(self.model, drafts, plan)
         with self._running(callback) as running:
-            return finish_drafts(running, drafts, self.batch_size, keep_upscaled=stages)
+            return finish_drafts(running, planned, self.batch_size, keep_upscaled=stages)
 
     def enhance(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 from torch import Tensor
@@ -36,7 +37,7 @@ def drafts_from_images(
     size: the final (width, height), or (None, None) for the image's own times the plan's scale.
     plan: resolved. Raises ImageError, SizeError, PromptError or RequestError.
     """
-    sources = [image] if isinstance(image, (Image.Image, str, Path, Tensor)) else list(image)
+    sources = cast("list[ImageSource]", list(image) if isinstance(image, (list, tuple)) else [image])
     if not sources:
         raise ImageError("There are 0 images; give at least one.")
     jobs = _jobs_for(len(sources), prompt, negative_prompt, seed)
@@ -44,23 +45,24 @@ def drafts_from_images(
     return [_from_image(model, source, job, size, plan) for source, job in zip(sources, jobs, strict=True)]
 
 
-def replan_drafts(model: Model, drafts: Sequence[Draft], plan: Plan | str | None) -> list[Draft]:
+def replan_drafts(model: Model, drafts: Draft | Iterable[Draft], plan: Plan | str | None) -> list[Draft]:
     """Return the drafts checked for this model, with another refine pass and size if `plan` says so.
 
     The number of draft steps stays what it was. Raises RequestError for no drafts, SizeError.
     """
-    if not drafts:
+    given = list(drafts) if isinstance(drafts, Iterable) else [drafts]
+    if not given:
         raise RequestError("There are 0 drafts; give at least one.")
-    for draft in drafts:
+    for draft in given:
         if not isinstance(draft, Draft):
             raise RequestError(
                 f"A draft is {type(draft).__name__}; give what draft() or Draft.from_image returns."
             )
-    drafts = list(drafts) if plan is None else [_replan(model, draft, plan) for draft in drafts]
-    for draft in drafts:
+    planned = given if plan is None else [_replan(model, draft, plan) for draft in given]
+    for draft in planned:
         recipe = draft.base_recipe
         check_size(recipe.width, recipe.height, model.backbone.multiple(model.pipe))
-    return drafts
+    return planned
 
 
 def check_input(recipe: Recipe, image: ImageSource | None) -> ImageSource:

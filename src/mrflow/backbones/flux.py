@@ -7,6 +7,7 @@ with guidance embeddings (FLUX.1-dev has them, schnell has not).
 
 from __future__ import annotations
 
+import string
 from typing import Any, Literal, cast
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from mrflow.backbones import Conditioning, Pipeline, Reading
 
 _MAX_SEQUENCE_LENGTH = 512  # FluxPipeline.__call__'s default
 _GUIDANCE_SCALE = 3.5  # likewise; FLUX.1-dev's model card gives the same
+_PUNCTUATION = string.punctuation + string.whitespace  # too little meaning to warn of its loss
 
 
 class FluxBackbone:
@@ -41,11 +43,12 @@ class FluxBackbone:
         if tokenizer is None or not tokenizer.is_fast:  # only fast tokenizers say where a token stands
             return Reading()
         room = (max_sequence_length or _MAX_SEQUENCE_LENGTH) - tokenizer.num_special_tokens_to_add()
-        tokens = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        tokens = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans, ids = tokens["offset_mapping"], tokens["input_ids"]
         cut = prompt[spans[room][0] :] if len(ids) > room else ""
-        unknown = [prompt[a:b] for (a, b), i in zip(spans, ids, strict=True) if i == tokenizer.unk_token_id]
-        return Reading(cut.strip(), tuple(dict.fromkeys(word.strip() for word in unknown if word.strip())))
+        missed = (prompt[a:b] for (a, b), i in zip(spans, ids, strict=True) if i == tokenizer.unk_token_id)
+        unknown = dict.fromkeys(word.strip() for word in missed if word.strip(_PUNCTUATION))
+        return Reading(cut.strip(), tuple(unknown))
 
     def encode_prompts(
         self,
