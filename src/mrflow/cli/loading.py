@@ -1,0 +1,60 @@
+"""Loading the model that the options name."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrflow.cli.reporting import say, stderr_console
+
+if TYPE_CHECKING:
+    from mrflow import MrFlow
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The options that choose a model; None where a default is to be found."""
+
+    model: str = "vista"
+    upscaler: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def load(self) -> MrFlow:
+        """Return the model, ready to run. Raises ModelError, UpscalerError or DeviceError.
+
+        Unlike in Python, where None is the CPU, a CUDA device is used where there is one: whoever types a
+        command wants the picture, and can say --device cpu.
+        """
+        with _loading(self.model):
+            from mrflow import MrFlow
+
+            _hide_loading_bars()
+            return MrFlow.from_pretrained(
+                self.model, upscaler=self.upscaler, device=self.device or _best_device(), dtype=self.dtype
+            )
+
+
+def _loading(name: str) -> AbstractContextManager[Any]:
+    """Say what is loaded: by a spinner, but by a line where the hub's own download bars may follow."""
+    if "/" in name and not Path(name).is_dir():
+        say(f"loading {name}")
+        return nullcontext()
+    return stderr_console().status(f"loading {name}")
+
+
+def _hide_loading_bars() -> None:
+    """Switch off the libraries' bars over their own files, which flash by; downloads keep theirs."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

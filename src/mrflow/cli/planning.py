@@ -1,0 +1,81 @@
+"""From options to a size and a plan. What needs no model is checked before one is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mrflow.errors import RequestError, SizeError
+from mrflow.plan import Plan, get_plan
+from mrflow.sizes import Size, check_size
+
+if TYPE_CHECKING:
+    from mrflow import MrFlow
+
+NO_SIZE: tuple[None, None] = (None, None)
+
+
+def parse_size(text: str | None) -> Size | tuple[None, None]:
+    """Return (width, height) from "256" or "320x192", or two Nones for None. Raises SizeError.
+
+    Whether the sides fit the model's patches is for the model to say.
+    """
+    if text is None:
+        return NO_SIZE
+    match = re.fullmatch(r"(\d{1,6})(?:\s*[xX]\s*(\d{1,6}))?", text.strip(), flags=re.ASCII)
+    if match is None:
+        raise SizeError(f"The size is {text[:80]!r}; it must be pixels such as 256 or 320x192.")
+    width = int(match[1])
+    size = (width, int(match[2] or width))
+    check_size(*size, multiple=1)
+    return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The options that make a plan, None where the plan's or the model's own value stands.
+
+    Checked on creation: raises PlanError. Names as in Plan, except guidance: of the kind that the checkpoint
+    takes.
+    """
+
+    plan: str | None = None
+    steps: int | None = None
+    refine_steps: int | None = None
+    refine_sigma: float | None = None
+    scale: float | None = None
+    guidance: float | None = None
+    true_cfg_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        replace(get_plan(self.plan), **self._numbers("guidance_scale"))
+
+    def resolve(self, fast: MrFlow) -> Plan:
+        """Return the plan for this model: the named one or the model's own, changed as the options say."""
+        base = fast.model.defaults.plan if self.plan is None else get_plan(self.plan)
+        return self.apply(fast, base)
+
+    def apply(self, fast: MrFlow, base: Plan) -> Plan:
+        """Return `base` with the options' numbers; `plan` plays no part."""
+        return replace(base, **self._numbers(fast.model.backbone.guidance_field(fast.pipe)))
+
+    def given(self) -> list[str]:
+        """Return the names of the fields that were given."""
+        return [name for name, value in vars(self).items() if value is not None]
+
+    def _numbers(self, guidance_field: str) -> dict[str, Any]:
+        if self.guidance is not None and self.true_cfg_scale is not None and guidance_field == "true_cfg_scale":
+            raise RequestError(
+                "This model is guided by true_cfg_scale alone; give --guidance or --true-cfg-scale."
+            )
+        numbers = {
+            "steps": self.steps,
+            "refine_steps": self.refine_steps,
+            "refine_sigma": self.refine_sigma,
+            "scale": self.scale,
+            "true_cfg_scale": self.true_cfg_scale,
+        }
+        if self.guidance is not None:
+            numbers[guidance_field] = self.guidance
+        return {name: value for name, value in numbers.items() if value is not None}

@@ -1,0 +1,63 @@
+"""Progress bars on stderr, one for each stage of a run."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from mrflow.cli.reporting import stderr_console
+
+if TYPE_CHECKING:
+    from mrflow import Progress
+
+STAGE_NAMES = {
+    "text": "encode the prompt",
+    "draft": "draft",
+    "decode_draft": "decode the draft",
+    "upscale": "upscale",
+    "encode": "encode",
+    "refine": "refine",
+    "decode": "decode",
+}
+
+
+class StageBars:
+    """A callback for MrFlow's verbs that draws a bar for each stage. Silent where stderr is no terminal.
+
+    with StageBars() as bars:
+        fast(prompt, callback=bars)
+    """
+
+    def __init__(self) -> None:
+        """Prepare the bars; nothing is drawn yet."""
+        console = stderr_console()
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> StageBars:
+        """Begin to draw."""
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the bars as they are and give the terminal back."""
+        self._bars.stop()
+
+    def __call__(self, news: Progress) -> None:
+        """Draw one piece of news."""
+        if news.stage not in self._tasks:
+            self._tasks[news.stage] = self._bars.add_task(STAGE_NAMES[news.stage], total=news.steps * news.batches)
+        done = news.steps * (news.batch - 1) + news.step
+        self._bars.update(self._tasks[news.stage], completed=done)

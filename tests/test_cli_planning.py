@@ -1,0 +1,57 @@
+"""Sizes and plans from options."""
+
+from __future__ import annotations
+
+import pytest
+
+from conftest import make_fast, make_pipe
+from mrflow.cli.planning import PlanOptions, parse_size
+from mrflow.errors import PlanError, RequestError, SizeError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(None, (None, None)), ("256", (256, 256)), ("320x192", (320, 192)), (" 320 X 192 ", (320, 192))],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "big", "256x", "-256", "256x192x3", "0", "25.6", "99999", "٢٥٦"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(SizeError):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"plan": "best"}, {"steps": 0}, {"refine_sigma": 1.4}, {"scale": 0.5}, {"guidance": -1.0}],
+)
+def test_a_wrong_plan_is_refused_without_a_model(options):
+    with pytest.raises(PlanError):
+        PlanOptions(**options)
+
+
+def test_without_options_the_plan_is_the_models_own(fast):
+    assert PlanOptions().resolve(fast) == fast.model.defaults.plan
+
+
+def test_options_change_the_named_plan(fast):
+    plan = PlanOptions(plan="20+1", refine_sigma=0.2).resolve(fast)
+    assert (plan.label, plan.refine_sigma) == ("20+1", 0.2)
+
+
+@pytest.mark.parametrize(("embeds", "field"), [(True, "guidance_scale"), (False, "true_cfg_scale")])
+def test_guidance_is_of_the_kind_that_the_checkpoint_takes(embeds, field):
+    fast = make_fast(make_pipe(guidance_embeds=embeds))
+    assert getattr(PlanOptions(plan="12+1", guidance=4.0).resolve(fast), field) == 4.0
+
+
+def test_two_guidances_of_one_kind_are_refused(fast):
+    with pytest.raises(RequestError, match="--true-cfg-scale"):
+        PlanOptions(guidance=4.0, true_cfg_scale=3.0).resolve(fast)
+
+
+def test_given():
+    assert PlanOptions(steps=3, scale=2.0).given() == ["steps", "scale"]
+    assert PlanOptions().given() == []
