@@ -1,0 +1,62 @@
+"""`mrflow models`: what can be run here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mrflow import vista
+from mrflow.backbones import supported
+from mrflow.cli import options
+from mrflow.cli.reporting import reporting
+from mrflow.cli.writing import tell_json
+from mrflow.plan import PRESETS
+
+
+def models(as_json: options.Json = False, debug: options.Debug = False) -> None:
+    """List the models and presets that can be used.
+
+    Examples:
+      mrflow models
+      mrflow models --json
+    """
+    with reporting(debug):
+        known = _known()
+        if as_json:
+            tell_json(known)
+        else:
+            _print(known)
+
+
+def _known() -> dict[str, Any]:
+    return {
+        "embedded": {
+            "name": "vista",
+            "available": vista.available(),
+            "size": f"{vista.DEFAULTS.width}x{vista.DEFAULTS.height}",
+            "plan": vista.DEFAULTS.plan.label,
+        },
+        "pipelines": list(supported()),
+        "presets": [
+            {"name": each.name, "about": each.about, "source": each.source, **each.plan.to_dict()}
+            for each in PRESETS.values()
+        ],
+    }
+
+
+def _print(known: dict[str, Any]) -> None:
+    embedded = known["embedded"]
+    state = "in this installation" if embedded["available"] else "weights missing: see training/README.md"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("[bold]Embedded model[/]")
+    console.print(f"  vista, {state}; small landscapes, {embedded['size']}, plan {embedded['plan']}")
+    console.print("[bold]Pipelines of diffusers[/], as --model with a folder or a Hugging Face id")
+    for name in known["pipelines"]:
+        console.print(f"  {name}")
+    console.print("[bold]Presets[/], as --plan; any N+M works")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for preset in known["presets"]:
+        table.add_row(f"  {preset['name']}", f"{preset['about']}\n[dim]{preset['source']}[/]")
+    console.print(table)

@@ -1,0 +1,234 @@
+"""Bad input at the command line's door: one clear line on stderr, the right exit code, and no work before."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from conftest import make_pipe
+from mrflow import Plan, Recipe, save_image
+from mrflow.cli.app import app
+from mrflow.cli.loading import ModelOptions
+
+LAKE = ["generate", "a lake"]
+RECIPE = Recipe(mode="draft", prompt="a lake", seed=1, width=64, height=64, plan=Plan(), model="vista")
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    """Run each test in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fail the test if a model is loaded."""
+
+    def load(self: ModelOptions) -> None:
+        pytest.fail("the model was loaded before the input was checked")
+
+    monkeypatch.setattr(ModelOptions, "load", load)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of a tiny pipeline."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_pipe().save_pretrained(folder)
+    return str(folder)
+
+
+def refuse(arguments: list[str], code: int, *words: str) -> Result:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[0]
+    return result
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*LAKE, "--size", "huge"], ["'huge'", "320x192"]),
+        ([*LAKE, "--size", "99999"], ["99999", "8192"]),
+        ([*LAKE, "--sigma", "1.4"], ["refine_sigma is 1.4", "Try 0.12"]),
+        ([*LAKE, "--sigma", "0"], ["refine_sigma is 0"]),
+        ([*LAKE, "--steps", "0"], ["steps is 0"]),
+        ([*LAKE, "--refine-steps", "0"], ["refine_steps is 0"]),
+        ([*LAKE, "--scale", "0.5"], ["scale is 0.5"]),
+        ([*LAKE, "--guidance", "nan"], ["nan"]),
+        ([*LAKE, "--plan", "best"], ["'best'", "12+1", "20+1"]),
+        ([*LAKE, "--seed", "-1"], ["seed is -1"]),
+        ([*LAKE, "-n", "0"], ["num_images is 0"]),
+        ([*LAKE, "-n", "100000"], ["num_images is 100000", "1 to 1000"]),
+        (["generate", ""], ["prompt is empty"]),
+        (["generate", "a lake " * 5000], ["characters", "Shorten"]),
+        ([*LAKE, "-n", "2", "--out", "lake.png"], ["two pictures", "{seed}"]),
+        ([*LAKE, "--out", "{sed}.png"], ["{sed}", "{seed}"]),
+        ([*LAKE, "--native", "--stages"], ["--native", "--stages"]),
+        ([*LAKE, "--native", "--sigma", "0.2"], ["--sigma"]),
+        ([*LAKE, "--compare", "-n", "2"], ["--compare", "one picture"]),
+        (["enhance", "x.png", "--prompt", " "], ["prompt is empty"]),
+        (["draft", "a lake", "--steps", "0"], ["steps is 0"]),
+    ],
+)
+def test_wrong_requests_exit_with_2(arguments, words):
+    refuse(arguments, 2, *words)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("command", ["finish", "replay", "enhance"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        (b"this is no picture", "no image"),
+        ("cut", "cut short"),
+        ("bomb", "too large"),
+    ],
+    ids=["missing", "text", "cut", "bomb"],
+)
+def test_a_corrupt_image(command, content, words):
+    if content == "cut":
+        save_image(Image.effect_noise((64, 64), 50), "x.png", RECIPE)
+        Path("x.png").write_bytes(Path("x.png").read_bytes()[:1500])
+    elif content == "bomb":
+        Path("x.png").write_bytes(bomb())
+    elif content is not None:
+        Path("x.png").write_bytes(content)
+    refuse([command, "x.png", *(["--prompt", "a lake"] if command == "enhance" else [])], 1, words)
+
+
+def bomb() -> bytes:
+    """Return a small PNG that claims to have 60000 x 60000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_an_output_that_exists():
+    Path("lake.png").write_text("precious")
+    refuse([*LAKE, "--out", "lake.png"], 1, "lake.png exists")
+    assert Path("lake.png").read_text() == "precious"
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_stage_that_exists():
+    Path("lake-draft.png").write_text("precious")
+    refuse([*LAKE, "--out", "lake.png", "--stages"], 1, "lake-draft.png exists")
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("out", ["nowhere/lake.png", "lake.bmp", "lake"])
+def test_an_output_that_cannot_be_written(out):
+    refuse([*LAKE, "--out", out], 1, out.split("/")[0])
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    refuse([*LAKE, "--out", f"{folder}/"], 1, "not writable")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_an_unwritable_folder_also_for_root(monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    refuse(LAKE, 1, "not writable")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_drafts_that_cannot_be_finished_together():
+    for k, (model, steps) in enumerate([("vista", 12), ("other/model", 12), ("vista", 20)]):
+        recipe = Recipe(
+            mode="draft", prompt="a lake", seed=1, width=64, height=64, plan=Plan(steps=steps), model=model
+        )
+        save_image(Image.new("RGB", (32, 32)), f"{k}.png", recipe)
+    refuse(["finish", "0.png", "1.png"], 2, "other/model")
+    refuse(["finish", "0.png", "2.png", "--sigma", "0.2"], 2, "different plans")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--model", "no such model"], 1, ["'no such model'", "vista"]),
+        (["--model", "."], 1, ["model_index.json"]),
+        (["--model", "TINY", "--size", "250"], 2, ["250x250", "256x256"]),
+        (["--model", "TINY", "--device", "quantum"], 1, ["quantum", "Try cpu"]),
+        (["--model", "TINY", "--dtype", "int8"], 1, ["int8", "float32"]),
+        (["--model", "TINY", "--upscaler", "missing.pth"], 1, ["missing.pth"]),
+        (["--model", "TINY", "--upscaler", "text.pth"], 1, ["text.pth"]),
+        (
+            ["--model", "TINY", "--upscaler", "bicubic", "--guidance", "2", "--true-cfg-scale", "2"],
+            2,
+            ["--guidance"],
+        ),
+    ],
+)
+def test_models_devices_and_upscalers(tiny, arguments, code, words):
+    Path("text.pth").write_text("no weights")
+    refuse(
+        [*LAKE, "--upscaler", "bicubic", *(tiny if each == "TINY" else each for each in arguments)], code, *words
+    )
+    assert [path.name for path in Path().iterdir()] == ["text.pth"]
+
+
+def test_words_that_the_model_lacks_are_a_warning(tiny):
+    result = CliRunner().invoke(
+        app, ["draft", "a red zebra", "--model", tiny, "--size", "64", "--steps", "1", "-n", "1"]
+    )
+    assert result.exit_code == 0
+    assert "Warning: " in result.stderr
+    assert "'zebra'" in result.stderr
+    assert "zebra" in result.stdout
+
+
+def test_prompts_without_quotes_are_a_warning(monkeypatch):
+    monkeypatch.setattr(ModelOptions, "load", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    result = CliRunner().invoke(app, ["generate", "a", "snowy", "lake"])
+    assert "3 prompts of one word each" in result.stderr
+
+
+def test_debug_shows_the_traceback():
+    result = CliRunner().invoke(app, [*LAKE, "--sigma", "2", "--debug"])
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("Error: refine_sigma is 2.0")
+
+
+def test_an_unforeseen_error_is_a_line_too(monkeypatch):
+    def load(self: ModelOptions) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(ModelOptions, "load", load)
+    refuse(LAKE, 1, "RuntimeError: out of memory", "--debug")
+
+
+def test_interrupted_while_loading(monkeypatch):
+    def load(self: ModelOptions) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ModelOptions, "load", load)
+    result = CliRunner().invoke(app, LAKE)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "Interrupted" in result.stderr
