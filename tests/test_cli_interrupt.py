@@ -15,20 +15,8 @@ from conftest import make_pipe
 pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX")
 
 _RUN = [sys.executable, "-c", "from mrflow.cli import main; main()"]
-_ARGUMENTS = [
-    "generate",
-    "lake",
-    "--model",
-    "tiny",
-    "--size",
-    "64",
-    "--steps",
-    "1000",
-    "--upscaler",
-    "bicubic",
-    "--out",
-    "out/",
-]
+_SAMPLE = ["generate", "lake", "--model", "tiny", "--size", "64", "--steps", "1000"]
+_QUIETLY = ["--upscaler", "bicubic", "--out", "out/"]
 
 
 def test_ctrl_c_stops_and_leaves_no_file(tmp_path):
@@ -36,7 +24,7 @@ def test_ctrl_c_stops_and_leaves_no_file(tmp_path):
     Path(tmp_path / "out").mkdir()
     terminal, stderr = pty.openpty()
     process = subprocess.Popen(
-        [*_RUN, *_ARGUMENTS],
+        [*_RUN, *_SAMPLE, *_QUIETLY],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=stderr,

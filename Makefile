@@ -1,0 +1,49 @@
+# Everything from a bare clone: Python 3.10 or later with pip, and make. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What `make demo` paints; the words that vista knows are in src/mrflow/vista/weights/README.md.
+PROMPT ?= a snowy lake at sunset with mountains, many pine trees and a red hot air balloon on the left
+SEED ?= 7
+OUT ?= demo.png
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: export PROMPT := $(PROMPT)
+demo: $(VENV)/installed  ## paint one picture both ways, native beside staged, timed: demo.png and its stages
+	$(BIN)/mrflow generate "$$PROMPT" --compare --stages --seed $(SEED) --out "$(OUT)" --force
+
+test: export OMP_NUM_THREADS = 1  # two workers on two cores, not two workers with two threads each
+test: $(VENV)/installed-dev  ## lint, check types and run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+
+clean:  ## remove the environment, caches and what the demo wrote
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
+	rm -f $(OUT) $(foreach stage,native staged draft upscaled,$(basename $(OUT))-$(stage)$(suffix $(OUT)))
+	find src tests training examples -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps: installing again only when the dependencies change. One pip call for everything, so that torch
+# and torchvision come from matching releases.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "$(PYTHON) is too old or missing; Python 3.10 or later is needed: make PYTHON=python3.12"; exit 1; }
+	@# Debian's python3 has no ensurepip: there, pip puts itself into the environment
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	    $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } || { rm -rf $(VENV); exit 1; }
