@@ -31,7 +31,6 @@ class ModelOptions:
         with _loading(self.model):
             from mrflow import MrFlow
 
-            _hide_loading_bars()
             return MrFlow.from_pretrained(
                 self.model, upscaler=self.upscaler, device=self.device or _best_device(), dtype=self.dtype
             )
@@ -43,15 +42,6 @@ def _loading(name: str) -> AbstractContextManager[Any]:
         say(f"loading {name}")
         return nullcontext()
     return stderr_console().status(f"loading {name}")
-
-
-def _hide_loading_bars() -> None:
-    """Switch off the libraries' bars over their own files, which flash by; downloads keep theirs."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
 
 
 def _best_device() -> str:
