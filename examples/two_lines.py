@@ -1,0 +1,12 @@
+"""A model, a picture: writes lake.png, which carries its recipe (try `mrflow replay lake.png`).
+
+For FLUX.1-dev on a GPU, the first line is
+    MrFlow.from_pretrained("black-forest-labs/FLUX.1-dev", device="cuda", upscaler="RealESRGAN_x2plus.pth")
+"""
+
+from mrflow import MrFlow, save_image
+
+fast = MrFlow.from_pretrained("vista")
+result = fast("a snowy lake at sunset with mountains and many pine trees", seed=7)
+
+save_image(result.images[0], "lake.png", result.recipes[0])

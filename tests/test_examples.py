@@ -1,0 +1,48 @@
+"""Every example runs as it is: on a tiny random pipeline in vista's place, and on vista where it is installed."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import make_fast, make_pipe
+from mrflow import MrFlow, load_image, read_recipe, vista
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RUNS = {
+    "two_lines.py": ([], ["lake.png"]),
+    "draft_choose_finish.py": (["3"], ["chosen.png", "drafts.png"]),
+    "enhance_photo.py": (["photo.png", "a lake at noon"], ["photo-enhanced.png"]),
+}
+
+
+@pytest.fixture(params=["tiny", "vista"])
+def model(request, monkeypatch):
+    """Let the examples find a tiny pipeline under vista's name, or vista itself."""
+    if request.param == "vista":
+        if not vista.available():
+            pytest.skip("vista's weights are not in this installation")
+        return
+    monkeypatch.setattr(MrFlow, "from_pretrained", lambda name: make_fast(make_pipe()))
+
+
+def test_all_examples_are_here():
+    assert sorted(RUNS) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.filterwarnings("ignore::mrflow.errors.PromptWarning")  # the tiny tokenizer knows few words
+@pytest.mark.parametrize("name", RUNS)
+def test_example(name, tmp_path, monkeypatch):
+    arguments, written = RUNS[name]
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), "teal").save("photo.png")
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "photo.png") == written
+    assert load_image(written[0]).width >= 64
+    assert read_recipe(written[0]).versions["mrflow"]
