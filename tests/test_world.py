@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("numba")
-sys.path.insert(0, str(Path(__file__).parents[1]))  # training/ is no part of the installed package
 
 from training.world import ATTRIBUTES, MAX_TOKENS, WORDS, Scene, caption, labels, paint, parse, sample_scene
 from training.world.captions import split_words

@@ -207,7 +207,7 @@ def batches(
     large: int,
     large_share: float,
 ) -> Iterator[tuple[Bucket, Tensor, bool]]:
-    """Yield (bucket, indices, large?) for ever: a size by its share, large pictures at `large_share` of the steps."""
+    """Yield (bucket, indices, large?) for ever: sizes by their shares, large ones in `large_share` of steps."""
     sizes, shares = list(SHARES), torch.tensor(list(SHARES.values()))
     while True:
         size = sizes[int(torch.multinomial(shares, 1, generator=rng))]

@@ -1,0 +1,202 @@
+"""What vista's training rests on: the encoder is the linear map it should be, conventions are diffusers' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from torch.nn.functional import unfold
+
+pytest.importorskip("numba")
+
+from training import autoencoder, inspector
+from training.check import frechet, interval, sharpness
+from training.data import to_tensor
+from training.evaluate import draw, prompts
+from training.flow import (
+    LOW_SIGMA,
+    Flow,
+    draw_sigmas,
+    image_ids,
+    make_scheduler,
+    make_transformer,
+    object_weights,
+    pack,
+    shift,
+    unpack,
+)
+from training.optim import Average, Muon, orthogonalize
+from training.text import make_encoders, make_tokenizer, tokenize
+from training.track import load_state, save_state
+from training.world import ATTRIBUTES, MAX_TOKENS, paint, sample_scene
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    """Return painted pictures (24, 3, 128, 128) in [-1, 1]."""
+    rng = np.random.default_rng(1)
+    return to_tensor(paint([sample_scene(rng) for _ in range(24)], 128, 128))
+
+
+@pytest.fixture(scope="module")
+def flow() -> Flow:
+    """Return a small flow whose every weight is random, the zero-initialised ones too."""
+    torch.manual_seed(0)
+    flow = Flow(*make_encoders(), make_transformer())
+    for parameter in flow.transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.03)
+    return flow.eval().requires_grad_(False)
+
+
+def test_the_stock_encoder_holds_the_linear_map(pictures: torch.Tensor) -> None:
+    vae = autoencoder.build()
+    rows, mean, divisor = autoencoder.fit_components([pictures])
+    autoencoder.write_encoder(vae, rows, mean, divisor)
+    patches = unfold(pictures, 8, stride=8).mT
+    expected = ((patches - mean) @ rows.T / divisor).mT.reshape(24, autoencoder.LATENTS, 16, 16)
+    with torch.no_grad():
+        latents = autoencoder.encode(vae, pictures)
+    assert (latents - expected).square().mean().sqrt() < 0.05 * expected.square().mean().sqrt()
+
+
+def test_components_are_the_best_linear_code(pictures: torch.Tensor) -> None:
+    rows, mean, _ = autoencoder.fit_components([pictures])
+    patches = unfold(pictures, 8, stride=8).mT.reshape(-1, 192) - mean
+    left = (patches - patches @ rows.T @ rows).square().sum()
+    smaller = torch.linalg.svdvals(patches.double())[autoencoder.LATENTS :].square().sum()
+    assert left == pytest.approx(smaller.item(), rel=1e-3)
+
+
+def test_packing_is_the_pipelines() -> None:
+    latents = torch.randn(2, autoencoder.LATENTS, 6, 10)
+    packed = pack(latents)
+    assert torch.equal(packed, FluxPipeline._pack_latents(latents, *latents.shape))
+    assert torch.equal(unpack(packed, 6, 10), latents)
+    assert torch.equal(image_ids(3, 5), FluxPipeline._prepare_latent_image_ids(1, 3, 5, "cpu", torch.float32))
+
+
+def test_the_shift_is_the_schedulers() -> None:
+    scheduler: FlowMatchEulerDiscreteScheduler = make_scheduler()
+    for tokens, mu in ((64, 0.5), (256, 1.0), (160, 0.75)):
+        scheduler.set_timesteps(sigmas=np.linspace(1, 0.1, 10), mu=mu)
+        assert torch.allclose(scheduler.sigmas[:-1], shift(torch.linspace(1, 0.1, 10), tokens), atol=1e-6)
+
+
+def test_quick_samples_are_the_pipelines(flow: Flow) -> None:
+    vae, tokenizer = autoencoder.build(), make_tokenizer()
+    pipe = FluxPipeline(make_scheduler(), vae, flow.clip, tokenizer, flow.t5, tokenizer, flow.transformer)
+    pipe.set_progress_bar_config(disable=True)
+    prompt = "a lake at sunset with a red boat on the left"
+    noise = torch.randn(1, 16, 4 * autoencoder.LATENTS, generator=torch.Generator().manual_seed(3))
+    theirs = pipe(
+        prompt, negative_prompt="", true_cfg_scale=3.0, height=64, width=64, num_inference_steps=3,
+        latents=noise, max_sequence_length=MAX_TOKENS, output_type="latent",
+    ).images  # fmt: skip
+    ours = draw(flow, tokenizer, [prompt], side=64, steps=3, guidance=3.0, seed=3)
+    assert torch.allclose(pack(ours), theirs, atol=1e-4)
+
+
+def test_timesteps_visit_the_refine_pass() -> None:
+    sigmas = draw_sigmas(4000, 256, True, torch.Generator().manual_seed(0))
+    assert 0.25 < (sigmas < LOW_SIGMA).float().mean() < 0.45
+    assert (sigmas - 0.12).abs().lt(0.02).float().mean() > 0.02
+    assert sigmas.min() > 0
+    assert sigmas.max() <= 1
+
+
+def test_the_loss_weighs_where_the_caption_puts_the_object() -> None:
+    weights = object_weights(["a lake with a red boat on the left", "a lake at night"], 8, 8).view(2, 8, 8)
+    assert weights[0, 5, 1] == 3
+    assert weights[0, 5, 6] == 1
+    assert weights[0, 0, 1] == 1
+    assert (weights[1] == 1).all()
+
+
+def test_prompts_fit_and_are_reproducible() -> None:
+    captions, wanted = prompts(200)
+    assert tokenize(make_tokenizer(), captions).shape == (200, MAX_TOKENS)
+    assert (wanted.shape, captions) == ((200, len(ATTRIBUTES)), prompts(200)[0])
+
+
+def test_tokenizer_reads_what_people_type() -> None:
+    tokenizer = make_tokenizer()
+    typed, plain = tokenizer(["A snowy lake, at Night.", "a snowy lake , at night"])["input_ids"]
+    assert typed == plain
+    assert tokenizer.unk_token_id in tokenizer("a dragon")["input_ids"]
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 5), (2, 5, 16)])
+def test_orthogonalize_pulls_singular_values_to_one(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices, steps=8))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_muon_learns_a_matrix() -> None:
+    torch.manual_seed(0)
+    target, x = torch.randn(6, 4), torch.randn(64, 4)
+    layer = torch.nn.Linear(4, 6, bias=False)
+    optimizer = Muon(layer.parameters(), lr=0.1)
+    for step in range(150):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 150)
+        loss = (layer(x) - x @ target.T).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 1e-2  # from about 5
+
+
+def test_average_and_state_survive(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    average = Average(model, 0.9)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    for _ in range(300):
+        average.update(model)
+    assert torch.allclose(average.model.weight, model.weight, atol=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    save_state(tmp_path, {"model": model}, [optimizer])
+    other = torch.nn.Linear(2, 2)
+    assert load_state(tmp_path, {"model": other}, [torch.optim.AdamW(other.parameters())])
+    assert torch.equal(other.weight, model.weight)
+    assert not load_state(tmp_path / "nothing", {}, [])
+
+
+def test_frechet_of_gaussians_is_the_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, (200_000, 2)), rng.normal([3, 0], [2, 1], (200_000, 2))
+    assert frechet(a, b) == pytest.approx(9 + 1, rel=0.02)  # |gap|^2 + (2 - 1)^2
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_intervals_hold_the_mean() -> None:
+    hits = np.array([[1.0, np.nan], [0.0, 1.0]] * 100)
+    low, high = interval(hits, rounds=500)
+    assert low < 2 / 3 < high
+    assert high - low < 0.2
+
+
+def test_sharpness_falls_with_blur() -> None:
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    blurred = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
+    assert sharpness(blurred) < 0.5 * sharpness(image)
+
+
+@pytest.mark.skipif(not inspector.FILE.exists(), reason="the inspector is not trained")
+def test_the_inspector_reads_fresh_renders() -> None:
+    shares = inspector.accuracy(inspector.load(), 100, seed=77)
+    assert min(shares.values()) > 0.85
+    assert np.mean(list(shares.values())) > 0.95
+
+
+def test_the_shipped_autoencoder_keeps_pictures(pictures: torch.Tensor) -> None:
+    if not (autoencoder.FOLDER / "config.json").exists():
+        pytest.skip("the autoencoder is not trained")
+    vae = AutoencoderKL.from_pretrained(autoencoder.FOLDER, dtype=torch.float32)
+    values = autoencoder.check(vae, pictures[:8])
+    assert values["psnr"] > 26
+    assert 0.6 < values["edges"] < 1.2
