@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from mrflow.bench.timing import Timed, speedup, time_in_turn
 from mrflow.cli.jobs import PictureOptions
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.outputs import companion
@@ -20,7 +22,6 @@ from mrflow.cli.planning import PlanOptions
 from mrflow.cli.progress import STAGE_NAMES
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.cli.side_by_side import Panel, draw_side_by_side
-from mrflow.cli.timing import Comparison, Timed, time_in_turn
 from mrflow.cli.writing import tell_json, tell_paths
 from mrflow.errors import RequestError
 from mrflow.files import save_image
@@ -31,6 +32,19 @@ if TYPE_CHECKING:
 
 _LABELS = ("native", "staged", "draft", "upscaled")
 _WARM_UP_STEPS = 2  # of the native run: every kernel and buffer of a step is used, without the other 48
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The two ways of making the same picture."""
+
+    native: Timed
+    staged: Timed
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster staged is: the ratio of the medians, end to end."""
+        return speedup(self.native, self.staged).median
 
 
 def compare(
@@ -72,9 +86,8 @@ def _measure(fast: MrFlow, arguments: dict[str, Any], plan: Plan, repeats: int) 
         fast.native(**settings, steps=_WARM_UP_STEPS)
         on_run("warm up")
         fast(**settings)
-        return time_in_turn(
-            lambda: fast.native(**settings), lambda: fast(**settings, stages=True), repeats, on_run
-        )
+        ways = {"native": lambda: fast.native(**settings), "staged": lambda: fast(**settings, stages=True)}
+        return Comparison(**time_in_turn(ways, repeats, on_run))
 
 
 def _ignore(_news: Progress) -> None:
