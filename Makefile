@@ -34,11 +34,11 @@ clean:  ## remove the environment, caches and what the demo wrote
 # The stamps: installing again only when the dependencies change. One pip call for everything, so that torch
 # and torchvision come from matching releases.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --editable .
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --editable '.[dev]'
 	@touch $@ $(VENV)/installed
 
 $(BIN)/python:
@@ -46,4 +46,4 @@ $(BIN)/python:
 	    { echo "$(PYTHON) is too old or missing; Python 3.10 or later is needed: make PYTHON=python3.12"; exit 1; }
 	@# Debian's python3 has no ensurepip: there, pip puts itself into the environment
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
-	    $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } || { rm -rf $(VENV); exit 1; }
+	    $(PYTHON) -m pip --python $(BIN)/python install pip; } || { rm -rf $(VENV); exit 1; }

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from conftest import make_pipe
-from mrflow import Plan, Recipe, save_image
+from mrflow import Plan, Recipe, save_image, vista
 from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
 
@@ -191,6 +191,11 @@ def test_models_devices_and_upscalers(tiny, arguments, code, words):
         [*LAKE, "--upscaler", "bicubic", *(tiny if each == "TINY" else each for each in arguments)], code, *words
     )
     assert [path.name for path in Path().iterdir()] == ["text.pth"]
+
+
+def test_vista_without_its_weights(monkeypatch, tmp_path):
+    monkeypatch.setattr(vista, "_HERE", tmp_path)
+    refuse(LAKE, 1, "vista", "missing", "training/README.md")
 
 
 def test_words_that_the_model_lacks_are_a_warning(tiny):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrflow import vista
 from mrflow.cli.reporting import say, stderr_console
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class ModelOptions:
         Unlike in Python, where None is the CPU, a CUDA device is used where there is one: whoever types a
         command wants the picture, and can say --device cpu.
         """
+        if self.model == "vista":  # found missing before torch is imported, which takes seconds
+            vista.folder()
+            vista.upscaler()
         with _loading(self.model):
             from mrflow import MrFlow
 
