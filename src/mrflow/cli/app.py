@@ -9,6 +9,7 @@ import typer
 import mrflow
 from mrflow.cli.draft import draft
 from mrflow.cli.enhance import enhance
+from mrflow.cli.export import export
 from mrflow.cli.finish import finish
 from mrflow.cli.generate import generate
 from mrflow.cli.models import models
@@ -40,5 +41,5 @@ def root(
     """
 
 
-for command in (generate, draft, finish, enhance, replay, models):
+for command in (generate, draft, finish, enhance, replay, models, export):
     app.command()(command)

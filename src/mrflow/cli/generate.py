@@ -10,18 +10,10 @@ from mrflow.cli import options
 from mrflow.cli.compare import compare
 from mrflow.cli.jobs import PictureOptions
 from mrflow.cli.loading import ModelOptions
-from mrflow.cli.planning import PlanOptions
+from mrflow.cli.planning import PlanOptions, check_native
 from mrflow.cli.progress import StageBars
 from mrflow.cli.reporting import reporting
 from mrflow.cli.writing import tell_pictures, write_result
-from mrflow.errors import RequestError
-
-_STAGED_ONLY = {
-    "plan": "--plan",
-    "refine_steps": "--refine-steps",
-    "refine_sigma": "--sigma",
-    "scale": "--scale",
-}
 
 
 def generate(
@@ -86,7 +78,7 @@ def generate(
         )
         models = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype)
         if native:
-            _check_native(plans, {"--compare": compare_native, "--stages": stages})
+            check_native(plans, {"--compare": compare_native, "--stages": stages})
         if compare_native:
             compare(wanted, plans, models, repeats=repeats, out=out, force=force, stages=stages, as_json=as_json)
             return
@@ -100,11 +92,3 @@ def generate(
                 result = fast(**wanted.arguments(), plan=plans.resolve(fast), stages=stages, callback=bars)
         pictures = write_result(result, paths, stages=kept, force=force)
         tell_pictures(pictures, result.seconds, as_json=as_json)
-
-
-def _check_native(plans: PlanOptions, flags: dict[str, bool]) -> None:
-    """Raise RequestError for options that a run without stages could only ignore."""
-    given = [_STAGED_ONLY[name] for name in plans.given() if name in _STAGED_ONLY]
-    given += [flag for flag, value in flags.items() if value]
-    if given:
-        raise RequestError(f"--native runs no stages, so it cannot go with {', '.join(given)}. Leave one out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,13 @@ from mrflow.sizes import Size, check_size
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
+
+_STAGED_ONLY = {
+    "plan": "--plan",
+    "refine_steps": "--refine-steps",
+    "refine_sigma": "--sigma",
+    "scale": "--scale",
+}
 
 NO_SIZE: tuple[None, None] = (None, None)
 
@@ -79,3 +87,14 @@ class PlanOptions:
         if self.guidance is not None:
             numbers[guidance_field] = self.guidance
         return {name: value for name, value in numbers.items() if value is not None}
+
+
+def check_native(plans: PlanOptions, flags: Mapping[str, bool] | None = None) -> None:
+    """Raise RequestError for options that a run without stages could only ignore.
+
+    flags: further options that make no sense there, and whether they were given.
+    """
+    given = [_STAGED_ONLY[name] for name in plans.given() if name in _STAGED_ONLY]
+    given += [flag for flag, value in (flags or {}).items() if value]
+    if given:
+        raise RequestError(f"--native runs no stages, so it cannot go with {', '.join(given)}. Leave one out.")

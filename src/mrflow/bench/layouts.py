@@ -1,0 +1,233 @@
+"""Which files the scorers of other people's benchmarks expect, from the user's copy of the prompt files.
+
+Each reader turns prompt files into items: one prompt, and where its pictures go, relative to the folder of all
+runs. What a prompt file says never leads out of that folder: a name is either checked or a number.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType
+
+from mrflow.bench.text_files import read_text
+from mrflow.errors import MrFlowError, PromptError, RequestError
+from mrflow.request import check_prompts
+
+GRID_COUNTS = (1, 4)  # one picture, or 2 x 2 of them on one sheet
+_MAX_NAME = 255  # bytes of a file name, on every common file system
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One prompt of a benchmark and the files that answer it.
+
+    pictures: one path per picture, none where only the sheet counts. grid: the sheet with all pictures, two
+    columns. note: a text file beside them and what it says.
+    """
+
+    prompt: str
+    pictures: tuple[Path, ...] = ()
+    grid: Path | None = None
+    note: tuple[Path, str] | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files of the item."""
+        beside = [self.grid] if self.grid is not None else []
+        return [*self.pictures, *beside, *([self.note[0]] if self.note else [])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one benchmark wants its pictures.
+
+    prompts: what to give as prompt files. num_images: pictures per prompt, as its authors ask for. on_grid: a
+    scorer cuts a sheet, so that there are 1 or 4. square: it cuts squares. read: gives the items of a prompt
+    file for a run's name and number of pictures. folder: what the scorer is given, from prompt file and name.
+    source: where all this is from.
+    """
+
+    name: str
+    prompts: str
+    num_images: int
+    read: Callable[[Path, str, int], Iterator[Item]]
+    folder: Callable[[Path, str], Path]
+    source: str
+    on_grid: bool = False
+    square: bool = False
+
+
+def get_layout(name: str) -> Layout:
+    """Return the layout of a benchmark; raises RequestError, naming those known."""
+    if name not in LAYOUTS:
+        raise RequestError(f"There is no benchmark {name[:80]!r}. Known: {', '.join(LAYOUTS)}.")
+    return LAYOUTS[name]
+
+
+def read_items(layout: Layout, prompts: Path, name: str, num_images: int) -> list[Item]:
+    """Return the items of the prompt files, all prompts and names checked.
+
+    name: of the run, a folder's. Raises PromptError for prompt files that are not as the benchmark has them,
+    RequestError for a name or number that does not fit.
+    """
+    if not _NAME.fullmatch(name):
+        raise RequestError(f"The name is {name[:80]!r}; it may hold letters, digits and . _ + - only.")
+    if layout.on_grid and num_images not in GRID_COUNTS:
+        raise RequestError(f"num_images is {num_images}; {layout.name} takes 1, or 4 as 2 x 2 on one sheet.")
+    if not 1 <= num_images <= 1000:
+        raise RequestError(f"num_images is {num_images}; it must lie between 1 and 1000.")
+    items = list(layout.read(prompts, name, num_images))
+    if not items:
+        raise PromptError(f"{prompts} holds no prompts. Give {layout.prompts}.")
+    for path in (path for item in items for path in item.files):
+        if path.is_absolute() or ".." in path.parts:  # no reader lets this happen; the last line of defence
+            raise PromptError(f"{path} leads out of the folder.")
+    return items
+
+
+def _oneig(prompts: Path, name: str, count: int) -> Iterator[Item]:
+    rows = csv.DictReader(StringIO(read_text(prompts), newline=""))
+    columns = rows.fieldnames or []
+    text = next((column for column in ("prompt_en", "prompt_cn") if column in columns), None)
+    if text is None or not {"category", "id"} <= set(columns):
+        raise PromptError(f"{prompts} lacks a column; it must have category, id and prompt_en or prompt_cn.")
+    ids: dict[str, list[str]] = {}
+    for row in rows:
+        line = f"{prompts}, line {rows.line_num}"
+        category = row["category"]
+        if category not in _ONEIG_FOLDERS:
+            known = ", ".join(_ONEIG_FOLDERS)
+            raise PromptError(f"{line}: the category is {str(category)[:80]!r}; it must be one of {known}.")
+        number = row["id"] or ""
+        if not _ID.fullmatch(number):
+            raise PromptError(f"{line}: the id is {number[:80]!r}; it may hold letters, digits, _ and - only.")
+        ids.setdefault(category, []).append(number)
+        path = Path(_ONEIG_FOLDERS[category], name, f"{number}.webp")
+        yield Item(prompt=_checked(row[text], line), grid=path)
+    for numbers in ids.values():
+        _check_prefixes(prompts, sorted(numbers))
+
+
+def _geneval(prompts: Path, name: str, count: int) -> Iterator[Item]:
+    for number, line in enumerate(read_text(prompts).rstrip("\n").split("\n")):
+        where = f"{prompts}, line {number + 1}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"{where} is no JSON: {error}.") from None
+        if not isinstance(entry, dict):
+            raise PromptError(f"{where} is a JSON {type(entry).__name__}; it must be an object with a prompt.")
+        folder = Path(name, f"{number:05}")
+        yield Item(
+            prompt=_checked(entry.get("prompt"), where),
+            pictures=tuple(folder / "samples" / f"{k:04}.png" for k in range(count)),
+            grid=folder / "grid.png",
+            note=(folder / "metadata.jsonl", f"{line}\n"),
+        )
+
+
+def _dpg(prompts: Path, name: str, count: int) -> Iterator[Item]:
+    if not prompts.is_dir():
+        raise PromptError(f"{prompts} is no folder. Give the folder with one text file per prompt.")
+    for path in sorted(prompts.glob("*.txt")):
+        if not _ID.fullmatch(path.stem):  # the scorer takes what stands before the first dot
+            raise PromptError(f"{path}: its name may hold letters, digits, _ and - only.")
+        yield Item(prompt=_checked(read_text(path).strip(), str(path)), grid=Path(name, f"{path.stem}.png"))
+
+
+def _compbench(prompts: Path, name: str, count: int) -> Iterator[Item]:
+    folder = _compbench_folder(prompts, name) / "samples"
+    for number, line in enumerate(read_text(prompts).rstrip("\n").split("\n")):
+        where = f"{prompts}, line {number + 1}"
+        prompt = _checked(line.split("\t")[0], where)  # _train files have further columns
+        names = [f"{prompt}_{number * count + k:06}.png" for k in range(count)]
+        if re.search(r"[/\\\x00-\x1f\x7f]", prompt):
+            raise PromptError(f"{where} holds a slash or a control character, and scorers want it as a file name.")
+        if len(names[-1].encode()) > _MAX_NAME:
+            raise PromptError(f"{where} is too long for a file name; at most {_MAX_NAME - 11} bytes fit.")
+        yield Item(prompt=prompt, pictures=tuple(folder / each for each in names))
+
+
+def _compbench_folder(prompts: Path, name: str) -> Path:
+    if not _ID.fullmatch(prompts.stem):
+        raise PromptError(f"{prompts}: its name may hold letters, digits, _ and - only.")
+    return Path(name, prompts.stem)
+
+
+def _checked(prompt: object, where: str) -> str:
+    try:
+        return check_prompts([prompt])[0]  # type: ignore[list-item]
+    except MrFlowError as error:
+        raise PromptError(f"{where}: {error}") from None
+
+
+def _check_prefixes(prompts: Path, numbers: Sequence[str]) -> None:
+    """Raise PromptError where one id begins with another: the scorer looks for `id*` and wants one file."""
+    for one, following in pairwise(numbers):
+        if following.startswith(one):
+            raise PromptError(f"{prompts}: the id {following!r} begins with the id {one!r} of the same category.")
+
+
+# the category in the prompt file: its folder
+_ONEIG_FOLDERS = {
+    "Anime_Stylization": "anime",
+    "Portrait": "human",
+    "General_Object": "object",
+    "Text_Rendering": "text",
+    "Knowledge_Reasoning": "reasoning",
+    "Multilingualism": "multilingualism",
+}
+
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {
+        layout.name: layout
+        for layout in (
+            Layout(
+                name="oneig",
+                prompts="OneIG-Bench.csv or OneIG-Bench-ZH.csv",
+                num_images=4,
+                read=_oneig,
+                folder=lambda prompts, name: Path(),
+                source="github.com/OneIG-Bench/OneIG-Benchmark: README.md, text2image.py, "
+                "scripts/utils/utils.py (split_mxn_grid, --image_grid 2,2)",
+                on_grid=True,
+            ),
+            Layout(
+                name="geneval",
+                prompts="prompts/evaluation_metadata.jsonl",
+                num_images=4,
+                read=_geneval,
+                folder=lambda prompts, name: Path(name),
+                source="github.com/djghosh13/geneval: README.md, evaluation/evaluate_images.py",
+            ),
+            Layout(
+                name="dpg",
+                prompts="the folder dpg_bench/prompts",
+                num_images=4,
+                read=_dpg,
+                folder=lambda prompts, name: Path(name),
+                source="github.com/TencentQQGYLab/ELLA: README.md, dpg_bench/compute_dpg_bench.py",
+                on_grid=True,
+                square=True,
+            ),
+            Layout(
+                name="t2i-compbench",
+                prompts="one of examples/dataset/*_val.txt",
+                num_images=10,
+                read=_compbench,
+                folder=_compbench_folder,
+                source="github.com/Karine-Huang/T2I-CompBench: README.md, "
+                "GORS_finetune/inference_eval.py, BLIPvqa_eval/BLIP_vqa.py",
+            ),
+        )
+    }
+)
