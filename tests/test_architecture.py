@@ -18,7 +18,8 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
 # outside library: the rooms that may import it
 OUTSIDE = {
-    "diffusers": {"backbones", "passes", "loading"},
+    "diffusers": {"backbones", "passes", "loading", "bench"},
+    "matplotlib": {"bench"},
     "spandrel": {"upscaler"},
     "typer": {"cli"},
     "rich": {"cli"},

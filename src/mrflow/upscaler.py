@@ -60,6 +60,11 @@ class Upscaler:
         network = _build(_read_weights(path), path)
         return cls(path.name, network, _sha256(path), tile=tile)
 
+    @classmethod
+    def from_weights(cls, weights: dict[str, Any], name: str) -> Upscaler:
+        """Return an upscaler from a network's weights in memory; raises UpscalerError as `load` does."""
+        return cls(name, _build(weights, Path(name)))
+
     def upscale(self, pixels: Tensor, width: int, height: int) -> Tensor:
         """Return pixels at exactly width x height.
 

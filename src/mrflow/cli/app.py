@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import mrflow
+from mrflow.cli.bench import bench
 from mrflow.cli.draft import draft
 from mrflow.cli.enhance import enhance
 from mrflow.cli.export import export
@@ -41,5 +42,5 @@ def root(
     """
 
 
-for command in (generate, draft, finish, enhance, replay, models, export):
+for command in (generate, draft, finish, enhance, replay, models, bench, export):
     app.command()(command)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from mrflow.bench.timing import Timed, speedup, time_in_turn
@@ -19,7 +14,7 @@ from mrflow.cli.jobs import PictureOptions
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.outputs import companion
 from mrflow.cli.planning import PlanOptions
-from mrflow.cli.progress import STAGE_NAMES
+from mrflow.cli.progress import STAGE_NAMES, run_bar
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.cli.side_by_side import Panel, draw_side_by_side
 from mrflow.cli.writing import tell_json, tell_paths
@@ -81,7 +76,7 @@ def compare(
 
 def _measure(fast: MrFlow, arguments: dict[str, Any], plan: Plan, repeats: int) -> Comparison:
     settings = {**arguments, "plan": plan, "callback": _ignore}
-    with _run_bar(2 * repeats + 2) as on_run:
+    with run_bar(2 * repeats + 2) as on_run:
         on_run("warm up")
         fast.native(**settings, steps=_WARM_UP_STEPS)
         on_run("warm up")
@@ -92,22 +87,6 @@ def _measure(fast: MrFlow, arguments: dict[str, Any], plan: Plan, repeats: int) 
 
 def _ignore(_news: Progress) -> None:
     """Keep the pipeline's own bar silent."""
-
-
-@contextmanager
-def _run_bar(total: int) -> Iterator[Any]:
-    """Give a function to call as each run begins. The bar stands still within a run, to cost it nothing."""
-    console = stderr_console()
-    columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, console=console, disable=not console.is_terminal, auto_refresh=False) as bars:
-        task = bars.add_task("", total=total)
-        begun = count()
-
-        def on_run(name: str) -> None:
-            bars.update(task, description=name, completed=next(begun), refresh=True)
-
-        yield on_run
-        bars.update(task, description="done", completed=total, refresh=True)
 
 
 def _sheet(compared: Comparison, prompt: str) -> Any:

@@ -36,7 +36,7 @@ class ModelOptions:
             from mrflow import MrFlow
 
             return MrFlow.from_pretrained(
-                self.model, upscaler=self.upscaler, device=self.device or _best_device(), dtype=self.dtype
+                self.model, upscaler=self.upscaler, device=self.device or best_device(), dtype=self.dtype
             )
 
 
@@ -48,7 +48,8 @@ def _loading(name: str) -> AbstractContextManager[Any]:
     return stderr_console().status(f"loading {name}")
 
 
-def _best_device() -> str:
+def best_device() -> str:
+    """Return "cuda" where there is one, else "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,10 @@
-"""Progress bars on stderr, one for each stage of a run."""
+"""Progress bars on stderr: one for each stage of a run, or one over runs that are timed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -61,3 +64,24 @@ class StageBars:
             self._tasks[news.stage] = self._bars.add_task(STAGE_NAMES[news.stage], total=news.steps * news.batches)
         done = news.steps * (news.batch - 1) + news.step
         self._bars.update(self._tasks[news.stage], completed=done)
+
+
+@contextmanager
+def run_bar(total: int) -> Iterator[Callable[[str], None]]:
+    """Give a function to call as each timed run begins. The bar stands still within a run, to cost it nothing."""
+    console = stderr_console()
+    columns = (
+        TextColumn("{task.description:8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Bars(*columns, console=console, disable=not console.is_terminal, auto_refresh=False) as bars:
+        task = bars.add_task("", total=total)
+        begun = count()
+
+        def on_run(name: str) -> None:
+            bars.update(task, description=name, completed=next(begun), refresh=True)
+
+        yield on_run
+        bars.update(task, description="done", completed=total, refresh=True)

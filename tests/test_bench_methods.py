@@ -1,0 +1,52 @@
+"""Methods, read from short texts."""
+
+from __future__ import annotations
+
+import pytest
+
+from mrflow import Plan
+from mrflow.bench.methods import Method, read_methods
+from mrflow.errors import PlanError, RequestError
+
+
+def test_texts_become_methods():
+    native, fewer, plan, changed = read_methods(["native", "native:25", "12+1", "4+2:scale=1.5,refine_sigma=0.2"])
+    assert native == Method(name="native")
+    assert (fewer.kind, fewer.steps) == ("native", 25)
+    assert (plan.kind, plan.plan) == ("staged", Plan(steps=12))
+    assert changed.plan == Plan(steps=4, refine_steps=2, scale=1.5, refine_sigma=0.2)
+
+
+def test_a_warm_up_takes_few_steps_of_the_same_kind():
+    short = [method.shortened() for method in read_methods(["native", "native:1", "12+1:scale=4", "1+3"])]
+    assert [method.steps for method in short[:2]] == [2, 1]
+    assert [method.plan.label for method in short[2:]] == ["2+1", "1+3"]
+    assert short[2].plan.scale == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "There is no plan ''"),
+        ("fast", "There is no plan 'fast'"),
+        ("native:", "a number of steps"),
+        ("native:-1", "a number of steps"),
+        ("native:0", "steps is 0"),
+        ("12+1:", "has ''"),
+        ("12+1:speed=2", "has 'speed'"),
+        ("12+1:scale", "gives scale as ''"),
+        ("12+1:refine_sigma=much", "gives refine_sigma as 'much'"),
+        ("12+1:refine_sigma=nan", "must be finite"),
+        ("12+1:steps=1.5", "gives steps as '1.5'"),
+    ],
+)
+def test_what_is_no_method_is_refused(text, words):
+    with pytest.raises(PlanError, match=words.replace("+", r"\+")):
+        read_methods([text])
+
+
+def test_none_and_twice_are_refused():
+    with pytest.raises(RequestError, match="0 methods"):
+        read_methods([])
+    with pytest.raises(RequestError, match="12\\+1 is given twice"):
+        read_methods(["12+1", "native", "12+1"])
