@@ -47,6 +47,7 @@ def test_tables_on_stderr_and_the_report_as_the_last_line():
     assert report["model"]["parameters"]["transformer"] > 1000
     for text in ("64x64, batch 1", "times faster", "decode the draft", "peak memory", "float32", "a draft step"):
         assert text in result.stderr
+    assert result.stderr.count("does not know: 'sunset'") == 1  # not once for each run
 
 
 def test_report_and_picture_are_written_and_named():

@@ -24,7 +24,7 @@ from mrflow.cli.bench_tables import print_group, print_overview
 from mrflow.cli.loading import ModelOptions, best_device
 from mrflow.cli.planning import parse_size
 from mrflow.cli.progress import run_bar
-from mrflow.cli.reporting import reporting, say, stderr_console
+from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_console
 from mrflow.cli.writing import tell_paths
 from mrflow.errors import RequestError
 from mrflow.files import check_output, save_image
@@ -161,7 +161,7 @@ def _measure(
     """Add the missing groups to the report, writing it after each."""
     if kept := len(report["groups"]):
         say(f"{kept} of {kept + len(missing)} groups were measured before and are kept")
-    with run_bar(course.runs(len(missing))) as on_run:
+    with each_warning_once(), run_bar(course.runs(len(missing))) as on_run:
         for size, batch in missing:
             report["groups"].append(measure_group(fast, course, size, batch, on_run))
             save_report(report, out)

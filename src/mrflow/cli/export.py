@@ -19,7 +19,7 @@ from mrflow.bench.layouts import LAYOUTS, Layout, get_layout, read_items
 from mrflow.cli import options
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.planning import PlanOptions, check_native, parse_size
-from mrflow.cli.reporting import reporting, say, stderr_console
+from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_console
 from mrflow.cli.writing import tell_paths
 from mrflow.request import make_seeds
 
@@ -146,7 +146,7 @@ def export(
             "callback": _ignore,
         }
         items = items[:limit]
-        with _prompt_bar(len(items)) as on_item:
+        with each_warning_once(), _prompt_bar(len(items)) as on_item:
             done = export_items(items, folder, _maker(fast, arguments, native, steps), seeds, on_item)
         _tell(layout, folder / layout.folder(prompts, name), record, vars(done), as_json=as_json)
 

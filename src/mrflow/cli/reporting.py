@@ -54,6 +54,15 @@ def reporting(debug: bool = False) -> Iterator[None]:
         raise typer.Exit(FAILURE) from None
 
 
+@contextmanager
+def each_warning_once() -> Iterator[None]:
+    """Say what is repeated in every run of the body a single time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", MrFlowWarning)
+        warnings.onceregistry.clear()  # type: ignore[attr-defined]
+        yield
+
+
 def _explain(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc(file=sys.stderr)
