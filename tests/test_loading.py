@@ -56,8 +56,8 @@ def test_a_broken_folder_gives_one_clear_error(tmp_path: Path, text: str) -> Non
 
 
 def test_an_unknown_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline", "vae": ["x", "y"]}))
-    with pytest.raises(UnsupportedPipelineError, match="SanaPipeline"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline", "vae": ["x", "y"]}))
+    with pytest.raises(UnsupportedPipelineError, match="KandinskyPipeline"):
         MrFlow.from_pretrained(tmp_path, upscaler="bicubic")
 
 

@@ -18,9 +18,11 @@ def test_own_scheduler_is_an_equal_copy() -> None:
     assert torch.equal(pipe.scheduler.sigmas, before)
 
 
-def test_exact_scheduler_takes_sigmas_as_they_are() -> None:
-    scheduler = exact_scheduler(make_pipe(shift_terminal=0.1, use_karras_sigmas=True, num_train_timesteps=500))
-    scheduler.set_timesteps(sigmas=[0.12, 0.06], mu=2.3)
+@pytest.mark.parametrize("asked", [{"sigmas": [0.9, 0.5], "mu": 2.3}, {"timesteps": [1.0]}, {}], ids=str)
+def test_exact_scheduler_takes_its_sigmas_whatever_is_asked(asked: dict[str, object]) -> None:
+    pipe = make_pipe(shift_terminal=0.1, use_karras_sigmas=True, num_train_timesteps=500)
+    scheduler = exact_scheduler(pipe, [0.12, 0.06, 0.0])
+    scheduler.set_timesteps(7, device="cpu", **asked)
     assert scheduler.sigmas.tolist() == torch.tensor([0.12, 0.06, 0.0]).tolist()
     assert scheduler.timesteps.tolist() == pytest.approx([60, 30])
 

@@ -59,6 +59,11 @@ class Model:
                 text = f"guidance_scale has no effect: {self.name} has no guidance embeddings."
                 warnings.warn(f"{text} Set true_cfg_scale instead.", MrFlowWarning, stacklevel=4)
             embedded, cfg = None, _first(cfg, usual)
+        if not self.backbone.takes_cfg(self.pipe):
+            if max(plan.true_cfg_scale or 1.0, plan.refine_true_cfg_scale or 1.0) > 1:
+                text = f"true_cfg_scale has no effect: {self.name} takes no classifier-free guidance."
+                warnings.warn(text, MrFlowWarning, stacklevel=4)
+            return replace(plan, guidance_scale=embedded, true_cfg_scale=1.0, refine_true_cfg_scale=1.0)
         refine = _first(plan.refine_true_cfg_scale, own.refine_true_cfg_scale, cfg)
         return replace(plan, guidance_scale=embedded, true_cfg_scale=cfg, refine_true_cfg_scale=refine)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from mrflow.backbones import Pipeline
@@ -75,18 +76,35 @@ def own_scheduler(pipe: Pipeline) -> Any:
     return copy.deepcopy(pipe.scheduler)
 
 
-def exact_scheduler(pipe: Pipeline) -> Any:
-    """Return an Euler scheduler that takes the sigmas it is given as they are.
+class ExactScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # untyped, hence Any
+    """Plain Euler over the sigmas it was made with, whatever a pipeline asks of it.
 
     It is built afresh from the number of training timesteps alone: a copy of the checkpoint's configuration
     with shifts switched off would still carry keys such as `use_flow_sigmas`, for which FluxPipeline
-    (diffusers 0.42.1) drops the caller's sigmas.
+    (diffusers 0.42.1) drops a caller's sigmas. It holds the sigmas itself because not every pipeline takes
+    them from its caller: PRX, ERNIE-Image and Bria make their own.
     """
-    from diffusers import FlowMatchEulerDiscreteScheduler
 
-    return FlowMatchEulerDiscreteScheduler(
-        num_train_timesteps=pipe.scheduler.config.get("num_train_timesteps", 1000)
-    )
+    def __init__(self, sigmas: Sequence[float] = (1.0, 0.0), num_train_timesteps: int = 1000) -> None:
+        """Make a schedule of `sigmas`, which end at 0."""
+        super().__init__(num_train_timesteps=num_train_timesteps)
+        self._exact = list(sigmas[:-1])  # the parent appends the 0
+
+    def set_timesteps(  # pipelines look these names up before they use them
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Set the schedule it was made with; nothing that is asked for changes it."""
+        super().set_timesteps(sigmas=self._exact, device=device)
+
+
+def exact_scheduler(pipe: Pipeline, sigmas: Sequence[float]) -> ExactScheduler:
+    """Return a scheduler that takes the pipeline through exactly these sigmas, the last of which is 0."""
+    return ExactScheduler(sigmas, pipe.scheduler.config.get("num_train_timesteps", 1000))
 
 
 def _restore(pipe: Pipeline, name: str, value: Any) -> None:

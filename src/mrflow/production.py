@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,24 +16,23 @@ from mrflow.recipe import Mode, Recipe
 from mrflow.request import Job
 from mrflow.results import Draft, Result
 from mrflow.sizes import Size, draft_size
-from mrflow.stages import Stages, stack
+from mrflow.stages import Stages
 
 
 def make_drafts(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, batch_size: int) -> list[Draft]:
     """Return one draft per job, meant for `size`: steps 1 to 3."""
     rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
     small = draft_size(*size, plan)
-    drafts: list[Draft] = []
-    batches = _cut(range(len(jobs)), batch_size)
+    drafts: dict[int, Draft] = {}
+    batches = _batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
     for number, part in enumerate(batches, 1):
         seeds = [jobs[k].seed for k in part]
-        conditioning = stack([rows[k] for k in part])
         batch = (number, len(batches))
-        pixels = stages.sample(conditioning, seeds, plan, small, "decode_draft", batch)
+        pixels = stages.sample([rows[k] for k in part], seeds, plan, small, "decode_draft", batch)
         for k, row in zip(part, torch.split(pixels, 1), strict=True):
             recipe = stages.model.recipe("draft", jobs[k], size, plan, len(part))
-            drafts.append(Draft(row.clone(), recipe, rows[k]))
-    return drafts
+            drafts[k] = Draft(row.clone(), recipe, rows[k])
+    return [drafts[k] for k in range(len(jobs))]
 
 
 def finish_drafts(
@@ -41,7 +40,7 @@ def finish_drafts(
 ) -> Result:
     """Return the drafts at full size: steps 4 to 8, and step 1 for those whose prompt is not encoded yet."""
     rows = _conditioning(stages, drafts, batch_size)
-    batches = [part for group in _alike(drafts, rows) for part in _cut(group, batch_size)]
+    batches = _batches([_key(stages.model, *pair) for pair in zip(drafts, rows, strict=True)], batch_size)
     recipes: dict[int, Recipe] = {}
     finished: dict[int, Tensor] = {}
     upscaled: dict[int, Tensor] = {}
@@ -51,7 +50,7 @@ def finish_drafts(
         seeds = [drafts[k].base_recipe.seed for k in part]
         larger, final = stages.finish(
             pixels,
-            stack([rows[k] for k in part]),
+            [rows[k] for k in part],
             seeds,
             recipe.plan,
             (recipe.width, recipe.height),
@@ -68,16 +67,17 @@ def finish_drafts(
 def make_natives(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, batch_size: int) -> Result:
     """Return one picture per job from the plain pipeline at full size."""
     rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
-    recipes: list[Recipe] = []
-    finished: list[Tensor] = []
-    batches = _cut(range(len(jobs)), batch_size)
+    recipes: dict[int, Recipe] = {}
+    finished: dict[int, Tensor] = {}
+    batches = _batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
     for number, part in enumerate(batches, 1):
         seeds = [jobs[k].seed for k in part]
-        conditioning = stack([rows[k] for k in part])
-        pixels = stages.sample(conditioning, seeds, plan, size, "decode", (number, len(batches)))
-        finished += torch.split(pixels, 1)
-        recipes += [stages.model.recipe("native", jobs[k], size, plan, len(part)) for k in part]
-    return _result(stages, finished, recipes)
+        batch = (number, len(batches))
+        pixels = stages.sample([rows[k] for k in part], seeds, plan, size, "decode", batch)
+        finished |= zip(part, torch.split(pixels, 1), strict=True)
+        recipes |= {k: stages.model.recipe("native", jobs[k], size, plan, len(part)) for k in part}
+    order = range(len(jobs))
+    return _result(stages, [finished[k] for k in order], [recipes[k] for k in order])
 
 
 def finished_recipe(model: Model, draft: Recipe, batch: int) -> Recipe:
@@ -101,19 +101,19 @@ def _conditioning(stages: Stages, drafts: Sequence[Draft], batch_size: int) -> l
     return [rows[k] for k in range(len(drafts))]
 
 
-def _alike(drafts: Sequence[Draft], rows: Sequence[Conditioning]) -> list[list[int]]:
-    """Return the drafts' indices in groups that can share a batch: one size, one plan, one kind of guidance."""
-    groups: dict[object, list[int]] = {}
-    for k, (draft, row) in enumerate(zip(drafts, rows, strict=True)):
-        recipe = draft.base_recipe
-        shapes = tuple(sorted((name, tuple(value.shape)) for name, value in row.items()))
-        key = (tuple(draft.pixels.shape), recipe.width, recipe.height, recipe.plan, shapes)
+def _key(model: Model, draft: Draft, row: Conditioning) -> Hashable:
+    """Return what drafts finished in one batch must share: one size, one plan, one kind of conditioning."""
+    recipe = draft.base_recipe
+    shape, kind = tuple(draft.pixels.shape), model.backbone.batch_key(row)
+    return shape, recipe.width, recipe.height, recipe.plan, kind
+
+
+def _batches(keys: Sequence[Hashable], size: int) -> list[list[int]]:
+    """Return the indices of equal keys together, `size` of them at most."""
+    groups: dict[Hashable, list[int]] = {}
+    for k, key in enumerate(keys):
         groups.setdefault(key, []).append(k)
-    return list(groups.values())
-
-
-def _cut(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
 
 
 def _result(

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from mrflow.backbones import Conditioning
@@ -36,7 +35,7 @@ class Stages:
     clock: Clock
 
     def encode_prompts(self, jobs: Sequence[Job], *, guided: bool, batch_size: int) -> list[Conditioning]:
-        """Return each job's conditioning, one row of tensors; equal prompts are encoded once and shared.
+        """Return each job's row of conditioning; equal prompts are encoded once and shared.
 
         guided: encode negative prompts too; a job without one gets the empty text.
         """
@@ -52,12 +51,12 @@ class Stages:
                     negatives if guided else None,
                     self.model.defaults.max_sequence_length,
                 )
-                rows |= {text: _row(encoded, k) for k, text in enumerate(part)}
+                rows |= zip(part, encoded, strict=True)
         return [rows[job.prompt, job.negative_prompt or ""] for job in jobs]
 
     def sample(
         self,
-        conditioning: Conditioning,
+        rows: Sequence[Conditioning],
         seeds: Sequence[int],
         plan: Plan,
         size: Size,
@@ -66,25 +65,24 @@ class Stages:
     ) -> Tensor:
         """Return pixels (B, 3, h, w) drawn from noise in `plan.steps` steps on the model's own schedule."""
         width, height = size
-        guidance = self.model.backbone.guidance_arguments(plan.guidance_scale, plan.true_cfg_scale or 1.0)
+        backbone, pipe = self.model.backbone, self.model.pipe
         arguments: dict[str, Any] = {
-            **conditioning,
-            **guidance,
+            **backbone.call_arguments(pipe, rows, plan.guidance_scale, plan.true_cfg_scale or 1.0),
+            **backbone.draft_arguments(pipe, plan.steps),
             "width": width,
             "height": height,
-            "num_inference_steps": plan.steps,
             "generator": draft_generators(seeds),
         }
         with self.clock.stage("draft", plan.steps, *batch) as stage:
-            packed = denoise(self.model.pipe, own_scheduler(self.model.pipe), arguments, stage.step)
+            latents = denoise(pipe, own_scheduler(pipe), arguments, stage.step)
         with self.clock.stage(decode, 1, *batch) as stage:
-            stage.pixels = self._decode(packed, size)
+            stage.pixels = backbone.decode(pipe, latents, width, height)
         return stage.pixels
 
     def finish(
         self,
         pixels: Tensor,
-        conditioning: Conditioning,
+        rows: Sequence[Conditioning],
         seeds: Sequence[int],
         plan: Plan,
         size: Size,
@@ -93,42 +91,28 @@ class Stages:
         """Return (upscaled, finished) pixels, both (B, 3, height, width), from draft pixels (B, 3, h, w)."""
         with self.clock.stage("upscale", 1, *batch) as stage:
             upscaled = stage.pixels = self.model.upscaler.upscale(pixels, *size)
+        backbone, pipe = self.model.backbone, self.model.pipe
         with self.clock.stage("encode", 1, *batch):
-            latents = self.model.backbone.encode(self.model.pipe, upscaled)
+            latents = backbone.encode(pipe, upscaled)
             noise = make_noise(latents.shape[1:], refine_generators(seeds), latents.device)
             noised = add_noise(latents, plan.refine_sigma, noise)
         with self.clock.stage("refine", plan.refine_steps, *batch) as stage:
-            arguments = self._refine_arguments(noised, conditioning, plan, size)
-            packed = denoise(self.model.pipe, exact_scheduler(self.model.pipe), arguments, stage.step)
+            arguments = self._refine_arguments(noised, rows, plan, size)
+            scheduler = exact_scheduler(pipe, refine_sigmas(plan.refine_sigma, plan.refine_steps))
+            refined = denoise(pipe, scheduler, arguments, stage.step)
         with self.clock.stage("decode", 1, *batch) as stage:
-            stage.pixels = self._decode(packed, size)
+            stage.pixels = backbone.decode(pipe, refined, *size)
         return upscaled, stage.pixels
 
     def _refine_arguments(
-        self, noised: Tensor, conditioning: Conditioning, plan: Plan, size: Size
+        self, noised: Tensor, rows: Sequence[Conditioning], plan: Plan, size: Size
     ) -> dict[str, Any]:
+        backbone, pipe = self.model.backbone, self.model.pipe
         cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
         return {
-            **conditioning,
-            **self.model.backbone.guidance_arguments(plan.guidance_scale, cfg or 1.0),
+            **backbone.call_arguments(pipe, rows, plan.guidance_scale, cfg or 1.0),
             "width": size[0],
             "height": size[1],
-            "latents": self.model.backbone.pack(self.model.pipe, noised),
-            # the scheduler appends the final 0 itself
-            "sigmas": refine_sigmas(plan.refine_sigma, plan.refine_steps)[:-1],
+            "latents": backbone.pack(pipe, noised),
             "num_inference_steps": plan.refine_steps,
         }
-
-    def _decode(self, packed: Tensor, size: Size) -> Tensor:
-        latents = self.model.backbone.unpack(self.model.pipe, packed, *size)
-        return self.model.backbone.decode(self.model.pipe, latents)
-
-
-def stack(rows: Sequence[Conditioning]) -> Conditioning:
-    """Return the conditioning of a batch from that of its pictures, which must have the same names."""
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-
-def _row(conditioning: Conditioning, index: int) -> Conditioning:
-    # clone: a draft keeps its own row, not the whole batch it was encoded in
-    return {name: value[index : index + 1].clone() for name, value in conditioning.items()}

@@ -1,10 +1,14 @@
 """Model families: the only room where they differ.
 
-A backbone says how one family turns prompts into conditioning, pixels into latents and back, and what it
-calls its guidance. A new family is one module here, or one `register_backbone` call elsewhere:
+A backbone says how one family turns prompts into conditioning, pixels into latents and its output into
+pixels, and what it calls its guidance. A new family is one small module here, or one `register_backbone`
+call elsewhere:
 
-    class MyBackbone:                      # the methods of Backbone
-        ...
+    class MyBackbone(Family):              # mrflow.backbones.family answers what most families share
+        layout = Packed()
+        autoencoder = ScaledVae()
+
+        def encode_texts(self, pipe, texts, length): ...
 
     register_backbone("MyPipeline", MyBackbone())
     MrFlow(my_pipe)
@@ -12,9 +16,12 @@ calls its guidance. A new family is one module here, or one `register_backbone` 
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE
 from mrflow.errors import UnsupportedPipelineError
 
 if TYPE_CHECKING:
@@ -24,7 +31,7 @@ Pipeline = Any
 """A diffusers text-to-image pipeline. Its classes share no typed interface, hence Any."""
 
 Conditioning = dict[str, Any]
-"""Encoded prompts as call arguments of the pipeline: name to tensor, one row per picture."""
+"""One encoded prompt: name to tensor, each with a batch dimension of 1."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,11 @@ class Reading:
 
 
 class Backbone(Protocol):
-    """What staged sampling needs to know of a family. Methods are stateless; `pipe` is the user's own."""
+    """What staged sampling needs to know of a family. Methods are stateless; `pipe` is the user's own.
+
+    Guidance means the same everywhere: `guidance_scale` is what a guidance-embedded transformer is told,
+    `true_cfg_scale` is s in uncond + s (cond - uncond), 1 being none, whatever the pipeline calls it.
+    """
 
     def multiple(self, pipe: Pipeline) -> int:
         """Return the pixels by whose multiples picture sides are whole patches."""
@@ -47,6 +58,9 @@ class Backbone(Protocol):
     def default_guidance(self, pipe: Pipeline) -> float:
         """Return the value of that field when nobody says."""
 
+    def takes_cfg(self, pipe: Pipeline) -> bool:
+        """Return whether the pipeline can run classifier-free guidance with this checkpoint."""
+
     def read_prompt(self, pipe: Pipeline, prompt: str, max_sequence_length: int | None) -> Reading:
         """Return what of the prompt the model does not take in."""
 
@@ -56,26 +70,32 @@ class Backbone(Protocol):
         prompts: list[str],
         negative_prompts: list[str] | None,
         max_sequence_length: int | None,
-    ) -> Conditioning:
-        """Return conditioning with one row per prompt; negatives, if any, under their own names."""
+    ) -> list[Conditioning]:
+        """Return one row of conditioning per prompt; negatives, if any, under names of their own."""
 
-    def guidance_arguments(self, guidance_scale: float | None, true_cfg_scale: float) -> dict[str, float]:
-        """Return the pipeline's call arguments for these guidance strengths."""
+    def batch_key(self, row: Conditioning) -> Hashable:
+        """Return what must be equal for rows to share a batch."""
 
-    def latent_shape(self, pipe: Pipeline, width: int, height: int) -> tuple[int, int, int]:
-        """Return (C, H, W) of one picture's latents."""
+    def call_arguments(
+        self,
+        pipe: Pipeline,
+        rows: Sequence[Conditioning],
+        guidance_scale: float | None,
+        true_cfg_scale: float,
+    ) -> dict[str, Any]:
+        """Return the pipeline's call arguments, in both passes, for these prompts so guided."""
 
-    def pack(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        """Return (B, C, H, W) latents in the form that the pipeline takes as `latents=`."""
-
-    def unpack(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
-        """Return what the pipeline gives for output_type="latent" as (B, C, H, W) latents."""
+    def draft_arguments(self, pipe: Pipeline, steps: int) -> dict[str, Any]:
+        """Return the arguments by which the pipeline takes `steps` steps on the model's own schedule."""
 
     def encode(self, pipe: Pipeline, pixels: Tensor) -> Tensor:
-        """Return (B, 3, h, w) pixels in [0, 1] as (B, C, H, W) float32 latents, the posterior's mode."""
+        """Return (B, 3, h, w) pixels in [0, 1] as float32 latents to mix noise into: the posterior's mode."""
 
-    def decode(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        """Return (B, C, H, W) latents as (B, 3, h, w) float32 pixels in [0, 1]."""
+    def pack(self, pipe: Pipeline, latents: Tensor) -> Tensor:
+        """Return what `encode` gave in the form that the pipeline takes as `latents=`."""
+
+    def decode(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
+        """Return what the pipeline gave for output_type="latent" as (B, 3, h, w) float32 pixels in [0, 1]."""
 
 
 _registered: dict[str, Backbone] = {}
@@ -88,18 +108,18 @@ def register_backbone(pipeline_class: str, backbone: Backbone) -> None:
 
 def supported() -> tuple[str, ...]:
     """Return the names of the pipeline classes that have a backbone."""
-    return tuple(sorted({"FluxPipeline", *_registered}))
+    return tuple(sorted({*FAMILIES, *_registered}))
 
 
 def get_backbone(pipeline_class: str) -> Backbone:
     """Return the backbone for a pipeline class name; raises UnsupportedPipelineError, naming those known."""
     if pipeline_class in _registered:
         return _registered[pipeline_class]
-    if pipeline_class == "FluxPipeline":
-        from mrflow.backbones.flux import FluxBackbone
-
-        return FluxBackbone()
+    if pipeline_class in FAMILIES:
+        module, _, name = FAMILIES[pipeline_class].backbone.partition(":")
+        return cast("Backbone", getattr(import_module(f"mrflow.backbones.{module}"), name)())
+    reason = f", which cannot work: {NOT_POSSIBLE[pipeline_class]}" if pipeline_class in NOT_POSSIBLE else ""
     raise UnsupportedPipelineError(
-        f"The pipeline is a {pipeline_class}; supported are {', '.join(supported())}. "
+        f"The pipeline is a {pipeline_class}{reason}; supported are {', '.join(supported())}. "
         "Another family needs a backbone: see mrflow.backbones and register_backbone."
     )

@@ -1,0 +1,108 @@
+"""The families as data: pipeline class, backbone, checkpoints, what a reader should know. No torch here.
+
+docs/models.md is written from this; see mrflow.backbones.document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyFacts:
+    """One family. backbone: "module:class" in mrflow.backbones. checkpoints: examples, hub ids or file names.
+
+    guidance: how a Plan's guidance reaches the pipeline, and its default. note: what differs from the others.
+    """
+
+    name: str
+    backbone: str
+    checkpoints: tuple[str, ...]
+    guidance: str
+    note: str = ""
+
+
+FAMILIES: Mapping[str, FamilyFacts] = MappingProxyType(
+    {
+        "FluxPipeline": FamilyFacts(
+            name="FLUX.1",
+            backbone="flux:FluxBackbone",
+            checkpoints=(
+                "black-forest-labs/FLUX.1-dev",
+                "black-forest-labs/FLUX.1-schnell",
+                "black-forest-labs/FLUX.1-Krea-dev",
+            ),
+            guidance="guidance_scale, 3.5, where embedded (dev), else none; true_cfg_scale besides",
+        ),
+        "QwenImagePipeline": FamilyFacts(
+            name="Qwen-Image",
+            backbone="qwen_image:QwenImageBackbone",
+            checkpoints=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
+            guidance="true_cfg_scale, 4",
+        ),
+        "QwenImage21Pipeline": FamilyFacts(
+            name="Qwen-Image 2.1",
+            backbone="qwen_image:QwenImage21Backbone",
+            checkpoints=("Qwen/Qwen-Image-2.1",),
+            guidance="true_cfg_scale, 1",
+            note="The autoencoder's fourth channel is given as opaque and left out of pictures. "
+            "A checkpoint's own `sample_sigmas` make the draft where their number is the plan's steps.",
+        ),
+        "Flux2Pipeline": FamilyFacts(
+            name="FLUX.2",
+            backbone="flux2:Flux2Backbone",
+            checkpoints=("black-forest-labs/FLUX.2-dev",),
+            guidance="guidance_scale, 4; no true CFG",
+        ),
+        "Flux2KleinPipeline": FamilyFacts(
+            name="FLUX.2 Klein",
+            backbone="flux2:Flux2KleinBackbone",
+            checkpoints=("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-base-9B"),
+            guidance="true_cfg_scale, 4; distilled checkpoints (`is_distilled`) take none",
+        ),
+        "ZImagePipeline": FamilyFacts(
+            name="Z-Image",
+            backbone="z_image:ZImageBackbone",
+            checkpoints=("Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"),
+            guidance="true_cfg_scale, 6: the pipeline's guidance_scale + 1",
+            note="Turbo is known by its name; under another name give its plan.",
+        ),
+        "StableDiffusion3Pipeline": FamilyFacts(
+            name="Stable Diffusion 3",
+            backbone="stable_diffusion_3:StableDiffusion3Backbone",
+            checkpoints=(
+                "stabilityai/stable-diffusion-3-medium-diffusers",
+                "stabilityai/stable-diffusion-3.5-large",
+            ),
+            guidance="true_cfg_scale, 7",
+        ),
+        "ChromaPipeline": FamilyFacts(
+            name="Chroma",
+            backbone="chroma:ChromaBackbone",
+            checkpoints=("lodestones/Chroma1-HD",),
+            guidance="true_cfg_scale, 5",
+        ),
+        "Krea2Pipeline": FamilyFacts(
+            name="Krea 2",
+            backbone="krea2:Krea2Backbone",
+            checkpoints=("Krea 2 base", "Krea 2 Turbo"),
+            guidance="true_cfg_scale, 5.5: the pipeline's guidance_scale + 1; distilled (`is_distilled`) 1",
+        ),
+    }
+)
+
+_NO_FLOW = "it denoises by another law than flow matching, to which a sigma between 0 and 1 means nothing"
+
+NOT_POSSIBLE: Mapping[str, str] = MappingProxyType(
+    {
+        "StableDiffusionPipeline": _NO_FLOW,
+        "StableDiffusionXLPipeline": _NO_FLOW,
+        "KolorsPipeline": _NO_FLOW,
+        "HunyuanDiTPipeline": _NO_FLOW,
+        "PixArtAlphaPipeline": _NO_FLOW,
+        "PixArtSigmaPipeline": _NO_FLOW,
+        "CogView3PlusPipeline": _NO_FLOW,
+    }
+)

@@ -1,0 +1,370 @@
+"""A tiny random pipeline of every family that is built in, and how its own call is told what ours is told.
+
+The classes are diffusers' and transformers' own, with a few thousand parameters; where a checkpoint's text
+encoder is a large vision-language model, a tiny language model that answers the same call stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers as d
+import torch
+import transformers as t
+from torch import Tensor
+
+from conftest import WORDS, make_pipe, make_tokenizer
+
+SMALL = {"vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }} : {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %} and {% endfor %}"
+    "{% if add_generation_prompt %}at {% endif %}"
+)
+HEAD = "a " * 34  # as many tokens as the head of Qwen-Image's template
+
+Make = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family under test.
+
+    make: scheduler options to pipeline. cfg: Plan guidance of the guided test. by_hand: the same as arguments of
+    the pipeline's own call. normalise: (pipe, mode of the posterior) to latents, as the pipeline has it.
+    pack: (pipe, latents) to the transformer's hidden states. sigma: the transformer's timestep to sigma.
+    text_length: max_sequence_length, None where the call has none.
+    """
+
+    make: Make
+    normalise: Callable[[Any, Tensor], Tensor]
+    pack: Callable[[Any, Tensor], Tensor]
+    plan: dict[str, float] = field(default_factory=lambda: {"true_cfg_scale": 2.0})
+    by_hand: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 2.0, "negative_prompt": [""]})
+    sigma: Callable[[float], float] = float
+    text_length: int | None = 16
+
+
+def tokenizer(max_length: int = 64) -> Any:
+    made = make_tokenizer(max_length)
+    made.chat_template = CHAT
+    return made
+
+
+def scheduler(**options: Any) -> Any:
+    return d.FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **options})
+
+
+def language_model(layers: int = 2) -> Any:
+    config = t.Qwen3Config(**SMALL, num_hidden_layers=layers, num_key_value_heads=2, head_dim=8, pad_token_id=0)
+    return t.Qwen3ForCausalLM(config).eval()
+
+
+def t5() -> Any:
+    config = t.T5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return t.T5EncoderModel(config).eval()
+
+
+def clip() -> Any:
+    config = t.CLIPTextConfig(
+        **SMALL, num_hidden_layers=2, max_position_embeddings=16, projection_dim=8, eos_token_id=2
+    )
+    return t.CLIPTextModelWithProjection(config).eval()
+
+
+def image_vae(channels: int = 16, **options: Any) -> Any:
+    return d.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4,) * 4,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=1,
+        **{"shift_factor": 0.1159, "scaling_factor": 0.3611, **options},
+    ).eval()
+
+
+def video_vae() -> Any:
+    return d.AutoencoderKLQwenImage(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
+
+
+def assemble(pipeline: type, *args: Any, **parts: Any) -> Any:
+    parts = {name: part.eval() if isinstance(part, torch.nn.Module) else part for name, part in parts.items()}
+    pipe = pipeline(*args, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flux(**options: Any) -> Any:
+    return make_pipe(**options)
+
+
+def chroma(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return assemble(
+        d.ChromaPipeline,
+        scheduler=scheduler(**options),
+        vae=image_vae(),
+        text_encoder=t5(),
+        tokenizer=tokenizer(),
+        transformer=d.ChromaTransformer2DModel(
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=8,
+            approximator_hidden_dim=8,
+            approximator_layers=1,
+        ),
+    )
+
+
+def stable_diffusion_3(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return assemble(
+        d.StableDiffusion3Pipeline,
+        scheduler=scheduler(**options),
+        vae=image_vae(),
+        text_encoder=clip(),
+        tokenizer=make_tokenizer(16),
+        text_encoder_2=clip(),
+        tokenizer_2=make_tokenizer(16),
+        text_encoder_3=t.T5EncoderModel(
+            t.T5Config(vocab_size=len(WORDS), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        ),
+        tokenizer_3=tokenizer(),
+        transformer=d.SD3Transformer2DModel(
+            sample_size=16,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=16,
+            pos_embed_max_size=16,
+        ),
+    )
+
+
+def qwen_image(**options: Any) -> Any:
+    torch.manual_seed(0)
+    pipe = assemble(
+        d.QwenImagePipeline,
+        scheduler=scheduler(**options),
+        vae=video_vae(),
+        text_encoder=language_model(),
+        tokenizer=tokenizer(),
+        transformer=d.QwenImageTransformer2DModel(
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 4, 8),
+        ),
+    )
+    pipe.prompt_template_encode = HEAD + "{} at"
+    return pipe
+
+
+class Processor:
+    """A tokenizer that answers as a vision-language model's processor does."""
+
+    def __init__(self) -> None:
+        self.tokenizer = tokenizer()
+        self.tokenizer.add_tokens("<|image_pad|>", special_tokens=True)
+
+    def __call__(self, text: list[str], **options: Any) -> Any:
+        return self.tokenizer(text, **options)
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        return [self.tokenizer.apply_chat_template(messages, **options)]
+
+
+def qwen_image_21(*, sample_sigmas: list[float] | None = None, **options: Any) -> Any:
+    torch.manual_seed(0)
+    vae = d.AutoencoderKLQwenImage21(
+        base_dim=4, decoder_base_dim=4, dim_mult=[1, 1, 1, 1, 1], num_res_blocks=1, z_dim=64
+    )
+    return assemble(
+        d.QwenImage21Pipeline,
+        scheduler=scheduler(**options),
+        vae=vae,
+        text_encoder=language_model(),
+        processor=Processor(),
+        transformer=d.QwenImage21Transformer2DModel(
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            context_in_dim=16,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        sample_sigmas=sample_sigmas,
+    )
+
+
+def krea2(*, is_distilled: bool = False, **options: Any) -> Any:
+    torch.manual_seed(0)
+    config = t.Qwen3VLTextConfig(
+        **SMALL,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+    )
+    pipe = assemble(
+        d.Krea2Pipeline,
+        scheduler=scheduler(**options),
+        vae=video_vae(),
+        text_encoder=t.Qwen3VLTextModel(config),
+        tokenizer=tokenizer(),
+        transformer=d.Krea2Transformer2DModel(
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=16,
+            timestep_embed_dim=16,
+            text_hidden_dim=16,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=1,
+            text_intermediate_size=16,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        text_encoder_select_layers=(1, 2),
+        is_distilled=is_distilled,
+    )
+    pipe.prompt_template_encode_prefix, pipe.prompt_template_encode_suffix = HEAD, "a at a at"
+    return pipe
+
+
+def z_image(**options: Any) -> Any:
+    torch.manual_seed(0)
+    pipe = assemble(
+        d.ZImagePipeline,
+        scheduler=scheduler(**options),
+        vae=image_vae(),
+        text_encoder=language_model().model,
+        tokenizer=tokenizer(),
+        transformer=d.ZImageTransformer2DModel(
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[4, 6, 6],
+            axes_lens=[256, 64, 64],
+        ),
+    )
+    for name in ("x_pad_token", "cap_pad_token"):  # left uninitialised by the class
+        torch.nn.init.normal_(getattr(pipe.transformer, name))
+    return pipe
+
+
+def _flux2_parts(layers: int, options: dict[str, Any]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    vae = d.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4,) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=1,
+    )
+    torch.nn.init.normal_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    transformer = d.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=layers == 30,
+    )
+    return {
+        "scheduler": scheduler(**options),
+        "vae": vae,
+        "text_encoder": language_model(layers),
+        "tokenizer": tokenizer(),
+        "transformer": transformer,
+    }
+
+
+def flux2(**options: Any) -> Any:
+    pipe = assemble(d.Flux2Pipeline, **_flux2_parts(30, options))
+    pipe.system_message = "a lake"
+    return pipe
+
+
+def klein(*, is_distilled: bool = False, **options: Any) -> Any:
+    return assemble(d.Flux2KleinPipeline, **_flux2_parts(27, options), is_distilled=is_distilled)
+
+
+def scaled(pipe: Any, mode: Tensor) -> Tensor:
+    return (mode - 0.1159) * 0.3611
+
+
+def standardised(pipe: Any, mode: Tensor) -> Tensor:
+    mean, std = (
+        torch.tensor(x).view(1, -1, 1, 1, 1) for x in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
+    )
+    return ((mode - mean) / std)[:, :, 0]
+
+
+def batch_normed(pipe: Any, mode: Tensor) -> Tensor:
+    patches = pipe._patchify_latents(mode)
+    bn = pipe.vae.bn
+    std = torch.sqrt(bn.running_var + pipe.vae.config.batch_norm_eps)
+    return (patches - bn.running_mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+
+def packed(pipe: Any, latents: Tensor) -> Tensor:
+    return pipe._pack_latents(latents, *latents.shape)
+
+
+CASES: dict[str, Case] = {
+    "FluxPipeline": Case(flux, scaled, packed, by_hand={"true_cfg_scale": 2.0, "negative_prompt": [""]}),
+    "ChromaPipeline": Case(chroma, scaled, packed),
+    "StableDiffusion3Pipeline": Case(
+        stable_diffusion_3, scaled, lambda pipe, latents: latents, sigma=lambda step: step / 1000
+    ),
+    "QwenImagePipeline": Case(
+        qwen_image, standardised, packed, by_hand={"true_cfg_scale": 2.0, "negative_prompt": [""]}
+    ),
+    "QwenImage21Pipeline": Case(
+        qwen_image_21,
+        standardised,
+        packed,
+        by_hand={"true_cfg_scale": 2.0, "negative_prompt": [""]},
+        text_length=None,
+    ),
+    "Krea2Pipeline": Case(krea2, standardised, packed, by_hand={"guidance_scale": 1.0, "negative_prompt": [""]}),
+    "ZImagePipeline": Case(
+        z_image,
+        scaled,
+        lambda pipe, latents: latents,
+        by_hand={"guidance_scale": 1.0, "negative_prompt": [""]},
+        sigma=lambda step: 1 - step,
+    ),
+    "Flux2Pipeline": Case(
+        flux2,
+        batch_normed,
+        lambda pipe, latents: pipe._pack_latents(latents),
+        plan={"guidance_scale": 3.0},
+        by_hand={"guidance_scale": 3.0},
+    ),
+    "Flux2KleinPipeline": Case(
+        klein, batch_normed, lambda pipe, latents: pipe._pack_latents(latents), by_hand={"guidance_scale": 2.0}
+    ),
+}

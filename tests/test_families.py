@@ -1,0 +1,220 @@
+"""Every family that is built in, against its own pipeline: one file for all of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from families import CASES, Case, klein, krea2, qwen_image_21
+from mrflow import Defaults, MrFlow, Plan
+from mrflow.backbones import get_backbone, supported
+from mrflow.backbones.families import FAMILIES
+from mrflow.errors import MrFlowWarning
+from mrflow.progress import Progress
+from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
+from test_pipeline import state_of
+
+# diffusers 0.42.1 warns of its own ChromaTransformer2DModel
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+
+SIZE = (128, 64)
+SIGMA = 0.3
+SCHEDULERS = [
+    {},
+    {"use_dynamic_shifting": False, "shift": 3.0},
+    {"shift_terminal": 0.02},
+    {"use_karras_sigmas": True},
+]
+each_family = pytest.mark.parametrize("name", CASES)
+
+
+def make_fast(case: Case, pipe: Any, **options: Any) -> MrFlow:
+    defaults = Defaults(
+        width=SIZE[0],
+        height=SIZE[1],
+        plan=Plan(steps=2, refine_sigma=SIGMA, **case.plan),
+        max_sequence_length=case.text_length,
+    )
+    return MrFlow(pipe, "bicubic", defaults=defaults, **options)
+
+
+class Seen:
+    """What the transformer is called with, and what it gives."""
+
+    def __init__(self, case: Case, pipe: Any) -> None:
+        self.sigmas: list[float] = []
+        self.hidden: list[Tensor] = []
+        self.given: list[Tensor] = []
+        self._case = case
+        pipe.transformer.register_forward_hook(self._hook, with_kwargs=True)
+
+    def _hook(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        self.hidden.append(torch.stack(hidden)[:, :, 0] if isinstance(hidden, list) else hidden)
+        self.sigmas.append(self._case.sigma(float(timestep[0])))
+        given = output[0]
+        given = -torch.stack(given)[:, :, 0] if isinstance(given, list) else given
+        self.given.append(given[:, -self.hidden[-1].shape[1] :])  # Qwen-Image 2.1 gives its texts' part too
+
+
+def test_every_family_is_tested() -> None:
+    assert set(CASES) == set(FAMILIES) == set(supported())
+
+
+@each_family
+@pytest.mark.parametrize("prompt", ["a red boat", "a big house at a lake"])
+def test_the_draft_is_the_pipelines_own_bit_for_bit(name: str, prompt: str) -> None:
+    case, pipe = CASES[name], CASES[name].make()
+    length = {} if case.text_length is None else {"max_sequence_length": case.text_length}
+    by_hand = pipe(
+        prompt=[prompt],
+        width=SIZE[0] // 2,
+        height=SIZE[1] // 2,
+        num_inference_steps=2,
+        generator=draft_generators([7]),
+        output_type="pt",
+        **copy.deepcopy(case.by_hand),  # ZImagePipeline writes into a list of prompts
+        **length,
+    ).images
+    draft = make_fast(case, pipe).draft(prompt, seed=7)[0]
+    assert draft.pixels.shape == (1, 3, SIZE[1] // 2, SIZE[0] // 2)
+    assert torch.equal(draft.pixels, by_hand[:, :3])
+
+
+@each_family
+def test_pixels_become_the_pipelines_latents(name: str) -> None:
+    case, pipe = CASES[name], CASES[name].make()
+    pixels = torch.rand(2, 3, 64, 32)
+    images = pixels * 2 - 1
+    if name == "QwenImage21Pipeline":
+        images = torch.cat([images, torch.ones(2, 1, 64, 32)], dim=1)
+    if case.normalise.__name__ == "standardised":
+        images = images.unsqueeze(2)
+    with torch.no_grad():
+        expected = case.normalise(pipe, pipe.vae.encode(images).latent_dist.mode())
+        assert torch.equal(get_backbone(name).encode(pipe, pixels), expected)
+
+
+@each_family
+@pytest.mark.parametrize("options", SCHEDULERS, ids=str)
+def test_the_refine_pass_begins_at_exactly_the_sigma_mixed_in(name: str, options: dict[str, Any]) -> None:
+    case = CASES[name]
+    pipe = case.make(**options)
+    backbone, pixels = get_backbone(name), []
+    fast = make_fast(case, pipe)
+
+    def keep(progress: Progress) -> None:
+        if progress.stage in ("upscale", "decode") and progress.pixels is not None:
+            pixels.append(progress.pixels)
+
+    draft = fast.draft("a red boat", seed=7)[0]
+    seen = Seen(case, pipe)
+    once = Plan(refine_sigma=SIGMA, true_cfg_scale=1.0)
+    fast.finish(draft, plan=once, callback=keep)
+    fast.finish(draft, plan=Plan(refine_sigma=0.12, refine_steps=3, true_cfg_scale=1.0))
+    assert seen.sigmas == pytest.approx([SIGMA, 0.12, 0.08, 0.04], abs=1e-6)
+
+    upscaled, refined = pixels
+    with torch.no_grad():
+        latents = backbone.encode(pipe, upscaled)
+        noised = add_noise(latents, SIGMA, make_noise(latents.shape[1:], refine_generators([7])))
+        assert torch.equal(seen.hidden[0], case.pack(pipe, noised))
+        tokens = seen.hidden[0] - SIGMA * seen.given[0]  # one Euler step from SIGMA to 0
+        expected = by_hand_pixels(name, pipe, tokens)
+    assert (refined - expected).abs().max() < 1e-5
+    assert (refined - upscaled).abs().max() > 1e-3
+
+
+def by_hand_pixels(name: str, pipe: Any, tokens: Tensor) -> Tensor:
+    """Return the transformer's hidden states as pixels, through the pipeline's own functions."""
+    if name == "Flux2KleinPipeline":  # whose pipeline gives the latents another form than it takes
+        (width, height), bn = SIZE, pipe.vae.bn
+        std = torch.sqrt(bn.running_var + pipe.vae.config.batch_norm_eps).view(1, -1, 1, 1)
+        patches = tokens.transpose(1, 2).reshape(1, -1, height // 16, width // 16)
+        tokens = pipe._unpatchify_latents(patches * std + bn.running_mean.view(1, -1, 1, 1))
+    return get_backbone(name).decode(pipe, tokens, *SIZE)
+
+
+@each_family
+def test_a_batch_gives_what_its_pictures_give_alone(name: str) -> None:
+    case, pipe = CASES[name], CASES[name].make()
+    prompts = ["a boat", "a big blue house and a red boat"]
+    negatives = None if "guidance_scale" in case.plan else ["a lake at dusk", ""]
+    together: list[Tensor] = []
+    alone: list[Tensor] = []
+
+    def keep(pixels: list[Tensor]) -> Any:
+        def callback(progress: Progress) -> None:
+            if progress.stage in ("decode_draft", "decode") and progress.pixels is not None:
+                pixels.extend(progress.pixels)
+
+        return callback
+
+    make_fast(case, pipe, batch_size=2)(prompts, negative_prompt=negatives, seed=[1, 2], callback=keep(together))
+    make_fast(case, pipe, batch_size=1)(prompts, negative_prompt=negatives, seed=[1, 2], callback=keep(alone))
+    assert len(together) == len(alone) == 4
+    for batched, single in zip(together, alone, strict=True):
+        assert (batched - single).abs().max() < 1e-5
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+@each_family
+def test_drafts_are_finished_and_the_pipeline_is_as_it_was(name: str) -> None:
+    case, pipe = CASES[name], CASES[name].make()
+    fast = make_fast(case, pipe, batch_size=2)
+    before = state_of(pipe)
+    drafts = fast.draft(["a red boat", "a boat"], seed=1)
+    result = fast.finish(drafts)
+    assert [image.size for image in result.images] == [SIZE] * 2
+    assert fast.replay(result.recipes[1]).images[0].size == SIZE
+    assert fast.native("a boat", steps=1, seed=1, width=64, height=96).images[0].size == (64, 96)
+    assert state_of(pipe) == before
+
+
+@each_family
+def test_what_is_said_to_be_cut_is_what_the_pipeline_cuts(name: str) -> None:
+    case, pipe, backbone = CASES[name], CASES[name].make(), get_backbone(name)
+    long = "a big red boat and a blue house at a lake at dusk " * 3
+    cut = backbone.read_prompt(pipe, long, case.text_length).cut
+    if case.text_length is None:
+        assert cut == ""
+        return
+    kept = long[: long.rindex(cut)].strip()
+    assert backbone.read_prompt(pipe, kept + " zebra", 64).unknown == ("zebra",)
+
+    def encode(text: str) -> dict[str, Any]:
+        with torch.no_grad():
+            return backbone.encode_prompts(pipe, [text], None, case.text_length)[0]
+
+    changed = encode(kept + " house" * 30)  # other words where the cut was
+    one_less = encode(kept.rsplit(" ", 1)[0] + " <unk>" + " house" * 30)
+    for key, value in encode(long).items():
+        torch.testing.assert_close(value, changed[key])
+    assert any(not torch.allclose(value, changed[key], atol=1e-3) for key, value in one_less.items())
+
+
+def test_distilled_checkpoints_take_no_guidance() -> None:
+    for name, pipe in (
+        ("Flux2KleinPipeline", klein(is_distilled=True)),
+        ("Krea2Pipeline", krea2(is_distilled=True)),
+    ):
+        assert get_backbone(name).default_guidance(pipe) == 1.0
+    case = CASES["Flux2Pipeline"]
+    model = make_fast(case, case.make()).model
+    with pytest.warns(MrFlowWarning, match="takes no classifier-free guidance"):
+        plan = model.resolve_plan(Plan(true_cfg_scale=3.0))
+    assert (plan.guidance_scale, plan.true_cfg_scale, plan.refine_true_cfg_scale) == (3.0, 1.0, 1.0)
+
+
+def test_a_checkpoints_own_sigmas_make_the_draft_where_their_number_fits() -> None:
+    case = CASES["QwenImage21Pipeline"]
+    pipe = qwen_image_21(sample_sigmas=[1.0, 0.7], use_dynamic_shifting=False)
+    fast, seen = make_fast(case, pipe), Seen(case, pipe)
+    fast.draft("a boat", seed=1, plan=Plan(steps=2, true_cfg_scale=1.0))
+    fast.draft("a boat", seed=1, plan=Plan(steps=4, true_cfg_scale=1.0))
+    assert seen.sigmas == pytest.approx([1.0, 0.7, 1.0, 0.75, 0.5, 0.25])
