@@ -14,6 +14,7 @@ import torch
 
 from mrflow import vista
 from mrflow.backbones import Pipeline, get_backbone
+from mrflow.backbones.checkpoints import checkpoint_defaults
 from mrflow.defaults import Defaults
 from mrflow.errors import DeviceError, ModelError, MrFlowError, UpscalerWarning
 from mrflow.model import Model
@@ -42,14 +43,15 @@ def load_model(
     name = str(source)
     revision: str | None
     if name == "vista":
-        path, revision, defaults = str(vista.folder()), vista.revision(), vista.DEFAULTS
+        path, revision = str(vista.folder()), vista.revision()
         upscaler = upscaler or vista.upscaler()
     else:
-        path, revision, defaults = _check_source(source), kwargs.get("revision"), Defaults()
+        path, revision = _check_source(source), kwargs.get("revision")
     network = choose_upscaler(upscaler)
     pipe = _load_pipeline(path, precision, kwargs)
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
         pipe.to(place)
+    defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
     backbone = get_backbone(type(pipe).__name__)
     return Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
 
@@ -59,14 +61,16 @@ def wrap_pipeline(
 ) -> Model:
     """Return the model around a pipeline that the caller has loaded; nothing is moved or changed.
 
+    defaults: None is those of the checkpoint, as far as the pipeline says which it is.
     Raises UnsupportedPipelineError for a family without a backbone, UpscalerError as Upscaler.load does.
     """
+    name = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
     return Model(
         pipe=pipe,
         backbone=get_backbone(type(pipe).__name__),
         upscaler=choose_upscaler(upscaler),
-        defaults=defaults or Defaults(),
-        name=str(getattr(pipe, "name_or_path", None) or type(pipe).__name__),
+        defaults=defaults or checkpoint_defaults(pipe, name),
+        name=name,
     )
 
 

@@ -139,6 +139,48 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 about="for few-step distilled checkpoints: 25.1 times on Qwen-Image with Pi-Flow, 11.3 on FLUX.1",
                 source="arXiv 2607.01642: Qwen-Image + Pi-Flow GenEval .85; FLUX.1 + Pi-Flow .69",
             ),
+            Preset(
+                name="schnell-4+1",
+                plan=Plan(steps=4, true_cfg_scale=1.0),
+                about="FLUX.1-schnell in the steps it was distilled for",
+                source="steps, no guidance: diffusers 0.42.1, pipeline_flux.py; no staged figures published",
+            ),
+            Preset(
+                name="schnell-1+1",
+                plan=Plan(steps=1, true_cfg_scale=1.0),
+                about="FLUX.1-schnell at its fastest: 19.5 times faster than FLUX.1-dev",
+                source="arXiv 2607.01642: GenEval .71",
+            ),
+            Preset(
+                name="z-image-turbo-8+1",
+                plan=Plan(steps=8, true_cfg_scale=1.0),
+                about="Z-Image-Turbo: 21.0 times faster",
+                source="arXiv 2607.01642; steps, no guidance: diffusers 0.42.1, pipeline_z_image.py, example. "
+                "The paper's sigma there is an index into a schedule; ours is .12 itself",
+            ),
+            Preset(
+                name="klein-4+1",
+                plan=Plan(steps=4, true_cfg_scale=1.0),
+                about="FLUX.2 Klein, step-distilled",
+                source="steps: fal.ai/learn/devs/flux-2-klein-user-guide; no guidance: diffusers 0.42.1, "
+                "pipeline_flux2_klein.py, is_distilled; no staged figures published",
+            ),
+            Preset(
+                name="krea-2-turbo-8+1",
+                plan=Plan(steps=8, true_cfg_scale=1.0),
+                about="Krea 2 Turbo, step-distilled",
+                source="steps, no guidance: diffusers 0.42.1, pipeline_krea2.py; no staged figures published",
+            ),
+            *(
+                Preset(
+                    name=f"qwen-image-lightning-{steps}+1",
+                    plan=Plan(steps=steps, true_cfg_scale=1.0),
+                    about=f"Qwen-Image with the {steps}-step Lightning LoRA and the scheduler its card gives",
+                    source="no guidance, shift 3: huggingface.co/lightx2v/Qwen-Image-Lightning; "
+                    "no staged figures published",
+                )
+                for steps in (4, 8)
+            ),
         )
     }
 )

@@ -1,0 +1,50 @@
+"""Step-distilled checkpoints: known by what a pipeline says of itself, run by a preset without being told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mrflow.backbones import Pipeline
+from mrflow.defaults import Defaults
+from mrflow.plan import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """How a distilled checkpoint is known, and its preset.
+
+    flag: an entry of the pipeline's configuration that is true; word: a part of the model's name, in any case.
+    """
+
+    pipeline: str
+    preset: str
+    flag: str = ""
+    word: str = ""
+
+    def matches(self, pipe: Pipeline, name: str) -> bool:
+        """Return whether this is the checkpoint of `pipe`, whose model is called `name`."""
+        if type(pipe).__name__ != self.pipeline:
+            return False
+        if self.flag:
+            return bool(pipe.config.get(self.flag))
+        return self.word in name.lower()
+
+
+DISTILLED = (
+    Distilled(pipeline="FluxPipeline", preset="schnell-4+1", word="schnell"),
+    Distilled(pipeline="ZImagePipeline", preset="z-image-turbo-8+1", word="turbo"),
+    Distilled(pipeline="Flux2KleinPipeline", preset="klein-4+1", flag="is_distilled"),
+    Distilled(pipeline="Krea2Pipeline", preset="krea-2-turbo-8+1", flag="is_distilled"),
+)
+
+
+def checkpoint_defaults(pipe: Pipeline, name: str) -> Defaults:
+    """Return the defaults of a checkpoint: those of its preset if it is known to be distilled.
+
+    A LoRA that distils, such as Qwen-Image-Lightning, may come and go: its preset is chosen by hand.
+    """
+    for each in DISTILLED:
+        if each.matches(pipe, name):
+            plan = PRESETS[each.preset].plan
+            return Defaults(plan=plan, native_steps=plan.steps)
+    return Defaults()

@@ -1,0 +1,81 @@
+"""docs/models.md, written from the families and presets as data.
+
+python -m mrflow.backbones.document docs/models.md
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+from mrflow.backbones import get_backbone
+from mrflow.backbones.checkpoints import DISTILLED
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE
+from mrflow.backbones.family import Family
+from mrflow.plan import PRESETS
+
+_HEAD = """\
+# Models
+
+Written by `python -m mrflow.backbones.document docs/models.md` from `backbones/families.py` and `plan.py`; a test
+keeps it current.
+
+`MrFlow(pipe)` takes a diffusers pipeline of these classes. The checkpoints are examples: any that the class loads
+will do.
+
+**What was verified.** Each family runs in `tests/test_families.py` as a tiny pipeline of diffusers' own class with
+random weights, float32, on a CPU: its draft is the pipeline's own call bit for bit; the transformer sees exactly
+the latents and the sigma mixed in, whatever the checkpoint's shifting; a refine step is one Euler step; a batch
+gives what its pictures give alone (1e-5); sizes are not square; the pipeline is afterwards as it was. Large
+vision-language text encoders are stood in for by tiny language models.
+**Not run:** real weights and full size, for any family but vista's own.
+
+**Guidance.** `guidance_scale` in a plan is what a guidance-embedded transformer is told; `true_cfg_scale` is s in
+uncond + s (cond - uncond), 1 being none, under whatever name and scale the pipeline takes it.
+"""
+
+
+def models_page() -> str:
+    """Return the text of docs/models.md."""
+    return "\n".join([_HEAD, *_families(), *_presets(), *_impossible()])
+
+
+def _families() -> Iterable[str]:
+    yield "## Families\n"
+    yield "| family | pipeline class | example checkpoints | latents | autoencoder | guidance and default |"
+    yield "|---|---|---|---|---|---|"
+    for pipeline, facts in FAMILIES.items():
+        backbone = cast("Family", get_backbone(pipeline))
+        latents, autoencoder = backbone.layout.about, backbone.autoencoder.about
+        checkpoints = "<br>".join(facts.checkpoints)
+        yield f"| {facts.name} | `{pipeline}` | {checkpoints} | {latents} | {autoencoder} | {facts.guidance} |"
+    yield ""
+    yield from (f"- {facts.name}: {facts.note}" for facts in FAMILIES.values() if facts.note)
+    yield ""
+
+
+def _presets() -> Iterable[str]:
+    known = {each.preset: f"`{each.flag}`" if each.flag else f'"{each.word}" in its name' for each in DISTILLED}
+    yield "## Presets\n"
+    yield 'By name as `plan=`; any "N+M" works too. Those of distilled checkpoints are the default where the'
+    yield "pipeline says what it is; a LoRA that distils comes and goes, so its preset is chosen by hand.\n"
+    yield "| preset | steps | refine sigma | for | taken by itself for | source |"
+    yield "|---|---|---|---|---|---|"
+    for preset in PRESETS.values():
+        plan, chosen = preset.plan, known.get(preset.name, "")
+        numbers = f"{plan.label} | {plan.refine_sigma:g}"
+        yield f"| `{preset.name}` | {numbers} | {preset.about} | {chosen} | {preset.source} |"
+    yield ""
+
+
+def _impossible() -> Iterable[str]:
+    yield "## Not possible\n"
+    yield from (f"- `{pipeline}`: {reason}." for pipeline, reason in NOT_POSSIBLE.items())
+    yield "\nAny other class needs a backbone of its own: see `mrflow.backbones` and `register_backbone`."
+    yield ""
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(models_page(), encoding="utf-8")
