@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from mrflow import files
 from mrflow.errors import ImageError, OutputError, OutputExistsError, RecipeError
-from mrflow.files import check_output, load_image, read_recipe, save_image
+from mrflow.files import check_output, load_image, read_recipe, remove_parts, save_bytes, save_image
 from test_images import noise_image
 from test_recipe import make_recipe
 
@@ -236,3 +236,24 @@ def test_a_hostile_recipe_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1)).save(tmp_path / "a.png", pnginfo=info)
     with pytest.raises(RecipeError):
         read_recipe(tmp_path / "a.png")
+
+
+def test_bytes_are_saved_whole_and_in_place(tmp_path: Path) -> None:
+    path = save_bytes(b"one", tmp_path / "a.bin")
+    with pytest.raises(OutputExistsError):
+        save_bytes(b"two", path)
+    assert save_bytes(b"two", path, overwrite=True).read_bytes() == b"two"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_what_a_killed_save_left_is_told_from_other_files(tmp_path: Path) -> None:
+    for name in (".a.png.0123456789ab.part", ".a.part", "a.png.part", ".hidden"):
+        (tmp_path / name).touch()
+    assert remove_parts(tmp_path) == 1
+    assert sorted(os.listdir(tmp_path)) == [".a.part", ".hidden", "a.png.part"]
+
+
+def test_a_picture_too_large_for_its_format_says_so(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        save_image(Image.new("RGB", (16_384, 1)), tmp_path / "a.webp")
+    assert os.listdir(tmp_path) == []

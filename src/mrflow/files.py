@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +31,7 @@ _READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _CHUNK = "mrflow"
 _PREFIX = "mrflow:"
 _DESCRIPTION = 0x010E  # EXIF ImageDescription
+_PART = re.compile(r"\..+\.[0-9a-f]{12}\.part")  # the temporary names of save_bytes
 _MAX_JPEG_EXIF = 65_000  # one APP1 segment holds 65,533 bytes, headers included
 
 
@@ -102,15 +105,39 @@ def save_image(
     written.
     """
     path = Path(path)
-    check_output(path, overwrite=overwrite)
-    options = _save_options(path.suffix.lower(), recipe)
+    check_output(path, overwrite=overwrite)  # before the encoding, which takes longest
+    return save_bytes(encode_image(image, path.suffix, recipe), path, overwrite=overwrite)
+
+
+def encode_image(image: Image.Image, suffix: str, recipe: Recipe | None = None) -> bytes:
+    """Return the file that `save_image` writes: PNG, WebP or JPEG by the suffix, the same bytes each time.
+
+    Raises OutputError for what the format can't hold.
+    """
+    file, options = BytesIO(), _save_options(suffix.lower(), recipe)
+    try:
+        image.convert("RGB").save(file, **options)
+    except (OSError, ValueError) as error:  # a format's own limits, such as WebP's 16,383 pixels a side
+        raise OutputError(f"The picture cannot be written as {suffix}: {error}.") from error
+    return file.getvalue()
+
+
+def save_bytes(data: bytes, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a file that appears whole under its name or not at all, also after a crash. Returns the path.
+
+    On return the data and the name are on the disk, as far as the disk is honest.
+    Raises OutputExistsError if the file is there already and `overwrite` is false, OutputError if it cannot be
+    written.
+    """
+    path = Path(path)
     draft = path.with_name(f".{path.name[:64]}.{secrets.token_hex(6)}.part")
     try:
         with open(draft, "xb") as file:
-            image.convert("RGB").save(file, **options)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         _publish(draft, path, overwrite=overwrite)
+        _sync_folder(path.parent)
     except OutputError:
         raise
     except OSError as error:
@@ -118,6 +145,27 @@ def save_image(
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def remove_parts(folder: Path) -> int:
+    """Remove what a killed `save_bytes` left in `folder`, and return how many files that were.
+
+    Only for whoever knows that nobody is writing there.
+    """
+    parts = [path for path in folder.iterdir() if _PART.fullmatch(path.name)]
+    for path in parts:
+        path.unlink(missing_ok=True)
+    return len(parts)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a new name in the folder outlive a power cut. Windows, which can't open folders, sees to it itself."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _publish(draft: Path, path: Path, *, overwrite: bool) -> None:
