@@ -26,6 +26,8 @@ OUTSIDE = {
     "fastapi": {"server"},
     "gradio": {"server"},
     "ray": {"batch"},
+    "fsspec": {"batch"},
+    "pyarrow": {"batch"},
 }
 
 

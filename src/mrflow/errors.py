@@ -63,6 +63,10 @@ class BusyError(MrFlowError, RuntimeError):
     """The pipeline is in the middle of another call."""
 
 
+class BatchError(MrFlowError, RuntimeError):
+    """A batch stopped before its end, for a reason that is not one row's."""
+
+
 class MissingExtraError(MrFlowError, ImportError):
     """An optional dependency is not installed."""
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import mrflow
+from mrflow.cli.batch import batch
 from mrflow.cli.bench import bench
 from mrflow.cli.draft import draft
 from mrflow.cli.enhance import enhance
@@ -42,5 +43,5 @@ def root(
     """
 
 
-for command in (generate, draft, finish, enhance, replay, models, bench, export):
+for command in (generate, draft, finish, enhance, replay, batch, models, bench, export):
     app.command()(command)

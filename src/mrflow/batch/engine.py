@@ -1,0 +1,219 @@
+"""The stages of a batch on one machine: texts ahead in a thread, drafts of several rows, then their finishing.
+
+    read-ahead thread    encode the prompts of the next rows
+    this thread          draft a window of rows in draft batches, finish them in finish batches
+    writer's threads     encode, write and enter the pictures (mrflow.batch.writer)
+
+A window is as many rows as the larger of the two batches holds, so that on a CPU, with batches of one, each
+picture is made as if it were alone, bit for bit, and a kill loses one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from mrflow.backbones import Conditioning
+from mrflow.batch.fitting import BatchSizes, in_batches
+from mrflow.batch.tasks import Task
+from mrflow.batch.writer import Finished
+from mrflow.errors import BatchError
+from mrflow.model import Model, is_guided
+from mrflow.passes import borrowed
+from mrflow.production import finish_drafts, make_drafts
+from mrflow.progress import Callback, Clock
+from mrflow.request import Job
+from mrflow.results import Draft
+from mrflow.stages import Stages
+
+MAX_FAILURES_IN_A_ROW = 20  # so many different rows don't fail by chance: the machine is broken, not they
+
+
+@dataclass(frozen=True)
+class _Read:
+    task: Task
+    row: Conditioning
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Drafted:
+    task: Task
+    draft: Draft
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReadStages(Stages):
+    """Stages whose prompts are encoded already: rows, one for each job of the batch."""
+
+    rows: Sequence[Conditioning]
+
+    def encode_prompts(self, jobs: Sequence[Job], *, guided: bool, batch_size: int) -> list[Conditioning]:
+        """Return the rows."""
+        return list(self.rows)
+
+
+class Engine:
+    """Makes tasks on one model; its pipeline is borrowed for the whole of `run`."""
+
+    def __init__(
+        self,
+        model: Model,
+        sizes: BatchSizes,
+        put: Callable[[Finished], None],
+        on_failed: Callable[[Task, Exception], None],
+        callback: Callback | None = None,
+    ) -> None:
+        """put: takes each finished picture. on_failed: told of tasks that can't be made, and why."""
+        self._model = model
+        self._sizes = sizes
+        self._put = put
+        self._on_failed = on_failed
+        self._callback = callback
+        self._in_a_row = 0
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Make all tasks: in their order, or with larger batches those of one kind after each other.
+
+        Raises BatchError if one after another fails, and whatever put, on_failed and the callback raise.
+        """
+        line = _by_kind(tasks) if self._sizes.batching else list(tasks)
+        with borrowed(self._model.pipe, quiet=True), _ReadAhead(self._model) as ahead:
+            begin = 0
+            while begin < len(line):
+                window = self._window(line, begin)
+                begin += len(window)
+                ahead.read([*window, *line[begin : begin + len(window)]])
+                self._make(window, ahead)
+
+    def _window(self, line: Sequence[Task], begin: int) -> Sequence[Task]:
+        kind = _kind(line[begin])
+        most = max(self._sizes.of(stage, kind).size for stage in ("draft", "finish"))
+        end = begin
+        while end < len(line) and end - begin < most and _kind(line[end]) == kind:
+            end += 1
+        return line[begin:end]
+
+    def _make(self, window: Sequence[Task], ahead: _ReadAhead) -> None:
+        kind = _kind(window[0])
+        read = [each for task in window if (each := self._taken(task, ahead)) is not None]
+        draft_size, finish_size = (self._sizes.of(stage, kind) for stage in ("draft", "finish"))
+        drafted: list[_Drafted] = []
+        for group in _alike(read):
+            drafted += in_batches(group, draft_size, self._draft, self._failed, self._clean_up)
+        for finished in in_batches(drafted, finish_size, self._finish, self._failed, self._clean_up):
+            self._in_a_row = 0
+            self._put(finished)
+
+    def _taken(self, task: Task, ahead: _ReadAhead) -> _Read | None:
+        try:
+            return ahead.take(task)
+        except Exception as error:
+            self._failed(task, error)
+            return None
+
+    def _draft(self, part: list[_Read]) -> list[_Drafted]:
+        task, clock = part[0].task, self._clock()
+        stages = _ReadStages(model=self._model, clock=clock, rows=[each.row for each in part])
+        drafts = make_drafts(stages, [each.task.job for each in part], task.plan, task.size, len(part))
+        seconds = _shared(clock.seconds, len(part))
+        return [_Drafted(r.task, d, {"text": r.seconds, **seconds}) for r, d in zip(part, drafts, strict=True)]
+
+    def _finish(self, part: list[_Drafted]) -> list[Finished]:
+        clock = self._clock()
+        stages = Stages(model=self._model, clock=clock)
+        result = finish_drafts(stages, [each.draft for each in part], len(part))
+        seconds = _shared(clock.seconds, len(part))
+        rows = zip(part, result.images, result.recipes, strict=True)
+        return [Finished(d.task, image, recipe, {**d.seconds, **seconds}) for d, image, recipe in rows]
+
+    def _failed(self, item: Task | _Read | _Drafted, error: Exception) -> None:
+        task = item if isinstance(item, Task) else item.task
+        self._on_failed(task, error)
+        self._in_a_row += 1
+        if self._in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise BatchError(
+                f"{self._in_a_row} pictures in a row failed, the last with {type(error).__name__}: {error} "
+                "Something is wrong with the machine or the model; put it right and run the command again."
+            )
+
+    def _clean_up(self) -> None:
+        """Make room after an error; the pipeline is told that its pass is over, as after one that went well."""
+        self._model.pipe.maybe_free_model_hooks()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _clock(self) -> Clock:
+        return Clock(self._model.device, self._callback)
+
+
+class _ReadAhead:
+    """Encodes prompts in a thread of its own, one at a time, so that a row never depends on its neighbours.
+
+    Where modules move between devices (offloading), they must not be called side by side: there, prompts are
+    encoded when they are needed.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._reading: dict[str, Future[_Read]] = {}
+        offloads = bool(getattr(model.pipe, "_all_hooks", None)) or getattr(model.pipe, "hf_device_map", None)
+        self._pool = None if offloads else ThreadPoolExecutor(1, thread_name_prefix="text")
+
+    def __enter__(self) -> _ReadAhead:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def read(self, tasks: Iterable[Task]) -> None:
+        """Begin to encode the prompts of these tasks, unless it has begun."""
+        if self._pool is not None:
+            for task in tasks:
+                if task.id not in self._reading:
+                    self._reading[task.id] = self._pool.submit(self._encode, task)
+
+    def take(self, task: Task) -> _Read:
+        """Return the encoded prompt, once; raises what the encoding raised."""
+        return self._reading.pop(task.id).result() if self._pool is not None else self._encode(task)
+
+    def _encode(self, task: Task) -> _Read:
+        clock = Clock(self._model.device)
+        stages = Stages(model=self._model, clock=clock)
+        with torch.no_grad():  # a thread has a mode of its own
+            rows = stages.encode_prompts([task.job], guided=is_guided(task.plan), batch_size=1)
+        return _Read(task, rows[0], clock.seconds["text"])
+
+
+def _by_kind(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks grouped by kind, the kinds and those within in their order."""
+    kinds: dict[Hashable, list[Task]] = {}
+    for task in tasks:
+        kinds.setdefault(_kind(task), []).append(task)
+    return [task for group in kinds.values() for task in group]
+
+
+def _kind(task: Task) -> Hashable:
+    return task.size, task.plan
+
+
+def _alike(read: Sequence[_Read]) -> list[list[_Read]]:
+    """Return rows whose conditioning has the same shapes together; some families pad no prompts."""
+    groups: dict[Any, list[_Read]] = {}
+    for each in read:
+        shapes = tuple(sorted((name, tuple(getattr(value, "shape", ()))) for name, value in each.row.items()))
+        groups.setdefault(shapes, []).append(each)
+    return list(groups.values())
+
+
+def _shared(seconds: dict[str, float], count: int) -> dict[str, float]:
+    return {name: value / count for name, value in seconds.items()}

@@ -1,0 +1,212 @@
+"""What rows mean: one task per picture, checked, with an id that no other has and a seed that is always the same.
+
+Checked twice: what needs no model when the rows are read, the rest (does the size fit, what guidance runs)
+once one is loaded. A row that can't be made is a Failure; the others are unharmed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from mrflow.batch.rows import COLUMNS, Row
+from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, RequestError
+from mrflow.plan import Plan, get_plan
+from mrflow.request import Job, make_jobs
+from mrflow.sizes import Size, check_size
+
+if TYPE_CHECKING:
+    from mrflow.model import Model
+
+MAX_ID_BYTES = 180  # a file name holds 255; the suffix and the temporary name need some
+_ID = re.compile(r"\w[\w.-]*")
+_SEEDS = 2**32  # short enough to type, as the seeds that are drawn elsewhere
+
+
+@dataclass(frozen=True)
+class RowDefaults:
+    """What a row takes that does not say: None is the model's own. seed: changes all seeds that are made up."""
+
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_images: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One picture as it is asked for. plan, width, height: None where the run's own stands."""
+
+    id: str
+    row: int
+    job: Job
+    plan: Plan | None
+    width: int | None
+    height: int | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to make: everything that shapes it is settled. plan: resolved, with its guidance."""
+
+    id: str
+    row: int
+    job: Job
+    plan: Plan
+    size: Size
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture, or a whole row, that can't be made. id: None where not even that is known."""
+
+    row: int
+    id: str | None
+    error: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the failure as plain JSON values."""
+        return {"row": self.row, "id": self.id, "error": self.error}
+
+
+@dataclass
+class Request:
+    """What a file of prompts asks for. unused: columns that are none of ours, with the rows that have them."""
+
+    wanted: list[Wanted] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+
+
+def read_request(rows: Iterable[Row], defaults: RowDefaults | None = None, *, dots: bool = True) -> Request:
+    """Return what the rows ask for, in their order, several pictures of one row side by side.
+
+    A row without an id is named by its number, six digits or more; the pictures of a row with num_images are
+    id-1, id-2, ... Of two pictures with one id the first counts, also where they differ only in capitals,
+    which some disks do not tell apart. dots: whether an id may hold a dot (keys of WebDataset may not).
+    """
+    request = Request()
+    taken: dict[str, int] = {}
+    for row in rows:
+        request.unused.update(name for name in row.values if name not in COLUMNS)
+        try:
+            if row.error is not None:
+                raise RequestError(row.error)
+            for wanted in _read_row(row, defaults or RowDefaults(), dots=dots):
+                key = wanted.id.casefold()
+                if (first := taken.get(key)) is not None:
+                    text = f"The id {wanted.id!r} is taken by row {first}; each picture needs its own."
+                    request.failures.append(Failure(row.number, wanted.id, text))
+                else:
+                    taken[key] = row.number
+                    request.wanted.append(wanted)
+        except MrFlowError as error:
+            request.failures.append(Failure(row.number, _plain_id(row), str(error)))
+    return request
+
+
+def resolve_wanted(
+    model: Model, wanted: Iterable[Wanted], plan: Plan | None = None
+) -> tuple[list[Task], list[Failure], Counter[str]]:
+    """Return the tasks for this model, those that it can't make, and what it warns of with the number of rows.
+
+    plan: of the rows without one; None is the model's own.
+    """
+    tasks: list[Task] = []
+    failures: list[Failure] = []
+    warned: Counter[str] = Counter()
+    resolve_plan = lru_cache(1024)(model.resolve_plan)
+    for one in wanted:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                tasks.append(_resolve(model, one, resolve_plan(one.plan or plan)))
+            except MrFlowError as error:
+                failures.append(Failure(one.row, one.id, str(error)))
+        warned.update({str(each.message) for each in caught if issubclass(each.category, MrFlowWarning)})
+    return tasks, failures, warned
+
+
+def make_seed(base: int, id: str) -> int:
+    """Return the seed of a picture whose row has none: the same for the same base and id, wherever it is made."""
+    digest = hashlib.sha256(f"mrflow batch {base} {id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % _SEEDS
+
+
+def _resolve(model: Model, one: Wanted, plan: Plan) -> Task:
+    from mrflow.model import is_guided
+
+    size = model.resolve_size(one.width, one.height, plan)
+    job = model.resolve_jobs([one.job], guided=is_guided(plan))[0]
+    return Task(one.id, one.row, job, plan, size)
+
+
+def _read_row(row: Row, defaults: RowDefaults, *, dots: bool) -> list[Wanted]:
+    values = row.values
+    if "prompt" not in values:
+        raise RequestError(f"The row has no prompt; it has {', '.join(map(repr, values)) or 'nothing'}.")
+    count = _whole(values, "num_images", defaults.num_images)
+    seed = _whole(values, "seed", None)
+    negative = values.get("negative_prompt", defaults.negative_prompt)
+    negatives = None if negative is None else [negative]
+    # one call of the code that checks for everyone; seeds that are made up come below
+    jobs = make_jobs([values["prompt"]], negatives, 0 if seed is None else seed, 1 if count is None else count)
+    width, height = (_whole(values, name, getattr(defaults, name)) for name in ("width", "height"))
+    for side in (width, height):
+        if side is not None:
+            check_size(side, side, multiple=1)
+    plan = _read_plan(values["plan"]) if "plan" in values else None
+    ids = _make_ids(_check_id(values.get("id", f"{row.number:06}"), dots=dots), len(jobs))
+    seeds = [make_seed(defaults.seed, id) if seed is None else job.seed for id, job in zip(ids, jobs, strict=True)]
+    return [
+        Wanted(id, row.number, Job(job.prompt, job.negative_prompt, s), plan, width, height)
+        for id, job, s in zip(ids, jobs, seeds, strict=True)
+    ]
+
+
+def _make_ids(id: str, count: int) -> Sequence[str]:
+    return [id] if count == 1 else [f"{id}-{k}" for k in range(1, count + 1)]
+
+
+def _check_id(value: object, *, dots: bool) -> str:
+    id = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    if not _ID.fullmatch(id) or len(id.encode()) > MAX_ID_BYTES:
+        raise RequestError(
+            f"The id is {value!r:.80}; it must be letters, digits, '-', '_' and '.', beginning with a letter or "
+            f"digit, and have at most {MAX_ID_BYTES} bytes."
+        )
+    if "." in id and not dots:
+        raise RequestError(f"The id is {id!r}; WebDataset ends a key at the first dot. Leave the dots out.")
+    return id
+
+
+def _plain_id(row: Row) -> str | None:
+    id = row.values.get("id")
+    return str(id)[:MAX_ID_BYTES] if isinstance(id, (str, int)) else None
+
+
+def _read_plan(value: object) -> Plan:
+    if isinstance(value, Mapping):
+        return Plan.from_dict(value)
+    if not isinstance(value, str):
+        raise PlanError(f"plan is {value!r:.80}; it must be a name such as '12+1', or an object with its fields.")
+    return get_plan(value)
+
+
+def _whole(values: Mapping[str, Any], name: str, default: int | None) -> int | None:
+    """Return a whole number, also where it was read as text (CSV) or as a float (a column with gaps)."""
+    value = values.get(name, default)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,20}", value.strip(), flags=re.ASCII):
+        return int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise RequestError(f"{name} is {value!r:.80}; it must be a whole number.")
+    return value

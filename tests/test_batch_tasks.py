@@ -1,0 +1,114 @@
+"""What rows mean: ids, seeds, counts, plans; what can't be made is a failure with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mrflow import Plan
+from mrflow.batch.rows import Row
+from mrflow.batch.tasks import RowDefaults, make_seed, read_request, resolve_wanted
+
+
+def request_of(*rows: dict[str, Any], **options: Any):
+    return read_request([Row(number, values) for number, values in enumerate(rows, 1)], **options)
+
+
+def test_a_row_without_anything_else_is_named_by_its_number():
+    (one,) = request_of({"prompt": "a lake"}).wanted
+    assert (one.id, one.row, one.job.prompt, one.plan, one.width) == ("000001", 1, "a lake", None, None)
+    assert one.job.seed == make_seed(0, "000001")
+
+
+def test_made_up_seeds_come_from_the_id_alone():
+    first = request_of({"prompt": "a", "id": "x"}, {"prompt": "b", "id": "y"}).wanted
+    again = request_of({"prompt": "b", "id": "y"}, {"prompt": "c"}, {"prompt": "a", "id": "x"}).wanted
+    seeds = {one.id: one.job.seed for one in again}
+    assert [one.job.seed for one in first] == [seeds["x"], seeds["y"]]
+    assert seeds["x"] != seeds["y"]
+    other = request_of({"prompt": "a", "id": "x"}, defaults=RowDefaults(seed=1)).wanted
+    assert other[0].job.seed != seeds["x"]
+
+
+def test_several_pictures_of_a_row():
+    wanted = request_of({"prompt": "a", "id": "x", "num_images": "2", "seed": 7}, {"prompt": "b"}).wanted
+    assert [(one.id, one.job.seed) for one in wanted[:2]] == [("x-1", 7), ("x-2", 8)]
+    unseeded = request_of({"prompt": "a"}, defaults=RowDefaults(num_images=3)).wanted
+    assert len({one.job.seed for one in unseeded}) == 3
+
+
+def test_numbers_from_text_and_floats():
+    (one,) = request_of({"prompt": "a", "seed": "7", "width": 64.0, "height": "32", "plan": " 3+2 "}).wanted
+    assert (one.job.seed, one.width, one.height, one.plan.label) == (7, 64, 32, "3+2")
+
+
+def test_a_plan_as_an_object():
+    (one,) = request_of({"prompt": "a", "plan": {"steps": 4, "scale": 1.5}}).wanted
+    assert one.plan == Plan(steps=4, scale=1.5)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({}, "no prompt"),
+        ({"text": "a"}, "'text'"),
+        ({"prompt": " "}, "empty"),
+        ({"prompt": 3}, "must be text"),
+        ({"prompt": "a", "seed": -1}, "seed is -1"),
+        ({"prompt": "a", "seed": 1.5}, "seed is 1.5"),
+        ({"prompt": "a", "seed": True}, "seed is True"),
+        ({"prompt": "a", "num_images": 0}, "num_images is 0"),
+        ({"prompt": "a", "width": 99999}, "99999"),
+        ({"prompt": "a", "plan": "best"}, "'best'"),
+        ({"prompt": "a", "plan": {"stepz": 3}}, "stepz"),
+        ({"prompt": "a", "plan": 3}, "plan is 3"),
+        ({"prompt": "a", "negative_prompt": 3}, "negative prompt"),
+        ({"prompt": "a", "id": "../x"}, "'../x'"),
+        ({"prompt": "a", "id": ".hidden"}, "'.hidden'"),
+        ({"prompt": "a", "id": "x" * 181}, "at most 180 bytes"),
+        ({"prompt": "a", "id": ["x"]}, "id is"),
+    ],
+)
+def test_a_bad_row_is_a_failure_and_the_others_are_unharmed(row, words):
+    request = request_of({"prompt": "a"}, row, {"prompt": "b"})
+    assert [one.row for one in request.wanted] == [1, 3]
+    (failure,) = request.failures
+    assert failure.row == 2
+    assert words in failure.error
+
+
+def test_a_line_that_was_not_read_is_a_failure():
+    request = read_request([Row(4, error="The line is no UTF-8 text (byte 0).")])
+    assert (request.failures[0].row, request.failures[0].id) == (4, None)
+
+
+def test_of_two_pictures_with_one_id_the_first_counts():
+    request = request_of(
+        {"prompt": "a", "id": "x-2"}, {"prompt": "b", "id": "x", "num_images": 2}, {"prompt": "c", "id": "X-1"}
+    )
+    assert [one.id for one in request.wanted] == ["x-2", "x-1"]
+    assert [(each.row, each.id) for each in request.failures] == [(2, "x-2"), (3, "X-1")]
+    assert "taken by row 1" in request.failures[0].error
+
+
+def test_ids_with_dots_are_no_keys_of_shards():
+    assert request_of({"prompt": "a", "id": "v1.2"}).wanted
+    assert "dots out" in request_of({"prompt": "a", "id": "v1.2"}, dots=False).failures[0].error
+
+
+def test_columns_that_are_not_ours_are_counted():
+    assert request_of({"prompt": "a", "tag": 1}, {"prompt": "b", "tag": 2}).unused == {"tag": 2}
+
+
+def test_what_the_model_settles(fast):
+    request = request_of(
+        {"prompt": "a boat"}, {"prompt": "a zebra", "width": 50}, {"prompt": "a zebra", "height": 96}
+    )
+    tasks, failures, warned = resolve_wanted(fast.model, request.wanted, Plan(steps=2))
+    assert [(task.size, task.plan.label, task.plan.true_cfg_scale) for task in tasks] == [
+        ((64, 64), "2+1", 2.0),
+        ((64, 96), "2+1", 2.0),
+    ]
+    assert "50x64" in failures[0].error
+    assert [(text.split(": ")[1], rows) for text, rows in warned.items()] == [("'zebra'", 1)]
