@@ -19,12 +19,12 @@ demo: export PROMPT := $(PROMPT)
 demo: $(VENV)/installed  ## paint one picture both ways, native beside staged, timed: demo.png and its stages
 	$(BIN)/mrflow generate "$$PROMPT" --compare --stages --seed $(SEED) --out "$(OUT)" --force
 
-test: export OMP_NUM_THREADS = 1  # two workers on two cores, not two workers with two threads each
+test: export OMP_NUM_THREADS = 1  # tiny components: a second thread costs more than it gives
 test: $(VENV)/installed-dev  ## lint, check types and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/pytest $(PYTEST_ARGS)
 
 clean:  ## remove the environment, caches and what the demo wrote
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
