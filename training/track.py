@@ -65,5 +65,6 @@ def load_state(folder: Path, modules: dict[str, nn.Module], optimizers: list[tor
     for name, module in modules.items():
         module.load_state_dict(state["modules"][name])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+        # this run's learning rates with that run's momentum
+        optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})
     return True
