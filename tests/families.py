@@ -35,6 +35,7 @@ class Case:
     make: scheduler options to pipeline. cfg: Plan guidance of the guided test. by_hand: the same as arguments of
     the pipeline's own call. normalise: (pipe, mode of the posterior) to latents, as the pipeline has it.
     pack: (pipe, latents) to the transformer's hidden states. sigma: the transformer's timestep to sigma.
+    sign: of the velocity that the transformer gives.
     text_length: max_sequence_length, None where the call has none.
     """
 
@@ -44,6 +45,7 @@ class Case:
     plan: dict[str, float] = field(default_factory=lambda: {"true_cfg_scale": 2.0})
     by_hand: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 2.0, "negative_prompt": [""]})
     sigma: Callable[[float], float] = float
+    sign: int = 1
     text_length: int | None = 16
 
 
@@ -311,8 +313,73 @@ def klein(*, is_distilled: bool = False, **options: Any) -> Any:
     return assemble(d.Flux2KleinPipeline, **_flux2_parts(27, options), is_distilled=is_distilled)
 
 
+def lumina2(**options: Any) -> Any:
+    torch.manual_seed(0)
+    pipe = assemble(
+        d.Lumina2Pipeline,
+        scheduler=scheduler(**options),
+        vae=image_vae(),
+        text_encoder=language_model().model,
+        tokenizer=tokenizer(),
+        transformer=d.Lumina2Transformer2DModel(
+            hidden_size=32,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=8,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(64, 64, 64),
+            cap_feat_dim=16,
+        ),
+    )
+    pipe.system_prompt = "a lake"
+    return pipe
+
+
+def aura_flow(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return assemble(
+        d.AuraFlowPipeline,
+        scheduler=scheduler(**{**options, "use_dynamic_shifting": False}),  # the pipeline knows no other
+        vae=image_vae(4, shift_factor=0.0),
+        text_encoder=t5(),
+        tokenizer=tokenizer(),
+        transformer=d.AuraFlowTransformer2DModel(
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            pos_embed_max_size=64,
+        ),
+    )
+
+
+def ovis_image(**options: Any) -> Any:
+    torch.manual_seed(0)
+    pipe = assemble(
+        d.OvisImagePipeline,
+        scheduler=scheduler(**options),
+        vae=image_vae(),
+        text_encoder=language_model().model,
+        tokenizer=tokenizer(),
+        transformer=d.OvisImageTransformer2DModel(
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 4, 8),
+        ),
+    )
+    pipe.system_prompt = "a " * 26  # with the template's head as many tokens as the pipeline drops
+    return pipe
+
+
 def scaled(pipe: Any, mode: Tensor) -> Tensor:
-    return (mode - 0.1159) * 0.3611
+    return (mode - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
 
 
 def standardised(pipe: Any, mode: Tensor) -> Tensor:
@@ -356,7 +423,11 @@ CASES: dict[str, Case] = {
         lambda pipe, latents: latents,
         by_hand={"guidance_scale": 1.0, "negative_prompt": [""]},
         sigma=lambda step: 1 - step,
+        sign=-1,
     ),
+    "Lumina2Pipeline": Case(lumina2, scaled, lambda pipe, latents: latents, sigma=lambda step: 1 - step, sign=-1),
+    "AuraFlowPipeline": Case(aura_flow, scaled, lambda pipe, latents: latents),
+    "OvisImagePipeline": Case(ovis_image, scaled, packed),
     "Flux2Pipeline": Case(
         flux2,
         batch_normed,

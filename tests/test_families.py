@@ -58,8 +58,10 @@ class Seen:
         self.hidden.append(torch.stack(hidden)[:, :, 0] if isinstance(hidden, list) else hidden)
         self.sigmas.append(self._case.sigma(float(timestep[0])))
         given = output[0]
-        given = -torch.stack(given)[:, :, 0] if isinstance(given, list) else given
-        self.given.append(given[:, -self.hidden[-1].shape[1] :])  # Qwen-Image 2.1 gives its texts' part too
+        given = torch.stack(given)[:, :, 0] if isinstance(given, list) else given
+        self.given.append(
+            self._case.sign * given[:, -self.hidden[-1].shape[1] :]
+        )  # Qwen-Image 2.1 gives its texts' part too
 
 
 def test_every_family_is_tested() -> None:

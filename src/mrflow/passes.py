@@ -81,8 +81,8 @@ class ExactScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # 
 
     It is built afresh from the number of training timesteps alone: a copy of the checkpoint's configuration
     with shifts switched off would still carry keys such as `use_flow_sigmas`, for which FluxPipeline
-    (diffusers 0.42.1) drops a caller's sigmas. It holds the sigmas itself because not every pipeline takes
-    them from its caller: PRX, ERNIE-Image and Bria make their own.
+    (diffusers 0.42.1) drops a caller's sigmas. It holds the sigmas itself because a pipeline may make its own
+    for a caller who gives none, and some (PRX, ERNIE-Image, Bria) for every caller.
     """
 
     def __init__(self, sigmas: Sequence[float] = (1.0, 0.0), num_train_timesteps: int = 1000) -> None:
