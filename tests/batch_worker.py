@@ -1,7 +1,7 @@
 """A process that runs `mrflow batch` in children of its own, for tests that kill them.
 
-Each line on stdin is a JSON list of arguments; a child is forked for it, so that importing torch is paid for
-once. On stdout comes the child's process id, then how it ended.
+Its argument is "tiny" or "vista". Each line on stdin is a JSON list of arguments; a child is forked for it, so
+that importing torch is paid for once. On stdout comes the child's process id, then how it ended.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import torch
 
 from conftest import make_fast, make_pipe
+from mrflow import MrFlow
 from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
 
@@ -25,7 +26,7 @@ def tell(what: object) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)  # no pools of threads, which a fork would lose
-    fast = make_fast(make_pipe())
+    fast = MrFlow.from_pretrained("vista") if sys.argv[1] == "vista" else make_fast(make_pipe())
     ModelOptions.load = lambda self: fast  # type: ignore[method-assign]
     tell("ready")
     for line in sys.stdin:

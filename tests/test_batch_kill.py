@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from mrflow import vista
 from test_batch_run import files, manifest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -25,10 +26,10 @@ HERE = Path(__file__).parent
 class Worker:
     """A process of tests/batch_worker.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = "tiny") -> None:
         paths = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "batch_worker.py")],
+            [sys.executable, str(HERE / "batch_worker.py"), model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -53,20 +54,29 @@ class Worker:
         assert self.process.stderr is not None
         return self.process.stdout.readline().strip() or pytest.fail(self.process.stderr.read())
 
+    def stop(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
     worker = Worker()
     yield worker
-    worker.process.kill()
-    worker.process.communicate()
+    worker.stop()
 
 
-def kill_again_and_again(worker: Worker, folder: Path, form: str, pictures: int, rounds: int) -> int:
+def kill_again_and_again(
+    worker: Worker, folder: Path, form: str, pictures: int, rounds: int, size: int = 32
+) -> int:
     """Return how many of the kills met a running batch; asserts that nothing is lost, twice or left over."""
-    rows = [json.dumps({"prompt": f"a red boat at dusk and {k} big lake", "id": f"p{k}"}) for k in range(pictures)]
+    rows = [
+        json.dumps({"prompt": ("a big lake at dusk", "a red house")[k % 2], "id": f"p{k}"})
+        for k in range(pictures)
+    ]
     (folder / "rows.jsonl").write_text("\n".join(rows))
-    usual = [folder / "rows.jsonl", "--size", "32", "--plan", "1+1", "--format", form, "--per-shard", "7"]
+    usual = [folder / "rows.jsonl", "--size", str(size), "--plan", "1+1", "--format", form, "--per-shard", "7"]
     worker.start(*usual, "--out", folder / "whole")
     assert worker.wait() == 0
     draw = random.Random(pictures)
@@ -114,7 +124,7 @@ def ended(child: int) -> bool:
 
 @pytest.mark.parametrize("form", ["png", "wds"])
 def test_killed_at_random_moments(worker, tmp_path, form):
-    assert kill_again_and_again(worker, tmp_path, form, pictures=18, rounds=3) >= 2
+    assert kill_again_and_again(worker, tmp_path, form, pictures=12, rounds=3) >= 2
 
 
 @pytest.mark.slow
@@ -123,16 +133,26 @@ def test_killed_twenty_times_during_two_hundred_pictures(worker, tmp_path, form)
     assert kill_again_and_again(worker, tmp_path, form, pictures=200, rounds=20) >= 15
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not vista.available(), reason="vista's weights are not in this installation")
+def test_killed_twenty_times_during_two_hundred_pictures_of_vista(tmp_path):
+    worker = Worker("vista")
+    try:
+        assert kill_again_and_again(worker, tmp_path, "png", pictures=200, rounds=20, size=256) >= 15
+    finally:
+        worker.stop()
+
+
 def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(worker, tmp_path):
     (tmp_path / "rows.txt").write_text("a big lake at dusk\n" * 3)
     usual = [tmp_path / "rows.txt", "--size", "64", "--out", tmp_path / "out"]
-    child = worker.start(*usual, "--steps", "300")
+    child = worker.start(*usual, "--steps", "60")
     wait_for_lines(tmp_path / "out" / "manifest.jsonl", child, 1)
     os.kill(child, signal.SIGINT)
     assert worker.wait() == 130
     made = len(manifest(tmp_path / "out"))
     assert 1 <= made < 3
     assert len(files(tmp_path / "out")) == made
-    worker.start(*usual, "--steps", "300")
+    worker.start(*usual, "--steps", "60")
     assert worker.wait() == 0
     assert len(manifest(tmp_path / "out")) == 3

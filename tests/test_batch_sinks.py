@@ -153,3 +153,18 @@ def test_outputs_that_make_no_sense(arguments, words):
 def test_an_unknown_store():
     with pytest.raises(OutputError, match="nowhere"):
         Output("nowhere://bucket", state="x").sink()
+
+
+def test_a_disk_with_room_for_the_picture_but_not_for_its_recipe_is_full(model, tmp_path, monkeypatch):  # noqa: F811
+    def write(*_: object) -> str:
+        raise OutputError("No space left on device.")
+
+    def probe(_: ShardSink, size: int) -> None:
+        if size > 40_000:  # the pictures have about 3,000 bytes
+            raise OutputError("No space left on device.")
+
+    monkeypatch.setattr(ShardSink, "write", write)
+    monkeypatch.setattr(ShardSink, "probe", probe)
+    with pytest.raises(OutputError, match="No space left"):
+        run(model, tmp_path, form="wds")
+    assert not (tmp_path / "errors.jsonl").exists()

@@ -26,6 +26,7 @@ from mrflow.files import encode_image
 from mrflow.recipe import Recipe
 
 _WAITING = 8  # pictures between the model and the disk, at most
+_MARGIN = 2**16  # bytes that a picture needs besides its data: its recipe in a shard, its line
 _ENCODERS = 4  # PNG takes about a third of a second for 1024x1024
 
 
@@ -120,7 +121,7 @@ class Writer:
             return self._sink.write(id, data, recipe)
         except OutputError as error:
             try:
-                self._sink.probe(len(data))  # is it this name, or the disk?
+                self._sink.probe(len(data) + _MARGIN)  # is it this name, or the disk?
             except OutputError:
                 self._broken = error
             raise

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import typer
+from rich.filesize import decimal
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
@@ -172,5 +173,5 @@ def _pace(summary: Summary) -> str:
 
 
 def _space(prepared: Prepared) -> str:
-    free = "unknown" if prepared.bytes_free is None else f"{prepared.bytes_free / 1e9:.2f} GB"
-    return f"at most {prepared.bytes_needed / 1e9:.2f} GB needed, {free} free"
+    free = "an unknown amount is" if prepared.bytes_free is None else f"{decimal(prepared.bytes_free)} are"
+    return f"at most {decimal(prepared.bytes_needed)} needed, {free} free"
