@@ -367,7 +367,6 @@ def test_bad_requests_are_refused_before_any_work(
         (SizeError, Image.new("RGB", (5000, 9)), {}),
         (RequestError, Image.new("RGB", (9, 9)), {"seed": 1.5}),
     ],
-    ids=str,
 )
 def test_enhance_refuses_before_any_work(
     fast: MrFlow, events: Any, error: Any, image: Any, options: dict[str, Any]
