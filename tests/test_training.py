@@ -12,7 +12,7 @@ from torch.nn.functional import unfold
 
 pytest.importorskip("numba")
 
-from training import autoencoder, inspector
+from training import autoencoder
 from training.check import frechet, interval, sharpness
 from training.data import to_tensor
 from training.evaluate import draw, prompts
@@ -28,10 +28,13 @@ from training.flow import (
     shift,
     unpack,
 )
+from training.inspector import accuracy
 from training.optim import Average, Muon, orthogonalize
 from training.text import make_encoders, make_tokenizer, tokenize
 from training.track import load_state, save_state
 from training.world import ATTRIBUTES, MAX_TOKENS, paint, sample_scene
+
+from mrflow.vista import inspector
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +191,7 @@ def test_sharpness_falls_with_blur() -> None:
 
 @pytest.mark.skipif(not inspector.FILE.exists(), reason="the inspector is not trained")
 def test_the_inspector_reads_fresh_renders() -> None:
-    shares = inspector.accuracy(inspector.load(), 100, seed=77)
+    shares = accuracy(inspector.load(), 100, seed=77)
     assert min(shares.values()) > 0.85
     assert np.mean(list(shares.values())) > 0.95
 

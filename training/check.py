@@ -23,9 +23,10 @@ from rich.progress import track
 from torch import Tensor
 
 from mrflow import MrFlow
-from training import inspector
+from mrflow.vista import inspector
 from training.data import to_tensor
 from training.evaluate import prompts
+from training.inspector import accuracy
 from training.world import ATTRIBUTES, paint, sample_scene
 
 OUT = Path("benchmarks")
@@ -115,7 +116,7 @@ def main(
     fast, bicubic = MrFlow.from_pretrained("vista"), MrFlow.from_pretrained("vista", upscaler="bicubic")
     file = OUT / "vista.json"
     results = json.loads(file.read_text()) if only and file.exists() else {}
-    results["inspector"] = inspector.accuracy(network, fresh)
+    results["inspector"] = accuracy(network, fresh)
     results["renders"] = {"sharpness": sharpness(renders)}
     OUT.mkdir(exist_ok=True)
     for name, method in methods(fast, bicubic).items():

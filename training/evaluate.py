@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from training import inspector
+from mrflow.vista import inspector
 from training.flow import Flow, shift, tokenize, unpack
 from training.world import ATTRIBUTES, caption, labels, sample_scene
 

@@ -1,8 +1,10 @@
 """Painted landscapes with captions: the world that the embedded model learns."""
 
-from .captions import MAX_TOKENS, WORDS, caption, parse, split_words
+from mrflow.vista.grammar import ATTRIBUTES, parse, split_words
+
+from .captions import MAX_TOKENS, WORDS, caption
 from .paint import paint
-from .scene import ATTRIBUTES, Scene, labels, sample_scene
+from .scene import Scene, labels, sample_scene
 
 __all__ = [
     "ATTRIBUTES",

@@ -1,12 +1,12 @@
-"""Captions: how a scene is put into words, and what a caption asks for."""
+"""Captions: how a scene is put into words."""
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
-from .scene import ATTRIBUTES, Scene
+from mrflow.vista.grammar import split_words
+
+from .scene import Scene
 
 MAX_TOKENS = 24
 """Longest caption in tokens, the end mark included."""
@@ -73,73 +73,6 @@ def caption(scene: Scene, rng: np.random.Generator, full: bool = False) -> str:
         text = _draft(scene, rng, full)
         if len(split_words(text)) < MAX_TOKENS:
             return text
-
-
-def split_words(text: str) -> list[str]:
-    """Return the words of a caption in order, in lower case, with commas as words of their own."""
-    return re.findall(r"[a-z]+|,", text.lower())
-
-
-def parse(text: str) -> dict[str, str]:
-    """Return the attributes that a caption asks for, as words from ATTRIBUTES.
-
-    An attribute that is not named is absent, except `object`, which is then "none". Words outside the
-    vocabulary are passed over.
-    """
-    words = split_words(text)
-    found: dict[str, str] = {}
-    for word in words:
-        attribute, value = _MEANINGS.get(word, ("", ""))
-        if attribute:
-            found[attribute] = value
-    _read_object(words, found)
-    if "trees" in words:
-        if "pine" in words:
-            found["trees"] = "pines"
-        elif "round" in words:
-            found["trees"] = "round"
-    if found.get("season") == "desert" and "foreground" not in found:
-        found["foreground"] = "meadow"
-    if found.get("foreground") == "meadow" and "dunes" in words:
-        found["season"] = "desert"
-    return found
-
-
-_MEANINGS: dict[str, tuple[str, str]] = {
-    "dawn": ("time", "dawn"), "sunrise": ("time", "dawn"),
-    "noon": ("time", "noon"), "midday": ("time", "noon"), "bright": ("time", "noon"), "day": ("time", "noon"),
-    "sunset": ("time", "sunset"), "dusk": ("time", "sunset"),
-    "night": ("time", "night"), "moon": ("time", "night"),
-    "summer": ("season", "summer"), "autumn": ("season", "autumn"), "desert": ("season", "desert"),
-    "snowy": ("season", "winter"), "winter": ("season", "winter"),
-    "hills": ("mountains", "hills"), "rolling": ("mountains", "hills"),
-    "mountains": ("mountains", "peaks"), "mountain": ("mountains", "peaks"),
-    "jagged": ("mountains", "peaks"), "peaks": ("mountains", "peaks"),
-    "lake": ("foreground", "lake"), "meadow": ("foreground", "meadow"), "field": ("foreground", "meadow"),
-    "dunes": ("foreground", "meadow"), "beach": ("foreground", "beach"),
-    "clear": ("clouds", "clear"), "cloudy": ("clouds", "cloudy"), "clouds": ("clouds", "cloudy"),
-    "left": ("side", "left"), "right": ("side", "right"),
-}  # fmt: skip
-
-
-def _read_object(words: list[str], found: dict[str, str]) -> None:
-    """Add the object and its colour; a "green" that belongs to no object means summer."""
-    found["object"] = "none"
-    painted = -1
-    for index, word in enumerate(words):
-        if word not in OBJECTS:
-            continue
-        found["object"] = word
-        start = index - 1
-        while start >= 0 and words[start] in ("hot", "air", "sailing"):
-            start -= 1
-        if start >= 0 and words[start] in ATTRIBUTES["color"]:
-            painted = start
-            found["color"] = words[start]
-    if any(word == "green" and index != painted for index, word in enumerate(words)):
-        found.setdefault("season", "summer")
-    if found["object"] == "none":
-        found.pop("side", None)
 
 
 def _draft(scene: Scene, rng: np.random.Generator, full: bool) -> str:

@@ -6,18 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "time": ("dawn", "noon", "sunset", "night"),
-    "season": ("summer", "autumn", "winter", "desert"),
-    "mountains": ("none", "hills", "peaks"),
-    "foreground": ("lake", "meadow", "beach"),
-    "trees": ("none", "pines", "round"),
-    "clouds": ("clear", "cloudy"),
-    "object": ("none", "balloon", "boat", "house"),
-    "color": ("red", "blue", "yellow", "white", "green", "purple"),
-    "side": ("left", "right"),
-}
-"""Every attribute a picture can be asked about, with its values in label order."""
+from mrflow.vista.grammar import ATTRIBUTES
 
 
 @dataclass(frozen=True)
