@@ -65,6 +65,15 @@ def test_the_stock_encoder_holds_the_linear_map(pictures: torch.Tensor) -> None:
     assert (latents - expected).square().mean().sqrt() < 0.05 * expected.square().mean().sqrt()
 
 
+def test_the_encoder_is_read_back_as_a_linear_map(pictures: torch.Tensor) -> None:
+    vae = autoencoder.build()
+    autoencoder.write_encoder(vae, *autoencoder.fit_components([pictures]))
+    projection = autoencoder.read_projection(vae, pictures[:20])
+    with torch.no_grad():
+        latents = autoencoder.encode(vae, pictures[20:, :, :96])
+    assert (autoencoder.project(pictures[20:, :, :96], *projection) - latents).std() < 0.03 * latents.std()
+
+
 def test_components_are_the_best_linear_code(pictures: torch.Tensor) -> None:
     rows, mean, _ = autoencoder.fit_components([pictures])
     patches = unfold(pictures, 8, stride=8).mT.reshape(-1, 192) - mean

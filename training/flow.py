@@ -182,19 +182,18 @@ def object_weights(captions: list[str], rows: int, columns: int) -> Tensor:
 
 @torch.no_grad()
 def load_bucket(
-    size: tuple[int, int], half: bool, limit: int | None, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFast
+    size: tuple[int, int], half: bool, projection: tuple[Tensor, Tensor], tokenizer: PreTrainedTokenizerFast
 ) -> Bucket:
-    """Encode the pictures of one size, at most `limit` (once: kept beside them on disk)."""
+    """Encode the pictures of one size (once: kept beside them on disk)."""
     pictures, captions, _ = read(size)
-    pictures, captions = pictures[:limit], captions[:limit]
     file = folder(size) / ("latents_half.pt" if half else "latents.pt")
     if file.exists():
         latents = torch.load(file, weights_only=True)
     else:
-        parts = []
-        for i in range(0, len(pictures), 8):  # few at a time: larger buffers cost more than they save
-            parts.append(pack(autoencoder.encode(vae, to_tensor(pictures[i : i + 8], half))).half())
-        latents = torch.cat(parts)
+        latents = torch.cat(
+            [pack(autoencoder.project(to_tensor(pictures[i : i + 64], half), *projection)).half()
+             for i in range(0, len(pictures), 64)]
+        )  # fmt: skip
         torch.save(latents, file)
     rows, columns = size[1] // (32 if half else 16), size[0] // (32 if half else 16)
     return Bucket(latents, tokenize(tokenizer, captions), object_weights(captions, rows, columns), rows, columns)
@@ -231,7 +230,6 @@ def main(
     small: Annotated[int, typer.Option(help="Batch of half-size pictures.")] = 32,
     large: Annotated[int, typer.Option(help="Batch of full-size pictures.")] = 8,
     large_share: Annotated[float, typer.Option(help="Share of steps with full-size pictures.")] = 0.15,
-    full: Annotated[int, typer.Option(help="Pictures to encode at full size, too.")] = 4000,
     decay: Annotated[float, typer.Option(help="Share of the time, at the end, in which the rate falls.")] = 0.35,
     save_every: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 8,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
@@ -243,10 +241,9 @@ def main(
     tokenizer = make_tokenizer()
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", dtype=torch.float32)
     vae.requires_grad_(False).to(memory_format=torch.channels_last)
+    projection = autoencoder.read_projection(vae, to_tensor(read((256, 256))[0][:64]))
     buckets = {
-        (size, half): load_bucket(size, half, None if half else round(full * share), vae, tokenizer)
-        for size, share in SHARES.items()
-        for half in (True, False)
+        (size, half): load_bucket(size, half, projection, tokenizer) for size in SHARES for half in (True, False)
     }
     flow, started = load_flow()
     log = Log("flow")
