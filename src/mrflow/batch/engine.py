@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from mrflow.backbones import Conditioning
-from mrflow.batch.fitting import BatchSizes, in_batches
 from mrflow.batch.tasks import Task
 from mrflow.batch.writer import Finished
 from mrflow.errors import BatchError
+from mrflow.fitting import BatchSizes, in_batches
 from mrflow.model import Model, is_guided
 from mrflow.passes import borrowed
 from mrflow.production import finish_drafts, make_drafts

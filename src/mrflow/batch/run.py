@@ -10,12 +10,12 @@ from threading import Lock
 from typing import Any
 
 from mrflow.batch.engine import Engine
-from mrflow.batch.fitting import BatchSizes
 from mrflow.batch.manifest import MANIFEST, Entry
 from mrflow.batch.output import Found, Output
 from mrflow.batch.sinks import RemoteSink, Sink
 from mrflow.batch.tasks import Failure, Request, Task, resolve_wanted
 from mrflow.batch.writer import Writer
+from mrflow.fitting import BatchSizes
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
 from mrflow.plan import Plan
@@ -29,7 +29,7 @@ class Summary:
     """How a batch stands. total: pictures asked for, failed rows included. skipped: whole from an earlier run.
 
     lost: were in the manifest and missing or damaged, so they were made again. seconds: of this run.
-    batch_sizes: stage to what was found to fit; see mrflow.batch.fitting.
+    batch_sizes: stage to what was found to fit; see mrflow.fitting.
     """
 
     total: int = 0
