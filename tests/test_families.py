@@ -14,6 +14,7 @@ from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones import get_backbone, supported
 from mrflow.backbones.families import FAMILIES
 from mrflow.errors import MrFlowWarning
+from mrflow.passes import borrowed, denoise, denoise_head, own_scheduler, tail
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
 from test_pipeline import state_of
@@ -86,6 +87,29 @@ def test_the_draft_is_the_pipelines_own_bit_for_bit(name: str, prompt: str) -> N
     draft = make_fast(case, pipe).draft(prompt, seed=7)[0]
     assert draft.pixels.shape == (1, 3, SIZE[1] // 2, SIZE[0] // 2)
     assert torch.equal(draft.pixels, by_hand[:, :3])
+
+
+@each_family
+def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(name: str) -> None:
+    case, pipe = CASES[name], CASES[name].make()
+    backbone, plan = get_backbone(name), make_fast(case, pipe).model.resolve_plan(None)
+    cfg = plan.true_cfg_scale or 1.0
+    done: list[int] = []
+    with borrowed(pipe, quiet=True):
+        rows = backbone.encode_prompts(pipe, ["a red boat"], ["a house"] if cfg > 1 else None, case.text_length)
+        arguments = {
+            **backbone.call_arguments(pipe, rows, plan.guidance_scale, cfg),
+            **backbone.draft_arguments(pipe, 3),
+            "width": SIZE[0],
+            "height": SIZE[1],
+        }
+        begin = {**arguments, "generator": draft_generators([7])}
+        expected = denoise(pipe, own_scheduler(pipe), begin, done.append)
+        begin, scheduler = {**arguments, "generator": draft_generators([7])}, own_scheduler(pipe)
+        held = denoise_head(pipe, scheduler, 2, begin, done.append)
+        arguments["latents"] = backbone.resume(pipe, held, *SIZE)
+        assert torch.equal(denoise(pipe, tail(scheduler), arguments, done.append), expected)
+    assert done == [1, 2, 3, 1, 2, 1]
 
 
 @each_family

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler, FluxPipeline
 from PIL import Image
 
 from conftest import make_fast, make_pipe
-from mrflow import Draft, MrFlow, Plan, Result, save_image
+from mrflow import Defaults, Draft, MrFlow, Plan, Result, save_image
 from mrflow.errors import (
     BusyError,
     ImageError,
@@ -62,7 +63,7 @@ def test_a_call_gives_pictures_recipes_and_seconds(fast: MrFlow) -> None:
     assert (recipe.mode, recipe.width, recipe.height, recipe.upscaler) == ("staged", 96, 64, "bicubic")
     assert (recipe.device, recipe.dtype, recipe.negative_prompt) == ("cpu", "float32", "")
     assert recipe.batch == 1
-    assert recipe.plan == Plan(steps=3, true_cfg_scale=2.0, refine_true_cfg_scale=2.0)
+    assert recipe.plan == Plan(steps=3, true_cfg_scale=2.0, refine_true_cfg_scale=2.0, guidance_stop=1.0)
     stages = ["text", "draft", "decode_draft", "upscale", "encode", "refine", "decode"]
     assert list(result.seconds) == [*stages, "total"]
     assert sum(result.seconds[s] for s in stages) <= result.seconds["total"]
@@ -463,3 +464,46 @@ def test_step_calls_offloading_when_a_call_is_cut_short(fast: MrFlow, monkeypatc
     with pytest.raises(Stop):
         fast("a boat", seed=1, callback=stop)
     assert freed == [1]
+
+
+def test_guidance_that_stops_leaves_out_the_second_branch(fast: MrFlow) -> None:
+    calls: list[float] = []
+    steps: list[int] = []
+    hook = lambda module, args, kwargs: calls.append(float(kwargs["timestep"][0]))  # noqa: E731
+    fast.pipe.transformer.register_forward_pre_hook(hook, with_kwargs=True)
+    before = state_of(fast.pipe)
+
+    def draft(stop: float | None, **options: Any) -> tuple[list[float], str | None]:
+        calls.clear()
+        steps.clear()
+        made = fast.draft("a boat", seed=1, plan=Plan(steps=4, guidance_stop=stop), **options)
+        return calls.copy(), made.recipes[0].pixels_sha256
+
+    full, whole = draft(None)
+    assert draft(1.0) == (full, whole)
+    half, other = draft(
+        0.5, callback=lambda progress: steps.append(progress.step) if progress.stage == "draft" else None
+    )
+    assert half == [*full[:4], full[4], full[6]]  # two guided steps, then one branch of each
+    assert steps == [0, 1, 2, 3, 4]
+    assert other != whole
+    assert state_of(fast.pipe) == before
+
+
+def test_native_pictures_are_guided_throughout_unless_asked(pipe: FluxPipeline) -> None:
+    defaults = Defaults(
+        width=64, height=64, plan=Plan(true_cfg_scale=2.0, guidance_stop=0.5), max_sequence_length=16
+    )
+    fast = MrFlow(pipe, "bicubic", defaults=defaults)
+    assert fast.draft("a boat", seed=1).recipes[0].plan.guidance_stop == 0.5
+    native = fast.native("a boat", seed=1, steps=2)
+    assert native.recipes[0].plan.guidance_stop == 1.0
+    asked = fast.native("a boat", seed=1, steps=2, plan=Plan(guidance_stop=0.5))
+    assert asked.recipes[0].plan.guidance_stop == 0.5
+    assert fast.replay(asked.recipes[0]).recipes[0].pixels_sha256 == asked.recipes[0].pixels_sha256
+
+
+def test_guidance_cannot_stop_within_a_step(pipe: FluxPipeline) -> None:
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(PlanError, match=r"guidance_stop is 0\.5; .* once a step"):
+        MrFlow(pipe, "bicubic").draft("a boat", plan=Plan(true_cfg_scale=2.0, guidance_stop=0.5))

@@ -61,6 +61,9 @@ def test_an_unknown_plan_names_the_known_ones(name: str) -> None:
         ("guidance_scale", -1, "between 0 and 100"),
         ("true_cfg_scale", float("inf"), "finite"),
         ("refine_true_cfg_scale", "3", "a number"),
+        ("guidance_stop", 0, "above 0"),
+        ("guidance_stop", 1.01, "at most 1"),
+        ("guidance_stop", float("nan"), "finite"),
     ],
 )
 def test_numbers_out_of_range_say_the_value_and_the_rule(field: str, value: object, words: str) -> None:
@@ -68,6 +71,14 @@ def test_numbers_out_of_range_say_the_value_and_the_rule(field: str, value: obje
         Plan(**{field: value})
     assert str(caught.value).startswith(f"{field} is ")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "stop", "guided"),
+    [(12, None, 12), (12, 1.0, 12), (12, 0.5, 6), (12, 0.51, 7), (1, 0.1, 1), (10, 0.7, 7)],
+)
+def test_guidance_stops_after_a_whole_step(steps: int, stop: float | None, guided: int) -> None:
+    assert Plan(steps=steps, guidance_stop=stop).guided_steps == guided
 
 
 def test_a_plan_survives_json() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from mrflow.backbones import Backbone, Pipeline
 from mrflow.defaults import Defaults
-from mrflow.errors import MrFlowWarning, PromptWarning
+from mrflow.errors import MrFlowWarning, PlanError, PromptWarning
 from mrflow.plan import Plan, get_plan
 from mrflow.recipe import Mode, Recipe, library_versions
 from mrflow.request import Job
@@ -63,9 +63,19 @@ class Model:
             if max(plan.true_cfg_scale or 1.0, plan.refine_true_cfg_scale or 1.0) > 1:
                 text = f"true_cfg_scale has no effect: {self.name} takes no classifier-free guidance."
                 warnings.warn(text, MrFlowWarning, stacklevel=4)
-            return replace(plan, guidance_scale=embedded, true_cfg_scale=1.0, refine_true_cfg_scale=1.0)
+            return replace(
+                plan, guidance_scale=embedded, true_cfg_scale=1.0, refine_true_cfg_scale=1.0, guidance_stop=1.0
+            )
         refine = _first(plan.refine_true_cfg_scale, own.refine_true_cfg_scale, cfg)
-        return replace(plan, guidance_scale=embedded, true_cfg_scale=cfg, refine_true_cfg_scale=refine)
+        stop = _first(plan.guidance_stop, own.guidance_stop, 1.0)
+        if stop < 1 and cfg > 1 and getattr(self.pipe.scheduler, "order", 1) != 1:
+            raise PlanError(
+                f"guidance_stop is {stop}; it needs a scheduler that asks the model once a step, and "
+                f"{type(self.pipe.scheduler).__name__} asks {self.pipe.scheduler.order} times. Set it to 1."
+            )
+        return replace(
+            plan, guidance_scale=embedded, true_cfg_scale=cfg, refine_true_cfg_scale=refine, guidance_stop=stop
+        )
 
     def resolve_size(self, width: int | None, height: int | None, plan: Plan | None) -> Size:
         """Return the size to make, each missing side from the defaults; raises SizeError if it does not fit.

@@ -6,7 +6,8 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import wraps
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -57,8 +58,52 @@ def denoise(
     arguments: of the pipeline's call. on_step: called with the number of steps done after each; what it
     raises ends the run.
     """
+    return _run(pipe, scheduler, arguments, on_step)[0]
 
-    def after_step(_pipe: Any, index: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+
+def denoise_head(
+    pipe: Pipeline,
+    scheduler: Any,
+    steps: int,
+    arguments: Mapping[str, Any],
+    on_step: Callable[[int], None],
+) -> Tensor:
+    """Return the latents, as the pipeline's loop holds them, of the first `steps` steps of such a run.
+
+    scheduler: a copy of our own, which `tail` then lets go on. Not by interrupting the pipeline: not all can
+    be, and those that can still run to the end of their loop.
+    """
+    set_timesteps = scheduler.set_timesteps
+
+    @wraps(set_timesteps)  # pipelines look its arguments up before they use them
+    def set_head(*args: Any, **kwargs: Any) -> None:
+        set_timesteps(*args, **kwargs)
+        scheduler.tail = scheduler.timesteps[steps:]
+        scheduler.timesteps = scheduler.timesteps[:steps]
+
+    scheduler.set_timesteps = set_head
+    return _run(pipe, scheduler, arguments, on_step)[1]
+
+
+def tail(scheduler: Any) -> Any:
+    """Return the scheduler of a `denoise_head`, made to go on with the steps that are left."""
+
+    @wraps(scheduler.set_timesteps)
+    def set_tail(*args: Any, **kwargs: Any) -> None:
+        scheduler.timesteps = scheduler.tail
+
+    scheduler.set_timesteps = set_tail
+    return scheduler
+
+
+def _run(
+    pipe: Pipeline, scheduler: Any, arguments: Mapping[str, Any], on_step: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
+    """Return what the pipeline gives as latents, and what its loop held after the last step."""
+    held: list[Tensor] = []
+
+    def after_step(_pipe: Any, index: int, _timestep: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        held[:] = [tensors["latents"]]
         on_step(index + 1)
         return {}
 
@@ -66,7 +111,7 @@ def denoise(
     pipe.scheduler = scheduler
     try:
         result = pipe(**arguments, output_type="latent", callback_on_step_end=after_step)
-        return cast("Tensor", result.images)
+        return result.images, held[0]
     finally:
         pipe.scheduler = own
 

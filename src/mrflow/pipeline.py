@@ -22,7 +22,7 @@ from mrflow.errors import RequestError
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.model import Model, is_guided
 from mrflow.passes import borrowed
-from mrflow.plan import Plan
+from mrflow.plan import Plan, get_plan
 from mrflow.production import finish_drafts, make_drafts, make_natives
 from mrflow.progress import Callback, Clock
 from mrflow.recipe import Recipe
@@ -205,10 +205,13 @@ class MrFlow:
     ) -> Result:
         """Return the plain pipeline's pictures at full size, for comparison: same prompts, seeds and guidance.
 
-        steps: None is the model's default, 50. plan: only its guidance counts.
+        steps: None is the model's default, 50. plan: only its guidance counts; guided in every step, unless the
+        plan itself says otherwise.
         """
         steps = self.model.defaults.native_steps if steps is None else steps
-        plan = replace(self.model.resolve_plan(plan), steps=steps, refine_true_cfg_scale=None)
+        stop = get_plan(plan).guidance_stop or 1.0
+        plan = self.model.resolve_plan(plan)
+        plan = replace(plan, steps=steps, refine_true_cfg_scale=None, guidance_stop=stop)
         size = self.model.resolve_size(width, height, None)
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
         jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))

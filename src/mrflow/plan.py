@@ -52,6 +52,9 @@ class Plan:
     guidance_scale: for guidance-embedded checkpoints; None takes the model's default.
     true_cfg_scale: classifier-free guidance with a negative prompt; 1 is none; None takes the model's default.
     refine_true_cfg_scale: the same for the refine pass; None takes `true_cfg_scale`.
+    guidance_stop: the share of the draft's steps, from the first, with classifier-free guidance, in (0, 1]; the
+        rest run without it, at half the cost. None takes the model's default, usually 1. Named as in diffusers'
+        guiders; guidance matters at high noise (Kynkaanniemi et al., arXiv 2404.07724).
 
     Defaults: arXiv 2607.01642, its 12+1 setting.
     """
@@ -63,6 +66,7 @@ class Plan:
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
     refine_true_cfg_scale: float | None = None
+    guidance_stop: float | None = None
 
     def __post_init__(self) -> None:
         _check_count("steps", self.steps, hint="Try 12.")
@@ -80,6 +84,18 @@ class Plan:
             )
         for name in ("guidance_scale", "true_cfg_scale", "refine_true_cfg_scale"):
             _check_guidance(name, getattr(self, name))
+        if self.guidance_stop is not None:
+            _check_number("guidance_stop", self.guidance_stop)
+            if not 0 < self.guidance_stop <= 1:
+                raise PlanError(
+                    f"guidance_stop is {self.guidance_stop}; it must lie above 0 and be at most 1. Try 0.5; "
+                    "for no guidance at all set true_cfg_scale to 1."
+                )
+
+    @property
+    def guided_steps(self) -> int:
+        """How many of the draft's steps run with classifier-free guidance, where the plan has any."""
+        return math.ceil(self.steps * (1.0 if self.guidance_stop is None else self.guidance_stop) - 1e-9)
 
     @property
     def ratio(self) -> Fraction:

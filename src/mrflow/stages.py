@@ -8,7 +8,7 @@ Steps 1 to 3 make drafts, 4 to 8 finish them. Tensors stay on the device through
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mrflow.backbones import Conditioning
 from mrflow.model import Model
-from mrflow.passes import denoise, exact_scheduler, own_scheduler
+from mrflow.passes import denoise, denoise_head, exact_scheduler, own_scheduler, tail
 from mrflow.plan import Plan
 from mrflow.progress import Clock
 from mrflow.request import Job
@@ -64,20 +64,40 @@ class Stages:
         batch: tuple[int, int] = (1, 1),
     ) -> Tensor:
         """Return pixels (B, 3, h, w) drawn from noise in `plan.steps` steps on the model's own schedule."""
-        width, height = size
-        backbone, pipe = self.model.backbone, self.model.pipe
-        arguments: dict[str, Any] = {
-            **backbone.call_arguments(pipe, rows, plan.guidance_scale, plan.true_cfg_scale or 1.0),
-            **backbone.draft_arguments(pipe, plan.steps),
-            "width": width,
-            "height": height,
-            "generator": draft_generators(seeds),
-        }
         with self.clock.stage("draft", plan.steps, *batch) as stage:
-            latents = denoise(pipe, own_scheduler(pipe), arguments, stage.step)
+            latents = self._draft(rows, seeds, plan, size, stage.step)
         with self.clock.stage(decode, 1, *batch) as stage:
-            stage.pixels = backbone.decode(pipe, latents, width, height)
+            stage.pixels = self.model.backbone.decode(self.model.pipe, latents, *size)
         return stage.pixels
+
+    def _draft(
+        self,
+        rows: Sequence[Conditioning],
+        seeds: Sequence[int],
+        plan: Plan,
+        size: Size,
+        on_step: Callable[[int], None],
+    ) -> Tensor:
+        """Return latents drawn from noise: in one run, or in two of which only the first is guided."""
+        backbone, pipe = self.model.backbone, self.model.pipe
+        scheduler, cfg, guided = own_scheduler(pipe), plan.true_cfg_scale or 1.0, plan.guided_steps
+        generators = draft_generators(seeds)
+
+        def arguments(cfg: float) -> dict[str, Any]:
+            return {
+                **backbone.call_arguments(pipe, rows, plan.guidance_scale, cfg),
+                **backbone.draft_arguments(pipe, plan.steps),
+                "width": size[0],
+                "height": size[1],
+                "generator": generators,
+            }
+
+        if cfg <= 1 or guided == plan.steps:
+            return denoise(pipe, scheduler, arguments(cfg), on_step)
+        held = denoise_head(pipe, scheduler, guided, arguments(cfg), on_step)
+        latents = backbone.resume(pipe, held, *size)
+        rest = {**arguments(1.0), "latents": latents}
+        return denoise(pipe, tail(scheduler), rest, lambda done: on_step(guided + done))
 
     def finish(
         self,

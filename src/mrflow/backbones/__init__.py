@@ -94,6 +94,9 @@ class Backbone(Protocol):
     def pack(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         """Return what `encode` gave in the form that the pipeline takes as `latents=`."""
 
+    def resume(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
+        """Return what the pipeline's loop holds, of a width x height picture, as it takes `latents=`."""
+
     def decode(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
         """Return what the pipeline gave for output_type="latent" as (B, 3, h, w) float32 pixels in [0, 1]."""
 

@@ -106,6 +106,10 @@ class Family:
         """Return latents as the pipeline takes them."""
         return self.layout.pack(pipe, latents)
 
+    def resume(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
+        """Return the loop's latents, which most pipelines take as they are."""
+        return latents
+
     def decode(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
         """Return the pipeline's latents as pixels."""
         return self.autoencoder.decode(pipe.vae, self.layout.unpack(pipe, latents, width, height))

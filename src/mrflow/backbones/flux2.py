@@ -84,6 +84,12 @@ class Flux2Backbone(Family):
         limit = max_sequence_length or self.text_length
         return read_text(tokenizer, prompt, limit, before, after, special=False)
 
+    def resume(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
+        """Return the loop's tokens as the patches that the pipeline makes them of."""
+        multiple = self.multiple(pipe)
+        rows, columns = height // multiple, width // multiple
+        return latents.transpose(1, 2).reshape(len(latents), -1, rows, columns)
+
     def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
         """Return prompt_embeds (B, T, D)."""
         embeds, _ = pipe.encode_prompt(texts, max_sequence_length=length)

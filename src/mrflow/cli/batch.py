@@ -75,6 +75,7 @@ def batch(
     scale: options.Scale = None,
     guidance: options.Guidance = None,
     true_cfg_scale: options.TrueCfgScale = None,
+    guidance_stop: options.GuidanceStop = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -142,6 +143,7 @@ def batch(
             scale=scale,
             guidance=guidance,
             true_cfg_scale=true_cfg_scale,
+            guidance_stop=guidance_stop,
         )
         width, height = parse_size(size)
         defaults = RowDefaults(negative, width, height, num_images, seed)

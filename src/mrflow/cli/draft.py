@@ -24,6 +24,7 @@ def draft(
     scale: options.Scale = None,
     guidance: options.Guidance = None,
     true_cfg_scale: options.TrueCfgScale = None,
+    guidance_stop: options.GuidanceStop = None,
     model: options.Model = "vista",
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -51,6 +52,7 @@ def draft(
             scale=scale,
             guidance=guidance,
             true_cfg_scale=true_cfg_scale,
+            guidance_stop=guidance_stop,
         )
         paths = wanted.outputs(out, "{prompt}-{seed}-draft.png", force=force)
         # drafting upscales nothing; bicubic keeps the model from asking for a network

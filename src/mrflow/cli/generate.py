@@ -29,6 +29,7 @@ def generate(
     scale: options.Scale = None,
     guidance: options.Guidance = None,
     true_cfg_scale: options.TrueCfgScale = None,
+    guidance_stop: options.GuidanceStop = None,
     native: Annotated[
         bool,
         typer.Option(
@@ -75,6 +76,7 @@ def generate(
             scale=scale,
             guidance=guidance,
             true_cfg_scale=true_cfg_scale,
+            guidance_stop=guidance_stop,
         )
         models = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype)
         if native:

@@ -125,6 +125,16 @@ TrueCfgScale = Annotated[
         show_default="the model's",
     ),
 ]
+GuidanceStop = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-stop",
+        metavar="SHARE",
+        help="Share of the draft's steps, from the first, with classifier-free guidance; the rest cost half.",
+        rich_help_panel=_HOW,
+        show_default="the model's",
+    ),
+]
 
 Model = Annotated[str, typer.Option("--model", "-m", help=_MODEL_HELP, rich_help_panel=_MODEL)]
 Upscaler = Annotated[

@@ -55,6 +55,7 @@ class PlanOptions:
     scale: float | None = None
     guidance: float | None = None
     true_cfg_scale: float | None = None
+    guidance_stop: float | None = None
 
     def __post_init__(self) -> None:
         replace(get_plan(self.plan), **self._numbers("guidance_scale"))
@@ -83,6 +84,7 @@ class PlanOptions:
             "refine_sigma": self.refine_sigma,
             "scale": self.scale,
             "true_cfg_scale": self.true_cfg_scale,
+            "guidance_stop": self.guidance_stop,
         }
         if self.guidance is not None:
             numbers[guidance_field] = self.guidance
