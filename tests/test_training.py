@@ -82,6 +82,13 @@ def test_components_are_the_best_linear_code(pictures: torch.Tensor) -> None:
     assert left == pytest.approx(smaller.item(), rel=1e-3)
 
 
+def test_gradients_are_balanced_on_the_last_kernel() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    loss = autoencoder.balance(weight.square().sum(), 1000 * weight[0], weight, 0.5)
+    loss.backward()
+    assert torch.allclose(weight.grad, torch.tensor([6.0 + 5.0, 8.0]))  # |(6, 8)| = 10; half of it on the first
+
+
 def test_packing_is_the_pipelines() -> None:
     latents = torch.randn(2, autoencoder.LATENTS, 6, 10)
     packed = pack(latents)

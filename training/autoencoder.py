@@ -196,12 +196,21 @@ class Critic(nn.Sequential):
         )
 
 
+def balance(main: Tensor, other: Tensor, weight: nn.Parameter, share: float) -> Tensor:
+    """Return `main` + c * `other`, c such that their gradients on `weight`, the last kernel, stand as 1 to `share`.
+
+    A fixed c is soon too small or too large, since a critic's gradients grow and fade (Esser et al., 2021).
+    """
+    size, small = (torch.autograd.grad(x, weight, retain_graph=True)[0].norm() for x in (main, other))
+    return main + (share * size / (small + 1e-6)).clamp(max=1e3).detach() * other
+
+
 def main(
     minutes: Annotated[float, typer.Option(help="Time for the decoder.")] = 10,
     gan: Annotated[float, typer.Option(help="Share of the time, at the end, with the critic.")] = 0.0,
     batch: Annotated[int, typer.Option(help="Crops of 64x64 a step.")] = 16,
     lr: Annotated[float, typer.Option(help="Muon's learning rate.")] = 6e-3,
-    gan_weight: Annotated[float, typer.Option(help="Weight of the critic in the decoder's loss.")] = 0.02,
+    gan_weight: Annotated[float, typer.Option(help="The critic's gradient, as a share of the loss's.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Fit the encoder if there is none, then train the decoder, going on from the weights in FOLDER."""
@@ -244,7 +253,8 @@ def main(
             critic.requires_grad_(False)
             fooled = nn.functional.softplus(-critic(decoded)).mean()
             critic.requires_grad_(True)
-            loss = loss + gan_weight * min(1.0, (progress - 1 + gan) / (0.2 * gan)) * fooled
+            share = gan_weight * min(1.0, (progress - 1 + gan) / (0.2 * gan))
+            loss = balance(loss, fooled, decoder.conv_out.weight, share)
             values["fooled"] = fooled.item()
         for optimizer in optimizers:
             optimizer.zero_grad()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from training.autoencoder import FOLDER as VAE
-from training.autoencoder import Critic, edge_energy, encode, gradients
+from training.autoencoder import Critic, balance, edge_energy, encode, gradients
 from training.data import read, to_tensor
 from training.optim import Average, make_optimizers, set_lr
 from training.track import Log, load_state, save_state
@@ -101,7 +101,7 @@ def check(network: nn.Module, small: Tensor, true: Tensor) -> dict[str, float]:
 def main(
     minutes: Annotated[float, typer.Option(help="Training time.")] = 10,
     gan: Annotated[float, typer.Option(help="Share of the time, at the end, with the critic.")] = 0.6,
-    gan_weight: Annotated[float, typer.Option(help="Weight of the critic in the loss.")] = 0.03,
+    gan_weight: Annotated[float, typer.Option(help="The critic's gradient, as a share of the loss's.")] = 0.5,
     batch: Annotated[int, typer.Option(help="Crops a step.")] = 8,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
@@ -136,8 +136,10 @@ def main(
         with_critic = progress > 1 - gan
         if with_critic:
             critic.requires_grad_(False)
-            loss = loss + gan_weight * nn.functional.softplus(-critic(images * 2 - 1)).mean()
+            fooled = nn.functional.softplus(-critic(images * 2 - 1)).mean()
             critic.requires_grad_(True)
+            share = gan_weight * min(1.0, (progress - 1 + gan) / (0.2 * gan))
+            loss = balance(loss, fooled, network.body[-1].weight, share)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
