@@ -197,7 +197,7 @@ class Critic(nn.Sequential):
 
 
 def balance(main: Tensor, other: Tensor, weight: nn.Parameter, share: float) -> Tensor:
-    """Return `main` + c * `other`, c such that their gradients on `weight`, the last kernel, stand as 1 to `share`.
+    """Return `main` + c * `other`, c their gradients on `weight`, the last kernel, being 1 to `share`.
 
     A fixed c is soon too small or too large, since a critic's gradients grow and fade (Esser et al., 2021).
     """
