@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
-from training import autoencoder
+from training import autoencoder, guide
 from training.autoencoder import LATENTS
 from training.data import SHARES, folder, read, to_tensor
 from training.optim import Average, make_optimizers, set_lr
@@ -44,6 +44,8 @@ LOW_SHARE = 0.3
 OBJECT_WEIGHT = 3.0
 """Weight of the loss where the caption says the object is. A function of caption and place alone, so
 that the optimum stays the true velocity; an object is a twentieth of the picture and most of a prompt."""
+ALIGN = 0.5
+"""Weight of the agreement with the guide's features (training/guide.py)."""
 
 
 def make_transformer() -> FluxTransformer2DModel:
@@ -153,11 +155,12 @@ def save_pipeline(flow: Flow, vae: AutoencoderKL, tokenizer: PreTrainedTokenizer
 
 @dataclass
 class Bucket:
-    """Pictures of one size as packed latents (N, rows * columns, 4 C) fp16, with tokens and loss weights."""
+    """Pictures of one size: packed latents (N, rows * columns, 4 C) fp16, tokens, loss weights, guide."""
 
     latents: Tensor
     tokens: Tensor
     weights: Tensor
+    maps: Tensor
     rows: int
     columns: int
 
@@ -182,7 +185,11 @@ def object_weights(captions: list[str], rows: int, columns: int) -> Tensor:
 
 @torch.no_grad()
 def load_bucket(
-    size: tuple[int, int], half: bool, projection: tuple[Tensor, Tensor], tokenizer: PreTrainedTokenizerFast
+    size: tuple[int, int],
+    half: bool,
+    projection: tuple[Tensor, Tensor],
+    maps: Tensor,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> Bucket:
     """Encode the pictures of one size (once: kept beside them on disk)."""
     pictures, captions, _ = read(size)
@@ -196,7 +203,8 @@ def load_bucket(
         )  # fmt: skip
         torch.save(latents, file)
     rows, columns = size[1] // (32 if half else 16), size[0] // (32 if half else 16)
-    return Bucket(latents, tokenize(tokenizer, captions), object_weights(captions, rows, columns), rows, columns)
+    weights = object_weights(captions, rows, columns)
+    return Bucket(latents, tokenize(tokenizer, captions), weights, maps, rows, columns)
 
 
 def batches(
@@ -243,16 +251,21 @@ def main(
     vae.requires_grad_(False).to(memory_format=torch.channels_last)
     projection = autoencoder.read_projection(vae, to_tensor(read((256, 256))[0][:64]))
     buckets = {
-        (size, half): load_bucket(size, half, projection, tokenizer) for size in SHARES for half in (True, False)
+        (size, half): load_bucket(size, half, projection, maps, tokenizer)
+        for size in SHARES
+        for maps in (guide.read_maps(size),)
+        for half in (True, False)
     }
     flow, started = load_flow()
     log = Log("flow")
     if not started:
         log.write(0, {"text": pretrain(TextPair(flow.t5, flow.clip), tokenizer)})
     RUN.mkdir(parents=True, exist_ok=True)
-    optimizers = make_optimizers(flow, flow.matrices(), lr, matrix_lr, 0.01)
     average = Average(flow, 0.998)
-    modules: dict[str, nn.Module] = {"flow": flow, "average": average.model}
+    alignment = guide.Alignment(flow.transformer.single_transformer_blocks[guide.LAYER])
+    trained = nn.ModuleList([flow, alignment])
+    optimizers = make_optimizers(trained, flow.matrices(), lr, matrix_lr, 0.01)
+    modules: dict[str, nn.Module] = {"flow": flow, "average": average.model, "alignment": alignment}
     load_state(RUN, modules, optimizers)
     rng = torch.Generator().manual_seed(seed + log.steps_before)
     nothing = tokenize(tokenizer, [""])
@@ -270,16 +283,17 @@ def main(
         noise = torch.randn(x0.shape, generator=rng)
         x = torch.lerp(x0, noise, sigma[:, None, None])
         error = (flow(x, sigma, flow.text(tokens), bucket.rows, bucket.columns) - (noise - x0)).pow(2).mean(2)
-        loss = (weights * error).sum() / weights.sum()
+        apart = alignment(bucket.maps[chosen], bucket.rows, bucket.columns)
+        loss = (weights * error).sum() / weights.sum() + ALIGN * apart
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         average.update(flow)
         step += 1
-        log.mean({"large" if is_large else "small": error.mean().item()})
+        log.mean({"large" if is_large else "small": error.mean().item(), "apart": apart.item()})
         if step % 50 == 0:
             log.write(step, {})
         if time.monotonic() - saved > save_every * 60:

@@ -6,6 +6,7 @@ python -m training.inspector --minutes 5
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -54,8 +55,9 @@ def main(
     minutes: Annotated[float, typer.Option(help="Training time.")] = 5,
     count: Annotated[int, typer.Option(help="Pictures to learn from.")] = 8000,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write it.")] = FILE,
 ) -> None:
-    """Train the inspector on painted pictures and write it to FILE."""
+    """Train the inspector on painted pictures and write it."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     pictures, _, targets = read((256, 256))
@@ -91,7 +93,7 @@ def main(
     found = accuracy(average.model)
     log.write(step, found)
     state = average.model.to(memory_format=torch.contiguous_format).state_dict()
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, FILE)
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, out)
 
 
 if __name__ == "__main__":
