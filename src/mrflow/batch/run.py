@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 from mrflow.batch.engine import Engine
+from mrflow.batch.lanes import check_lanes
 from mrflow.batch.manifest import MANIFEST, Entry
 from mrflow.batch.output import Found, Output
 from mrflow.batch.sinks import RemoteSink, Sink
@@ -103,6 +104,7 @@ def run_batch(
     plan: Plan | None = None,
     *,
     batch_size: int | None = None,
+    lanes: int | None = None,
     remake: bool = False,
     on_prepared: Callable[[Prepared], None] | None = None,
     on_news: OnNews | None = None,
@@ -110,12 +112,13 @@ def run_batch(
     """Make what is missing of a batch and return how it stands.
 
     batch_size: pictures that share a pass. None is what `fast` says on a CPU (one, bit-equal to pictures made
-    alone) and found by trying elsewhere. on_prepared: told before any work. on_news: told of each step, picture
-    and failure, from several threads, one at a time; what it raises ends the run.
+    alone) and found by trying elsewhere. lanes: pictures made side by side, on a CPU; None is what suits the
+    model, see mrflow.batch.lanes. on_prepared: told before any work. on_news: told of each step, picture and
+    failure, from several threads, one at a time; what it raises ends the run.
     Raises OutputError if the folder is in use or can't be written, BatchError if everything fails. Pictures that
     were finished before are safe in any case.
     """
-    sizes = _sizes(fast, batch_size)
+    sizes, side_by_side = _sizes(fast, batch_size), check_lanes(fast.model, lanes)
     with output.locked():
         prepared = prepare(fast.model, request, output, plan, remake=remake)
         if on_prepared is not None:
@@ -126,7 +129,8 @@ def run_batch(
             output.add_failures(prepared.failures)
             try:
                 with Writer(sink, ledger, tally.saved, tally.failed) as writer:
-                    Engine(fast.model, sizes, writer.put, tally.failed, tally.progressed).run(prepared.todo)
+                    engine = Engine(fast.model, sizes, writer.put, tally.failed, tally.progressed, side_by_side)
+                    engine.run(prepared.todo)
             finally:
                 tally.summary.seconds = time.perf_counter() - tally.begin
                 tally.summary.batch_sizes = sizes.found()
