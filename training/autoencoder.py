@@ -29,8 +29,8 @@ LATENTS = 24
 CHANNELS = 32
 WHITENING = 0.6
 """A component of spread d is divided by d**WHITENING: 1 would make fine texture as loud as the layout."""
-LATENT_NOISE = 0.06
-"""Noise on the latents while the decoder trains, so that it forgives the flow's errors."""
+LATENT_NOISE = 0.15
+"""The most noise on the latents while the decoder trains, so that it forgives the flow's errors."""
 OFFSET = 12.0
 """Signals pass the encoder's one SiLU at +12, where it is the identity for all but freak values."""
 MEANS = 3
@@ -242,7 +242,7 @@ def main(
         images = crops(pictures, rng, batch, 64, keep).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             latents = encode(vae, images)
-            latents = latents + LATENT_NOISE * torch.randn_like(latents)
+            latents = latents + LATENT_NOISE * torch.rand(len(images), 1, 1, 1) * torch.randn_like(latents)
         decoded = decoder(latents)
         loss = (decoded - images).abs().mean()
         loss = loss + 0.5 * sum(
