@@ -5,22 +5,8 @@ from __future__ import annotations
 import pytest
 
 from conftest import make_fast, make_pipe
-from mrflow.cli.planning import PlanOptions, parse_size
-from mrflow.errors import PlanError, RequestError, SizeError
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [(None, (None, None)), ("256", (256, 256)), ("320x192", (320, 192)), (" 320 X 192 ", (320, 192))],
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "big", "256x", "-256", "256x192x3", "0", "25.6", "99999", "٢٥٦"])
-def test_sizes_that_are_none(text):
-    with pytest.raises(SizeError):
-        parse_size(text)
+from mrflow.cli.planning import PlanOptions
+from mrflow.errors import PlanError, RequestError
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from mrflow.errors import SizeError
 from mrflow.plan import Plan
-from mrflow.sizes import check_size, draft_size, fit_size, nearest_sizes, size_unit
+from mrflow.sizes import check_size, draft_size, fit_size, nearest_sizes, parse_size, size_unit
 
 
 def test_both_the_picture_and_its_draft_must_be_whole_patches() -> None:
@@ -44,3 +44,17 @@ def test_fit_size_takes_whole_patches_within_the_scaled_image() -> None:
     assert fit_size(3, 3, 2.0, 16) == (16, 16)
     with pytest.raises(SizeError, match="8192 pixels at most"):
         fit_size(5000, 100, 2.0, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(None, (None, None)), ("256", (256, 256)), ("320x192", (320, 192)), (" 320 X 192 ", (320, 192))],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "big", "256x", "-256", "256x192x3", "0", "25.6", "99999", "٢٥٦"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(SizeError):
+        parse_size(text)

@@ -35,14 +35,15 @@ _PART = re.compile(r"\..+\.[0-9a-f]{12}\.part")  # the temporary names of save_b
 _MAX_JPEG_EXIF = 65_000  # one APP1 segment holds 65,533 bytes, headers included
 
 
-def load_image(source: str | Path | IO[bytes] | Image.Image) -> Image.Image:
+def load_image(source: str | Path | IO[bytes] | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return an image as 8-bit RGB: turned as its EXIF says, alpha laid on white, 16-bit grey scaled down.
 
     source: a path, a binary file or a Pillow image. Of a JPEG with several pictures the first is taken.
+    max_pixels: 8192 x 8192 at most; what has more is refused before it is decoded.
     Raises ImageError for what is no image, is broken or cut short, is animated, or has more than 256 MiB or
-    8192 x 8192 pixels.
+    `max_pixels`.
     """
-    with _opened(source) as image:
+    with _opened(source, max_pixels) as image:
         name = _name(source)
         if getattr(image, "is_animated", False) and image.format != "MPO":
             frames = getattr(image, "n_frames", 2)
@@ -109,12 +110,17 @@ def save_image(
     return save_bytes(encode_image(image, path.suffix, recipe), path, overwrite=overwrite)
 
 
-def encode_image(image: Image.Image, suffix: str, recipe: Recipe | None = None) -> bytes:
+def encode_image(
+    image: Image.Image, suffix: str, recipe: Recipe | None = None, *, quality: int | None = None
+) -> bytes:
     """Return the file that `save_image` writes: PNG, WebP or JPEG by the suffix, the same bytes each time.
 
+    quality: 0 to 100, of JPEG and of then lossy WebP; None is 95 and lossless. PNG has none.
     Raises OutputError for what the format can't hold.
     """
     file, options = BytesIO(), _save_options(suffix.lower(), recipe)
+    if quality is not None and options["format"] != "PNG":
+        options |= {"quality": quality, **({"lossless": False} if options["format"] == "WEBP" else {})}
     try:
         image.convert("RGB").save(file, **options)
     except (OSError, ValueError) as error:  # a format's own limits, such as WebP's 16,383 pixels a side
@@ -200,10 +206,10 @@ def _save_options(suffix: str, recipe: Recipe | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _opened(source: str | Path | IO[bytes] | Image.Image) -> Iterator[Image.Image]:
+def _opened(source: str | Path | IO[bytes] | Image.Image, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Give the image with its header read and its size checked, its pixels not yet decoded."""
     if isinstance(source, Image.Image):
-        _check_pixels(source, "The image")
+        _check_pixels(source, "The image", max_pixels)
         yield source
         return
     name = _name(source)
@@ -216,7 +222,7 @@ def _opened(source: str | Path | IO[bytes] | Image.Image) -> Iterator[Image.Imag
     except Exception as error:  # truncated headers raise many kinds
         raise ImageError(f"{name} is no image that can be read ({', '.join(_READABLE)}).") from error
     with image:
-        _check_pixels(image, name)
+        _check_pixels(image, name, max_pixels)
         yield image
 
 
@@ -228,10 +234,10 @@ def _check_file(path: Path) -> None:
         raise ImageError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")
 
 
-def _check_pixels(image: Image.Image, name: str) -> None:
-    if image.width < 1 or image.height < 1 or image.width * image.height > MAX_PIXELS:
+def _check_pixels(image: Image.Image, name: str, most: int) -> None:
+    if image.width < 1 or image.height < 1 or image.width * image.height > most:
         raise ImageError(
-            f"{name} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Make it smaller."
+            f"{name} has {image.width}x{image.height} pixels; at most {most} are read. Make it smaller."
         )
 
 

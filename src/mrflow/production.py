@@ -24,7 +24,7 @@ def make_drafts(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, bat
     rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
     small = draft_size(*size, plan)
     drafts: dict[int, Draft] = {}
-    batches = _batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
+    batches = cut_batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
     for number, part in enumerate(batches, 1):
         seeds = [jobs[k].seed for k in part]
         batch = (number, len(batches))
@@ -39,8 +39,8 @@ def finish_drafts(
     stages: Stages, drafts: Sequence[Draft], batch_size: int, *, keep_upscaled: bool = False
 ) -> Result:
     """Return the drafts at full size: steps 4 to 8, and step 1 for those whose prompt is not encoded yet."""
-    rows = _conditioning(stages, drafts, batch_size)
-    batches = _batches([_key(stages.model, *pair) for pair in zip(drafts, rows, strict=True)], batch_size)
+    rows = conditioning_of(stages, drafts, batch_size)
+    batches = cut_batches([finish_key(stages.model, *pair) for pair in zip(drafts, rows, strict=True)], batch_size)
     recipes: dict[int, Recipe] = {}
     finished: dict[int, Tensor] = {}
     upscaled: dict[int, Tensor] = {}
@@ -69,7 +69,7 @@ def make_natives(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, ba
     rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
     recipes: dict[int, Recipe] = {}
     finished: dict[int, Tensor] = {}
-    batches = _batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
+    batches = cut_batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
     for number, part in enumerate(batches, 1):
         seeds = [jobs[k].seed for k in part]
         batch = (number, len(batches))
@@ -89,7 +89,7 @@ def finished_recipe(model: Model, draft: Recipe, batch: int) -> Recipe:
     return replace(recipe, input_sha256=draft.input_sha256)
 
 
-def _conditioning(stages: Stages, drafts: Sequence[Draft], batch_size: int) -> list[Conditioning]:
+def conditioning_of(stages: Stages, drafts: Sequence[Draft], batch_size: int) -> list[Conditioning]:
     """Return each draft's conditioning: its own, or encoded now where it has none."""
     rows = {k: draft.conditioning for k, draft in enumerate(drafts) if draft.conditioning is not None}
     for guided in (False, True):
@@ -101,14 +101,14 @@ def _conditioning(stages: Stages, drafts: Sequence[Draft], batch_size: int) -> l
     return [rows[k] for k in range(len(drafts))]
 
 
-def _key(model: Model, draft: Draft, row: Conditioning) -> Hashable:
+def finish_key(model: Model, draft: Draft, row: Conditioning) -> Hashable:
     """Return what drafts finished in one batch must share: one size, one plan, one kind of conditioning."""
     recipe = draft.base_recipe
     shape, kind = tuple(draft.pixels.shape), model.backbone.batch_key(row)
     return shape, recipe.width, recipe.height, recipe.plan, kind
 
 
-def _batches(keys: Sequence[Hashable], size: int) -> list[list[int]]:
+def cut_batches(keys: Sequence[Hashable], size: int) -> list[list[int]]:
     """Return the indices of equal keys together, `size` of them at most."""
     groups: dict[Hashable, list[int]] = {}
     for k, key in enumerate(keys):

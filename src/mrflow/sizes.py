@@ -6,12 +6,15 @@ the draft, `scale` times smaller, must too.
 
 from __future__ import annotations
 
+import re
+
 from mrflow.errors import SizeError
 from mrflow.plan import Plan
 
 MAX_SIDE = 8192
 
 Size = tuple[int, int]
+NO_SIZE: tuple[None, None] = (None, None)
 
 
 def size_unit(multiple: int, plan: Plan) -> int:
@@ -61,3 +64,19 @@ def fit_size(width: int, height: int, scale: float, multiple: int) -> Size:
             f"sides may be {MAX_SIDE} pixels at most. Take a smaller image or scale."
         )
     return sides[0], sides[1]
+
+
+def parse_size(text: str | None) -> Size | tuple[None, None]:
+    """Return (width, height) from "256" or "320x192", or two Nones for None. Raises SizeError.
+
+    Whether the sides fit the model's patches is for the model to say.
+    """
+    if text is None:
+        return NO_SIZE
+    match = re.fullmatch(r"(\d{1,6})(?:\s*[xX]\s*(\d{1,6}))?", text.strip(), flags=re.ASCII)
+    if match is None:
+        raise SizeError(f"The size is {text[:80]!r}; it must be pixels such as 256 or 320x192.")
+    width = int(match[1])
+    size = (width, int(match[2] or width))
+    check_size(*size, multiple=1)
+    return size

@@ -136,3 +136,14 @@ class Stages:
             "latents": backbone.pack(pipe, noised),
             "num_inference_steps": plan.refine_steps,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedStages(Stages):
+    """Stages whose prompts are encoded already: rows, one for each job of the batch."""
+
+    rows: Sequence[Conditioning]
+
+    def encode_prompts(self, jobs: Sequence[Job], *, guided: bool, batch_size: int) -> list[Conditioning]:
+        """Return the rows."""
+        return list(self.rows)

@@ -12,9 +12,10 @@ from mrflow.batch.tasks import Request, RowDefaults, read_request
 from mrflow.cli import options
 from mrflow.cli.batch_report import Report
 from mrflow.cli.loading import ModelOptions
-from mrflow.cli.planning import PlanOptions, parse_size
+from mrflow.cli.planning import PlanOptions
 from mrflow.cli.reporting import FAILURE, reporting, say
 from mrflow.errors import RequestError
+from mrflow.sizes import parse_size
 
 if TYPE_CHECKING:
     from mrflow.batch.output import Output

@@ -22,13 +22,13 @@ from mrflow.bench.plot import check_plotting, draw_bars
 from mrflow.cli import options
 from mrflow.cli.bench_tables import print_group, print_overview
 from mrflow.cli.loading import ModelOptions, best_device
-from mrflow.cli.planning import parse_size
 from mrflow.cli.progress import run_bar
 from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_console
 from mrflow.cli.writing import tell_paths
 from mrflow.errors import RequestError
 from mrflow.files import check_output, save_image
 from mrflow.request import check_prompts, make_seeds
+from mrflow.sizes import parse_size
 
 if TYPE_CHECKING:
     from mrflow import MrFlow

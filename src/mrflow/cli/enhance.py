@@ -10,12 +10,13 @@ import typer
 from mrflow.cli import options
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.outputs import plan_outputs, subjects_of
-from mrflow.cli.planning import PlanOptions, parse_size
+from mrflow.cli.planning import PlanOptions
 from mrflow.cli.progress import StageBars
 from mrflow.cli.reporting import reporting
 from mrflow.cli.writing import tell_pictures, write_result
 from mrflow.files import load_image
 from mrflow.request import make_jobs
+from mrflow.sizes import parse_size
 
 
 def enhance(

@@ -18,10 +18,11 @@ from mrflow.bench.export import export as export_items
 from mrflow.bench.layouts import LAYOUTS, Layout, get_layout, read_items
 from mrflow.cli import options
 from mrflow.cli.loading import ModelOptions
-from mrflow.cli.planning import PlanOptions, check_native, parse_size
+from mrflow.cli.planning import PlanOptions, check_native
 from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_console
 from mrflow.cli.writing import tell_paths
 from mrflow.request import make_seeds
+from mrflow.sizes import parse_size
 
 if TYPE_CHECKING:
     from mrflow import MrFlow, Progress

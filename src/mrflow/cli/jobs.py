@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mrflow.cli.outputs import plan_outputs, subjects_of
-from mrflow.cli.planning import parse_size
 from mrflow.cli.reporting import say
 from mrflow.request import Job, make_jobs
-from mrflow.sizes import Size
+from mrflow.sizes import Size, parse_size
 
 
 @dataclass(frozen=True)

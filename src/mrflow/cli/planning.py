@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mrflow.errors import RequestError, SizeError
+from mrflow.errors import RequestError
 from mrflow.plan import Plan, get_plan
-from mrflow.sizes import Size, check_size
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
@@ -20,24 +18,6 @@ _STAGED_ONLY = {
     "refine_sigma": "--sigma",
     "scale": "--scale",
 }
-
-NO_SIZE: tuple[None, None] = (None, None)
-
-
-def parse_size(text: str | None) -> Size | tuple[None, None]:
-    """Return (width, height) from "256" or "320x192", or two Nones for None. Raises SizeError.
-
-    Whether the sides fit the model's patches is for the model to say.
-    """
-    if text is None:
-        return NO_SIZE
-    match = re.fullmatch(r"(\d{1,6})(?:\s*[xX]\s*(\d{1,6}))?", text.strip(), flags=re.ASCII)
-    if match is None:
-        raise SizeError(f"The size is {text[:80]!r}; it must be pixels such as 256 or 320x192.")
-    width = int(match[1])
-    size = (width, int(match[2] or width))
-    check_size(*size, multiple=1)
-    return size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,99 @@
+"""What a client is told when it gets no picture, in the shape of OpenAI's errors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from mrflow.errors import ImageError, MrFlowError, OutputError, RecipeError, RequestError
+
+INVALID = "invalid_request_error"
+
+
+class Refusal(HTTPException):
+    """An answer that is no picture: status, message, OpenAI's type, code and param, and when to try again.
+
+    An HTTPException because FastAPI and Gradio pass those on from wherever they are raised, also while a body
+    is read.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        kind: str = INVALID,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Say `message` with `status`; kind is OpenAI's `type`, retry_after is in seconds."""
+        headers = {} if retry_after is None else {"Retry-After": str(max(math.ceil(retry_after), 1))}
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        super().__init__(status, detail=message, headers=headers or None)
+        self.message, self.code, self.kind, self.param = message, code, kind, param
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON object that OpenAI's clients read."""
+        return error_body(self.message, self.kind, self.param, self.code)
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """Return an error in OpenAI's shape."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def refusal_of(error: MrFlowError, param: str | None = None) -> Refusal:
+    """Return what a client is told of an error: our own words for what it asked, none of our insides else."""
+    if isinstance(error, RequestError):
+        return Refusal(422, str(error), param=param, code="unprocessable")
+    if isinstance(error, (ImageError, RecipeError)):
+        return Refusal(400, str(error), param=param or "image", code="invalid_image")
+    if isinstance(error, OutputError):
+        return Refusal(422, str(error), param="output_format", code="unprocessable")
+    return failed(error)
+
+
+def full(seconds: float) -> Refusal:
+    """Return that the queue is full; `seconds` until there may be room."""
+    return Refusal(
+        429,
+        "The queue is full. Try again later.",
+        code="rate_limit_exceeded",
+        kind="rate_limit_error",
+        retry_after=min(max(seconds, 1.0), 60.0),
+    )
+
+
+def too_late(seconds: float) -> Refusal:
+    """Return that the picture was not made in time."""
+    return _unavailable(f"The picture was not made within {seconds:g} seconds. Try again.", "timeout")
+
+
+def stopping() -> Refusal:
+    """Return that the server is shutting down."""
+    return _unavailable("The server is shutting down. Try again.", "shutting_down")
+
+
+def hung() -> Refusal:
+    """Return that nobody works."""
+    return _unavailable("The model does not respond. Try again later.", "worker_hung", 30)
+
+
+def failed(error: BaseException) -> Refusal:
+    """Return that making the picture failed; of what went wrong only the kind is told."""
+    return Refusal(
+        500, f"The picture could not be made ({type(error).__name__}).", code="internal_error", kind="server_error"
+    )
+
+
+def gone() -> Refusal:
+    """Return that the client went away; nobody reads it."""
+    return Refusal(499, "The client closed the connection.", code="client_closed_request")
+
+
+def _unavailable(message: str, code: str, retry_after: float = 5) -> Refusal:
+    return Refusal(503, message, code=code, kind="server_error", retry_after=retry_after)

@@ -1,0 +1,73 @@
+"""A server of tiny random pipelines, for the tests that talk to one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from conftest import make_fast, make_pipe
+from mrflow.model import Model, is_guided
+from mrflow.plan import Plan
+from mrflow.progress import Callback
+from mrflow.request import Job
+from mrflow.server.metrics import Metrics
+from mrflow.server.scheduler import Scheduler
+from mrflow.server.settings import Settings
+from mrflow.server.ticket import Kind, Ticket
+
+
+def tiny_model() -> Model:
+    """Return a model of 64 x 64 pixels that takes milliseconds."""
+    return make_fast(make_pipe()).model
+
+
+@contextmanager
+def scheduling(model: Model | None = None, *more: Model, **settings: Any) -> Iterator[Scheduler]:
+    """Give a running scheduler; settings as in Settings."""
+    models = [model or tiny_model(), *more]
+    scheduler = Scheduler(models, Settings(**settings), Metrics([each.device for each in models]))
+    scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        scheduler.close()
+
+
+def ticket(
+    model: Model,
+    prompt: str = "a red boat",
+    seed: int = 0,
+    *,
+    todo: Sequence[Kind] = ("draft", "finish"),
+    size: tuple[int, int] = (64, 64),
+    plan: Plan | str | None = None,
+    client: str = "",
+    seconds: float = 60.0,
+    on_news: Callback | None = None,
+) -> Ticket:
+    """Return a ticket with everything resolved, as the front door makes it."""
+    resolved = model.resolve_plan(plan)
+    (job,) = model.resolve_jobs([Job(prompt, None, seed)], guided=is_guided(resolved))
+    return Ticket(todo, job, resolved, size, client=client, seconds=seconds, on_news=on_news)
+
+
+class Gate:
+    """Holds the worker at its next sign of life until it is opened; put in place of a backbone's method."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, *_: Any) -> None:
+        self.reached.set()
+        assert self.open.wait(60)
+
+
+def until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait for something to happen."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
