@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import uvicorn
+from openai import OpenAI
+
 from conftest import make_fast, make_pipe
 from mrflow.model import Model, is_guided
 from mrflow.plan import Plan
 from mrflow.progress import Callback
 from mrflow.request import Job
+from mrflow.server.app import create_app
+from mrflow.server.keys import Keys
 from mrflow.server.metrics import Metrics
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
@@ -71,3 +76,43 @@ def until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
     while not happened():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+class Server:
+    """A real uvicorn on a free port of this machine, in a thread."""
+
+    def __init__(self, app: Any) -> None:
+        config = uvicorn.Config(
+            app, port=0, log_level="warning", timeout_graceful_shutdown=20, timeout_keep_alive=60, ws="none"
+        )
+        self.app = app
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        until(lambda: self._server.started)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.host = f"127.0.0.1:{port}"
+        self.url = f"http://{self.host}"
+
+    @property
+    def scheduler(self) -> Scheduler:
+        scheduler: Scheduler = self.app.state.service.scheduler
+        return scheduler
+
+    def client(self, key: str = "no key is needed") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+
+
+@contextmanager
+def serving(model: Model | None = None, *, keys: Sequence[str] = (), **settings: Any) -> Iterator[Server]:
+    """Give a running server without the page; settings as in Settings."""
+    app = create_app(model or tiny_model(), Settings(**settings), keys=Keys(keys))
+    server = Server(app)
+    try:
+        yield server
+    finally:
+        server.stop()

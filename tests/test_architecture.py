@@ -25,6 +25,8 @@ OUTSIDE = {
     "rich": {"cli"},
     "fastapi": {"server"},
     "gradio": {"server"},
+    "uvicorn": {"server"},
+    "prometheus_client": {"server"},
     "ray": {"batch"},
     "fsspec": {"batch"},
     "pyarrow": {"batch"},

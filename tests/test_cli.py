@@ -14,7 +14,7 @@ import mrflow
 from mrflow import vista
 from mrflow.cli.app import app
 
-COMMANDS = ("generate", "draft", "finish", "enhance", "replay", "batch", "models", "bench", "export")
+COMMANDS = ("generate", "draft", "finish", "enhance", "replay", "batch", "serve", "models", "bench", "export")
 
 runner = CliRunner()
 

@@ -16,6 +16,7 @@ from mrflow.cli.finish import finish
 from mrflow.cli.generate import generate
 from mrflow.cli.models import models
 from mrflow.cli.replay import replay
+from mrflow.cli.serve import serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,5 +44,5 @@ def root(
     """
 
 
-for command in (generate, draft, finish, enhance, replay, batch, models, bench, export):
+for command in (generate, draft, finish, enhance, replay, batch, serve, models, bench, export):
     app.command()(command)

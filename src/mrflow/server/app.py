@@ -1,0 +1,107 @@
+"""The application: routes and guard put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+import mrflow
+from mrflow.model import Model
+from mrflow.pipeline import MrFlow
+from mrflow.server.documentation import documentation_routes
+from mrflow.server.guard import Guard, refuse
+from mrflow.server.information import information_routes
+from mrflow.server.keys import Keys
+from mrflow.server.refusals import Refusal
+from mrflow.server.routes import image_routes
+from mrflow.server.service import Service
+from mrflow.server.settings import Settings
+
+
+def create_app(
+    models: MrFlow | Model | Sequence[MrFlow | Model],
+    settings: Settings | None = None,
+    *,
+    keys: Keys | None = None,
+    aliases: Sequence[str] = (),
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
+    """Return the ASGI application; its workers start and end with its lifespan.
+
+    models: one for each device, the same otherwise; the application uses them alone from then on.
+    keys: None or empty lets everybody in. aliases: further names that requests may give for the model.
+    hosts: names under which the server may be called, None for any.
+    `app.state.service` holds the parts; `app.state.service.scheduler.stop()` begins an orderly end.
+    """
+    given = models if isinstance(models, Sequence) else [models]
+    settings, keys = settings or Settings(), keys or Keys()
+    loaded = [each.model if isinstance(each, MrFlow) else each for each in given]
+    service = Service.of(loaded, settings, keys, aliases)
+    app = FastAPI(
+        title="mrflow",
+        version=mrflow.__version__,
+        summary="OpenAI-compatible images API with real previews",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(image_routes(service))
+    app.include_router(information_routes(service))
+    app.include_router(documentation_routes(service))
+    _answer_errors(app)
+    app.add_middleware(
+        Guard, settings=settings, keys=keys, sessions=service.sessions, metrics=service.metrics, hosts=hosts
+    )
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    scheduler = app.state.service.scheduler
+    scheduler.start()
+    try:
+        yield
+    finally:
+        scheduler.close()
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Have every error answered in OpenAI's shape."""
+
+    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def unknown(rest: str) -> Response:
+        raise Refusal(404, "There is no such route; /docs lists them.", code="not_found")
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, Refusal):
+            return refuse(error)
+        what = {404: "There is no such route; /docs lists them.", 405: "The route does not take this method."}
+        message = what.get(error.status_code, "The request could not be read.")
+        return refuse(Refusal(error.status_code, message))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first: dict[str, Any] = error.errors()[0]
+        return refuse(_explain(first))
+
+
+def _explain(error: dict[str, Any]) -> Refusal:
+    """Return what is wrong with a field, in OpenAI's words where there are any."""
+    param = ".".join(str(part) for part in error["loc"][1:])[:100] or None
+    if error["type"] == "missing" and param is not None:
+        text, code = f"Missing required parameter: {param!r}.", "missing_required_parameter"
+    elif error["type"] == "extra_forbidden":
+        text, code = f"Unknown parameter: {param!r}.", "unknown_parameter"
+    elif error["type"] == "json_invalid" or param is None:
+        return Refusal(400, "The body is not a JSON object of the fields in /docs.", code="invalid_json")
+    else:
+        text, code = f"Invalid value for {param!r}: {error['msg']}.", "invalid_value"
+    return Refusal(400, text, param=param, code=code)

@@ -1,0 +1,64 @@
+"""Running the application under uvicorn, and ending it in order."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from mrflow.errors import RequestError
+
+_ANSWERING = 15  # seconds for the last answers, after what was queued is done or refused
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that tells the scheduler of SIGTERM and Ctrl-C at once, and ends as if it had been asked kindly.
+
+    uvicorn itself waits for open requests first, and raises the signal again in the end (0.54, server.py).
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._scheduler, self._on_ready = app.state.service.scheduler, on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:  # the second time
+            self.force_exit = True
+            self._scheduler.stop(0)
+        self.should_exit = True
+        self._scheduler.stop()
+
+
+def run(app: FastAPI, host: str, port: int, *, drain: float, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is queued then has `drain` seconds, a second signal ends it at once.
+
+    on_ready: told the address once requests are taken. Raises RequestError if the port can't be had.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=int(drain) + _ANSWERING,
+    )
+    try:
+        listening = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
+        )
+    except OSError as error:
+        raise RequestError(f"{host}:{port} can't be listened on: {error.strerror}. Take another --port.") from None
+    with listening:
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listening.getsockname()[1]}"
+        _Server(config, app, lambda: on_ready(url)).run([listening])

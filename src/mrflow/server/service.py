@@ -1,0 +1,89 @@
+"""What the routes and the page share: the scheduler, the limits, what is kept, and the names of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mrflow.model import Model
+from mrflow.results import Draft
+from mrflow.server.answers import StoredFile
+from mrflow.server.keys import Keys, Sessions
+from mrflow.server.metrics import Metrics
+from mrflow.server.refusals import Refusal
+from mrflow.server.scheduler import Scheduler
+from mrflow.server.settings import Settings
+from mrflow.server.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One server's parts. names: under which the model can be asked for, its own first."""
+
+    scheduler: Scheduler
+    settings: Settings
+    metrics: Metrics
+    files: Store[StoredFile]
+    drafts: Store[Draft]
+    keys: Keys
+    sessions: Sessions
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, models: Sequence[Model], settings: Settings, keys: Keys, aliases: Sequence[str]) -> Service:
+        """Return the parts around models that are the same but for their devices; nothing runs yet."""
+        public = [_public(model) for model in models]
+        metrics = Metrics([model.device for model in public])
+        return cls(
+            scheduler=Scheduler(public, settings, metrics),
+            settings=settings,
+            metrics=metrics,
+            files=Store(settings.keep_seconds, settings.keep_bytes, ""),
+            drafts=Store(settings.keep_seconds, settings.keep_bytes, "draft_"),
+            keys=keys,
+            sessions=Sessions(),
+            names=tuple(dict.fromkeys((public[0].name, *aliases))),
+        )
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a side of a patch, which counts as one image token."""
+        model = self.scheduler.model
+        return model.backbone.multiple(model.pipe)
+
+    def check_model(self, name: str | None) -> None:
+        """Raise a Refusal unless the model is known by this name; None is the only one there is."""
+        if name is not None and name not in self.names:
+            raise Refusal(
+                404,
+                f"The model {name[:80]!r} is not served here; GET /v1/models says which is.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def keep_draft(self, draft: Draft) -> str:
+        """Keep a draft to be finished and return its id; its text is encoded again then, which is cheap."""
+        pixels = draft.pixels.cpu()
+        kept = Draft(pixels, draft.base_recipe)
+        return self.drafts.put(kept, pixels.numel() * pixels.element_size())
+
+    def kept_drafts(self, names: Sequence[str]) -> list[Draft]:
+        """Return kept drafts; raises a Refusal for one that is not there (any more)."""
+        found = [self.drafts.get(name) for name in names]
+        drafts = [draft for draft in found if draft is not None]
+        if len(drafts) != len(names):
+            missing = names[found.index(None)]
+            raise Refusal(
+                404,
+                f"There is no draft {missing[:60]!r}; drafts are kept for {self.settings.keep_seconds:g} seconds.",
+                param="drafts",
+                code="draft_not_found",
+            )
+        return drafts
+
+
+def _public(model: Model) -> Model:
+    """Return the model with a name that tells no folder of this machine, for it gets into recipes."""
+    path = Path(model.name)
+    return replace(model, name=path.name) if path.is_absolute() or path.is_dir() else model

@@ -1,0 +1,101 @@
+"""`mrflow serve`: what it refuses, and a whole life of it on vista, up to SIGTERM."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import util
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from typer.testing import CliRunner
+
+from mrflow import read_recipe, vista
+from mrflow.cli.app import app
+from serving import until
+
+PROMPT = "a lake at sunset with mountains"
+
+runner = CliRunner()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
+def test_other_addresses_need_a_key(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MRFLOW_API_KEYS", raising=False)
+    result = runner.invoke(app, ["serve", "--host", host])
+    assert result.exit_code == 2
+    assert "--allow-anyone" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--keys", "no such file"], ["--queue", "1"], ["--timeout", "0"], ["--port", "99999"]]
+)
+def test_wrong_usage_is_told_before_a_model_is_loaded(arguments: list[str]) -> None:
+    result = runner.invoke(app, ["serve", "--model", "no such model", *arguments])
+    assert result.exit_code == 2
+    assert "no such model" not in result.stderr
+
+
+def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *a: None if name == "uvicorn" else find(name, *a))
+    result = runner.invoke(app, ["serve"])
+    assert result.exit_code == 1
+    assert "pip install 'mrflow[server]'" in " ".join(result.stderr.split())
+
+
+class Process:
+    """`mrflow serve` on a free port."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-c", "from mrflow.cli import main; main()", "serve", "--port", "0", *arguments]
+        source = str(Path(__file__).parents[1] / "src")
+        env = {**os.environ, "PYTHONPATH": source, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        assert self.process.stderr is not None
+        self.said = ""
+        for line in self.process.stderr:
+            self.said += line
+            if found := re.search(r"(http://\S+) is ready", line):
+                self.url = found[1]
+                return
+        self.process.communicate()
+        pytest.fail(self.said)
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        _, rest = self.process.communicate(timeout=120)
+        self.said += rest
+        return self.process.returncode
+
+
+@pytest.mark.skipif(not vista.available(), reason="vista's weights are not in this installation")
+def test_a_life_on_vista() -> None:
+    server = Process("--drain", "100")
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120, max_retries=0) as client:
+        *partial, last = client.images.generate(
+            prompt=PROMPT, stream=True, partial_images=2, extra_body={"plan": "4+1", "seed": 7}
+        )
+        assert [event.partial_image_index for event in partial] == [0, 1]
+        recipe = read_recipe(BytesIO(base64.b64decode(last.b64_json)))
+        assert (recipe.prompt, recipe.seed, recipe.model, recipe.width) == (PROMPT, 7, "vista", 256)
+
+        def ask(seed: int) -> Any:
+            return client.images.generate(prompt=PROMPT, extra_body={"plan": "8+1", "seed": seed})
+
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(ask, seed) for seed in range(4)]
+            until(lambda: httpx.get(f"{server.url}/health").json()["waiting"] > 0 or any(a.done() for a in asked))
+            assert server.stop() == 0  # what was queued is answered first
+            assert all(answer.result().data for answer in asked)
+    assert "Traceback" not in server.said

@@ -1,0 +1,394 @@
+"""Hostile and careless requests: refused in OpenAI's shape, without a word of the server's insides."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import string
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from mrflow.errors import RequestError
+from mrflow.server.keys import Keys, Sessions
+from mrflow.server.store import Store
+from serving import Server, serving, tiny_model, until
+
+GOOD, OTHER = "a-good-key-of-24-letters", "another-key-of-24-letters"
+ROUTES = ("/v1/images/generations", "/v1/images/drafts", "/v1/images/finish")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving(body_seconds=3.0, max_upload=2**20, max_input_pixels=10_000) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def check_refusal(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
+    """Check that an answer is an error of OpenAI's shape that tells nothing of the server's insides."""
+    assert answer.status_code in statuses, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    for inside in ("Traceback", "/src/", "site-packages", ".py", "File "):
+        assert inside not in answer.text
+    return error
+
+
+def make_value(draw: random.Random, depth: int = 0) -> Any:
+    """Return some JSON value, seldom a sensible one."""
+    kinds = [
+        lambda: None,
+        lambda: draw.random() < 0.5,
+        lambda: draw.choice([0, -1, 1, 3, 11, 2**31, 2**63, 2**64, -(10**30)]),
+        lambda: draw.choice([0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf")]),
+        lambda: "".join(draw.choices(string.printable + "\x00é漢😀\u202e", k=draw.randrange(12))),
+        lambda: draw.choice(
+            ["auto", "64x64", "0x0", "99999x1", "1+1", "x" * 5000, "\ud800", "../../etc/passwd", "{}"]
+        ),
+        lambda: [make_value(draw, depth + 1) for _ in range(draw.randrange(3))] if depth < 3 else [],
+        lambda: {str(make_value(draw, 9)): make_value(draw, depth + 1)} if depth < 3 else {},
+    ]
+    return draw.choice(kinds)()
+
+
+def make_body(draw: random.Random, fields: list[str]) -> bytes:
+    """Return a request's body that is wrong in one way or several."""
+    if draw.random() < 0.15:
+        return draw.choice(
+            [b"", b"{", b"[]", b"nul", b"\xff\xfe", b"[" * 5000, b'{"prompt": ' + b"9" * 5000 + b"}"]
+        )
+    body = {"prompt": "a boat", "plan": "1+1", "drafts": ["draft_x"]}
+    body |= {name: make_value(draw) for name in draw.sample(fields, draw.randrange(1, 4))}
+    body["\udcff" if draw.random() < 0.05 else "surprise"] = make_value(draw)  # always an unknown one
+    return json.dumps(body).encode()
+
+
+def test_a_thousand_malformed_requests(server: Server, http: httpx.Client) -> None:
+    draw = random.Random(0)
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    fields = sorted(schemas["GenerateBody"]["properties"])
+    for _ in range(1000):
+        headers = {"content-type": draw.choice(["application/json"] * 8 + ["text/plain", "multipart/form-data"])}
+        check_refusal(http.post(draw.choice(ROUTES), content=make_body(draw, fields), headers=headers), 400, 404)
+    assert http.get("/health").json() == {
+        "status": "ok",
+        "waiting": 0,
+        "workers": [{"device": "cpu", "status": "ok"}],
+    }
+
+
+@pytest.mark.parametrize("field", ["n", "seed", "num_inference_steps", "refine_sigma", "plan", "size", "stream"])
+def test_each_field_alone_with_every_kind_of_value(http: httpx.Client, field: str) -> None:
+    draw = random.Random(field)
+    for _ in range(20):
+        value = make_value(draw)
+        body = json.dumps({"prompt": "a boat", "model": "none such", field: value})
+        answer = http.post(ROUTES[0], content=body, headers={"content-type": "application/json"})
+        check_refusal(answer, 400, 404)
+
+
+def test_malformed_edits(http: httpx.Client) -> None:
+    def edit(image: bytes, **fields: str) -> httpx.Response:
+        return http.post("/v1/images/edits", files={"image": ("../../x.png", image)}, data=fields)
+
+    png = BytesIO()
+    Image.new("RGB", (32, 32)).save(png, "PNG")
+    assert check_refusal(edit(b"no image", prompt="a boat"), 400)["code"] == "invalid_image"
+    check_refusal(edit(png.getvalue()[:60], prompt="a boat"), 400)
+    assert check_refusal(edit(png.getvalue()), 400)["param"] == "prompt"
+    assert check_refusal(edit(png.getvalue(), prompt="a boat", mask="x"), 400)["param"] == "mask"
+    assert check_refusal(edit(png.getvalue(), prompt="a boat", n="many"), 400)["param"] == "n"
+    assert check_refusal(edit(png.getvalue(), prompt="a boat", size="65x64"), 422)["param"] == "size"
+    check_refusal(http.post("/v1/images/edits", json={"prompt": "a boat"}), 400)
+    check_refusal(
+        http.post("/v1/images/edits", content=b"--x", headers={"content-type": "multipart/form-data"}), 400
+    )
+    two = [("image[]", ("a.png", png.getvalue())), ("image[]", ("b.png", png.getvalue()))]
+    check_refusal(http.post("/v1/images/edits", files=two, data={"prompt": "a boat"}), 400)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(http: httpx.Client) -> None:
+    bomb = BytesIO()
+    Image.new("1", (20_000, 3_000)).save(bomb, "PNG")
+    answer = http.post("/v1/images/edits", files={"image": bomb.getvalue()}, data={"prompt": "a boat"})
+    assert "at most 10000" in check_refusal(answer, 400)["message"]
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "/v1/images/edits"])
+def test_bodies_that_are_too_large(http: httpx.Client, route: str) -> None:
+    most = 2**20
+
+    def pieces() -> Iterator[bytes]:  # sent in chunks, without saying how much there is
+        for _ in range(2 * most // 65536):
+            yield b" " * 65536
+
+    headers = {"content-type": "multipart/form-data; boundary=x" if "edits" in route else "application/json"}
+    check_refusal(http.post(route, content=b" " * (most + 1), headers=headers), 413)
+    with suppress(httpx.TransportError):  # the server may hang up while we are still sending
+        check_refusal(http.post(route, content=pieces(), headers=headers), 413)
+
+
+def test_a_body_that_does_not_come(server: Server) -> None:
+    with socket.create_connection(server.host.split(":")) as line:
+        line.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        line.sendall(b"Content-Length: 100\r\n\r\n{")
+        line.settimeout(30)
+        assert b" 408 " in line.recv(200)
+
+
+def test_unknown_routes_and_methods(http: httpx.Client) -> None:
+    check_refusal(http.get("/v1/nothing"), 404)
+    check_refusal(http.post("/v1/chat/completions", json={}), 404)
+    check_refusal(http.get("/nothing"), 404)
+    check_refusal(http.get("/v1/files/../../etc/passwd"), 404)
+    check_refusal(http.get("/v1/files/%2e%2e%2fetc%2fpasswd"), 404)
+    check_refusal(http.delete("/v1/images/generations"), 404, 405)
+
+
+def test_other_sites_are_not_answered(server: Server, http: httpx.Client) -> None:
+    body = {"prompt": "a boat"}
+    assert check_refusal(http.post(ROUTES[0], json=body, headers={"Origin": "https://evil.example"}), 403)
+    same = http.post(ROUTES[0], json={**body, "plan": "1+1"}, headers={"Origin": server.url})
+    assert same.status_code == 200
+
+
+def test_docs_and_metrics(http: httpx.Client) -> None:
+    docs = http.get("/docs").text
+    for text in ("/v1/images/generations", "refine_sigma", "partial_images", "multipart/form-data"):
+        assert text in docs
+    assert "http" not in docs.replace("http-equiv", "")  # nothing is loaded from elsewhere
+    http.post(ROUTES[0], json={"prompt": "a boat", "plan": "1+1"})
+    numbers = http.get("/metrics").text
+    for name in (
+        'mrflow_requests_total{route="/v1/images/generations",status="200"}',
+        "mrflow_queue_length 0.0",
+        "mrflow_queue_wait_seconds_count",
+        'mrflow_stage_seconds_count{stage="refine"}',
+        'mrflow_batch_size_sum{kind="draft"}',
+        'mrflow_images_total{kind="finish"}',
+        'mrflow_pixels_total{kind="finish"}',
+        'mrflow_peak_memory_bytes{device="cpu"}',
+    ):
+        assert name in numbers, name
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Server]:
+    with serving(keys=[GOOD, OTHER]) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "Bearer", f"Bearer {GOOD}x", f"Bearer {GOOD[:-1]}", f"Basic {GOOD}", GOOD]
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/none"])
+def test_wrong_keys(locked: Server, given: str | None, path: str) -> None:
+    headers = {} if given is None else {"Authorization": given}
+    error = check_refusal(httpx.get(f"{locked.url}{path}", headers=headers), 401)
+    assert error["code"] == "invalid_api_key"
+
+
+def test_what_keys_open(locked: Server) -> None:
+    for key in (GOOD, OTHER):
+        assert httpx.get(f"{locked.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    for path in ("/health", "/ready"):
+        assert httpx.get(f"{locked.url}{path}").status_code == 200
+    for path in ("/", "/docs", "/openapi.json", "/gradio_api/info"):
+        answer = httpx.get(f"{locked.url}{path}")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+    check_refusal(httpx.post(f"{locked.url}/gradio_api/queue/join", json={}), 401)
+
+
+def test_the_login_form_opens_the_page_but_not_the_api(locked: Server) -> None:
+    with httpx.Client(base_url=locked.url, follow_redirects=True) as browser:
+        assert "API key" in browser.get("/docs").text
+        assert browser.post("/login", data={"key": "wrong" * 8}).status_code == 401
+        assert browser.get("/docs").url.path == "/login"
+        answer = browser.post("/login", data={"key": GOOD})
+        cookie = answer.history[0].headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        assert GOOD not in cookie
+        assert "refine_sigma" in browser.get("/docs").text
+        check_refusal(browser.get("/v1/models"), 401)
+
+
+def test_keys_from_file_and_environment(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n{GOOD}  # the team\n\n")
+    monkeypatch.setenv("MRFLOW_API_KEYS", f"{OTHER}, {GOOD}")
+    keys = Keys.read(file)
+    clients = {keys.client(GOOD), keys.client(OTHER)}
+    assert len(clients) == 2
+    assert keys.client("no key at all, sorry") is None
+    assert not any(key in str(clients) for key in (GOOD, OTHER))
+    monkeypatch.delenv("MRFLOW_API_KEYS")
+    assert not Keys.read(None)
+    for text in ("short\n", "", "with a space in the middle\n"):
+        file.write_text(text)
+        with pytest.raises(RequestError):
+            Keys.read(file)
+    with pytest.raises(RequestError):
+        Keys.read(tmp_path / "absent")
+
+
+def test_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions()
+    token = sessions.begin("key-1")
+    assert sessions.client(token) == "key-1"
+    assert sessions.client(token + "x") is None
+    later = time.monotonic() + 13 * 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert sessions.client(token) is None
+
+
+def test_a_store_forgets_the_old_and_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Store[str] = Store(60, 10, "x_")
+    names = [store.put(text, 4) for text in "abc"]
+    assert [store.get(name) for name in names] == [None, "b", "c"]
+    assert len(set(names)) == 3
+    assert all(len(name) >= 32 for name in names)
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert len(store) == 0
+    assert store.get("x_") is None
+
+
+def test_a_client_killed_in_the_middle_of_a_stream_frees_its_place() -> None:
+    code = (
+        "import sys, httpx\n"
+        "body = {'prompt': 'a boat', 'stream': True, 'plan': '100+100', 'n': 4, 'size': '128x128'}\n"
+        "with httpx.stream('POST', sys.argv[1] + '/v1/images/generations', json=body, timeout=60) as answer:\n"
+        "    print(answer.status_code, flush=True)\n"
+        "    for line in answer.iter_lines(): pass\n"
+    )
+    with serving(draft_batch=1) as server:
+        client = subprocess.Popen([sys.executable, "-c", code, server.url], stdout=subprocess.PIPE, text=True)
+        assert client.stdout is not None
+        assert client.stdout.readline() == "200\n"
+        until(lambda: server.scheduler.workers[0].tickets != [])
+        os.kill(client.pid, signal.SIGKILL)
+        client.communicate()
+        until(lambda: server.scheduler.waiting == 0 and server.scheduler.workers[0].tickets == [])
+        numbers = httpx.get(f"{server.url}/metrics").text
+        assert 'mrflow_images_total{kind="finish"}' not in numbers
+
+
+def test_a_client_that_goes_away_without_a_stream_frees_its_place() -> None:
+    with serving(draft_batch=1) as server:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{server.url}/v1/images/generations",
+                json={"prompt": "a boat", "plan": "100+100", "n": 4, "size": "128x128"},
+                timeout=1.0,
+            )
+        until(lambda: server.scheduler.waiting == 0 and server.scheduler.workers[0].tickets == [])
+
+
+def test_a_model_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error in /root/secret.py")
+
+    with serving(model) as server:
+        monkeypatch.setattr(model.pipe.transformer, "forward", fail)
+        answer = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}, timeout=60)
+        assert check_refusal(answer, 500)["code"] == "internal_error"
+        events = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat", "stream": True}, timeout=60).text
+        assert events.startswith("event: error\ndata: ")
+        assert "secret" not in events
+        monkeypatch.undo()
+        answer = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}, timeout=60)
+        assert answer.status_code == 200
+
+
+def test_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    held, forward = threading.Event(), model.pipe.transformer.forward
+
+    def hang(*arguments: Any, **named: Any) -> Any:
+        held.wait(60)
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(model.pipe.transformer, "forward", hang)
+    with serving(model, hang_after=1.0) as server:
+        answer = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}, timeout=60)
+        error = check_refusal(answer, 503)
+        assert error["code"] == "worker_hung"
+        assert answer.headers["retry-after"]
+        health = httpx.get(f"{server.url}/health")
+        assert (health.status_code, health.json()["status"]) == (503, "hung")
+        assert httpx.get(f"{server.url}/ready").status_code == 503
+        check_refusal(httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}), 503)
+        held.set()
+
+
+def test_a_full_queue_says_so() -> None:
+    with serving(max_waiting=32) as server:
+        answer = httpx.post(
+            f"{server.url}/v1/images/drafts", json={"prompt": "a boat", "n": 16, "plan": "1+1"}, timeout=60
+        )
+        assert answer.status_code == 200
+        statuses = []
+        clients = [
+            threading.Thread(
+                target=lambda: statuses.append(
+                    httpx.post(
+                        f"{server.url}{ROUTES[0]}", json={"prompt": "a boat", "n": 10, "plan": "9+1"}, timeout=60
+                    )
+                )
+            )
+            for _ in range(6)
+        ]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+    refused = [answer for answer in statuses if answer.status_code != 200]
+    assert 1 <= len(refused) < 6
+    for answer in refused:
+        assert check_refusal(answer, 429)["code"] == "rate_limit_exceeded"
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def resident() -> int:
+    """Return this process's resident memory in bytes."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux tells how much memory is resident")
+@pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.slow)])
+def test_memory_stays_flat(count: int) -> None:
+    """The second half of the requests may not take memory; a leak of one 64 x 64 picture each would show."""
+    with serving(keep_seconds=1.0) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+
+        def ask(times: int) -> None:
+            for k in range(times):
+                form = ("b64_json", "url")[k % 2]
+                body = {"prompt": "a boat", "seed": k, "plan": "1+1", "response_format": form}
+                assert client.post(ROUTES[0], json=body).status_code == 200
+
+        ask(count // 2)
+        before = resident()
+        ask(count - count // 2)
+        assert resident() - before < 8 * 2**20
