@@ -32,9 +32,8 @@ from mrflow.model import Model, is_guided
 from mrflow.passes import borrowed
 from mrflow.production import finish_drafts, make_drafts
 from mrflow.progress import Callback, Clock, Progress
-from mrflow.request import Job
 from mrflow.results import Draft
-from mrflow.stages import Stages
+from mrflow.stages import EncodedStages, Stages
 
 MAX_FAILURES_IN_A_ROW = 20  # so many different rows don't fail by chance: the machine is broken, not they
 
@@ -75,17 +74,6 @@ class _Drafted:
     task: Task
     draft: Draft
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ReadStages(Stages):
-    """Stages whose prompts are encoded already: rows, one for each job of the batch."""
-
-    rows: Sequence[Conditioning]
-
-    def encode_prompts(self, jobs: Sequence[Job], *, guided: bool, batch_size: int) -> list[Conditioning]:
-        """Return the rows."""
-        return list(self.rows)
 
 
 class Engine:
@@ -161,7 +149,7 @@ class Engine:
 
     def _draft(self, model: Model, part: list[_Read]) -> list[_Drafted]:
         task, clock = part[0].task, self._clock()
-        stages = _ReadStages(model=model, clock=clock, rows=[each.row for each in part])
+        stages = EncodedStages(model=model, clock=clock, rows=[each.row for each in part])
         drafts = make_drafts(stages, [each.task.job for each in part], task.plan, task.size, len(part))
         seconds = _shared(clock.seconds, len(part))
         return [_Drafted(r.task, d, {"text": r.seconds, **seconds}) for r, d in zip(part, drafts, strict=True)]
