@@ -84,14 +84,14 @@ def test_a_life_on_vista() -> None:
     server = Process("--drain", "100")
     with OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120, max_retries=0) as client:
         *partial, last = client.images.generate(
-            prompt=PROMPT, stream=True, partial_images=2, extra_body={"plan": "4+1", "seed": 7}
+            prompt=PROMPT, stream=True, partial_images=2, extra_body={"plan": "2+1", "seed": 7}
         )
         assert [event.partial_image_index for event in partial] == [0, 1]
         recipe = read_recipe(BytesIO(base64.b64decode(last.b64_json)))
         assert (recipe.prompt, recipe.seed, recipe.model, recipe.width) == (PROMPT, 7, "vista", 256)
 
         def ask(seed: int) -> Any:
-            return client.images.generate(prompt=PROMPT, extra_body={"plan": "8+1", "seed": seed})
+            return client.images.generate(prompt=PROMPT, extra_body={"plan": "2+1", "seed": seed})
 
         with ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(ask, seed) for seed in range(4)]
