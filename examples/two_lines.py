@@ -1,7 +1,7 @@
 """A model, a picture: writes lake.png, which carries its recipe (try `mrflow replay lake.png`).
 
 For FLUX.1-dev on a GPU, the first line is
-    MrFlow.from_pretrained("black-forest-labs/FLUX.1-dev", device="cuda", upscaler="RealESRGAN_x2plus.pth")
+    MrFlow.from_pretrained("black-forest-labs/FLUX.1-dev", device="cuda", upscaler="realesrgan-x2")
 """
 
 from mrflow import MrFlow, save_image

@@ -18,7 +18,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
 # outside library: the rooms that may import it
 OUTSIDE = {
-    "diffusers": {"backbones", "passes", "loading", "bench"},
+    "diffusers": {"backbones", "schedulers", "loading", "bench"},
     "matplotlib": {"bench"},
     "spandrel": {"upscaler"},
     "typer": {"cli"},

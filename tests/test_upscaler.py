@@ -1,6 +1,11 @@
+import hashlib
 import pickle
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mrflow import upscaler as module
 from mrflow.errors import UpscalerError
+from mrflow.known_upscalers import KNOWN, KnownUpscaler, folder
 from mrflow.upscaler import OVERLAP, Upscaler, _spans
 
 
@@ -61,6 +67,153 @@ def test_spans_cover_everything_and_overlap(length: int) -> None:
     assert spans[-1][1] == length
     assert all(end - start <= 80 for start, end in spans)
     assert all(a[1] - b[0] >= OVERLAP for a, b in pairwise(spans))
+
+
+def compact() -> Any:
+    from spandrel.architectures.Compact import Compact
+
+    return Compact(num_feat=4, num_conv=1, upscale=4).state_dict()
+
+
+def real_esrgan(scale: int) -> Any:
+    """Return a network of Real-ESRGAN's in the layout of its releases; x2 shuffles 2 x 2 pixels into channels."""
+    channels = 12 if scale == 2 else 3
+    grown = [(4 + 32 * k, 32 if k < 4 else 4) for k in range(5)]  # dense blocks grow by 32
+    shapes = {"conv_first": (4, channels), "conv_body": (4, 4), "conv_up1": (4, 4), "conv_up2": (4, 4)}
+    shapes |= {"conv_hr": (4, 4), "conv_last": (3, 4)}
+    shapes |= {
+        f"body.0.rdb{block}.conv{k + 1}": (out, into) for block in (1, 2, 3) for k, (into, out) in enumerate(grown)
+    }
+    weights = {f"{name}.weight": torch.randn(*shape, 3, 3) * 0.1 for name, shape in shapes.items()}
+    return {"params_ema": weights | {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}}
+
+
+def old_esrgan() -> Any:
+    """Return a network in ESRGAN's first layout, as Remacri has it."""
+    grown = [(4 + 32 * k, 32 if k < 4 else 4) for k in range(5)]  # dense blocks grow by 32
+    shapes = {"model.0": (4, 3), "model.1.sub.1": (4, 4), "model.3": (4, 4), "model.6": (4, 4)}
+    shapes |= {"model.8": (4, 4), "model.10": (3, 4)}
+    shapes |= {
+        f"model.1.sub.0.RDB{block}.conv{k + 1}.0": (out, into)
+        for block in (1, 2, 3)
+        for k, (into, out) in enumerate(grown)
+    }
+    weights = {f"{name}.weight": torch.randn(*shape, 3, 3) * 0.1 for name, shape in shapes.items()}
+    return weights | {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}
+
+
+def swin_ir() -> Any:
+    from spandrel.architectures.SwinIR import SwinIR
+
+    return SwinIR(
+        embed_dim=8, depths=[1], num_heads=[2], window_size=8, mlp_ratio=2.0, upscale=2, upsampler="pixelshuffle"
+    ).state_dict()
+
+
+def dat() -> Any:
+    from spandrel.architectures.DAT import DAT
+
+    return DAT(
+        embed_dim=32,
+        split_size=[8, 8],
+        depth=[1],
+        num_heads=[2],
+        expansion_factor=2,
+        upscale=2,
+        upsampler="pixelshuffledirect",
+    ).state_dict()
+
+
+def span() -> Any:
+    from spandrel.architectures.SPAN import SPAN
+
+    return SPAN(num_in_ch=3, num_out_ch=3, feature_channels=4, upscale=2).state_dict()
+
+
+NETWORKS: dict[str, tuple[int, Callable[[], Any]]] = {
+    "Real-ESRGAN x2": (2, lambda: real_esrgan(2)),
+    "Real-ESRGAN x4": (4, lambda: real_esrgan(4)),
+    "compact x4": (4, compact),
+    "old ESRGAN x4": (4, old_esrgan),
+    "SwinIR x2": (2, swin_ir),
+    "DAT x2": (2, dat),
+    "SPAN x2": (2, span),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_many_architectures_are_read_and_tiled_without_a_trace(name: str, tmp_path: Path) -> None:
+    factor, make = NETWORKS[name]
+    torch.manual_seed(2)
+    torch.save(make(), tmp_path / "network.pth")
+    upscaler = Upscaler.load(tmp_path / "network.pth")
+    assert upscaler.factor == factor
+    pixels = random_pixels(1, 3, 64, 160)
+    with torch.no_grad():
+        whole = upscaler.upscale(pixels, 160 * factor, 64 * factor)
+        tiled = Upscaler.load(tmp_path / "network.pth", tile=96).upscale(pixels, 160 * factor, 64 * factor)
+        odd = upscaler.upscale(pixels[..., :23, :31], 70, 50)
+    assert odd.shape == (1, 3, 50, 70)
+    assert (whole.amax() - whole.amin()) > 1e-3
+    # A quarter of a grey level; only DAT looks further than the overlap: it weighs channels by their mean.
+    assert (whole - tiled).abs().max() < (2e-2 if name.startswith("DAT") else 1e-3)
+
+
+# --- known names ---
+
+
+def test_known_upscalers_are_pinned() -> None:
+    for name, known in KNOWN.items():
+        assert known.name == name
+        assert re.fullmatch("[0-9a-f]{64}", known.sha256)
+        assert known.url.startswith("https://")
+        assert "/main/" not in known.url
+        assert known.file.endswith((".pth", ".safetensors"))
+
+
+@pytest.fixture
+def published(tmp_path: Path, network_file: Path, monkeypatch: pytest.MonkeyPatch) -> KnownUpscaler:
+    """Return a known name whose file is published on this disk."""
+    digest = hashlib.sha256(network_file.read_bytes()).hexdigest()
+    known = KnownUpscaler(name="mine-x2", url=network_file.as_uri(), sha256=digest, about="", licence="")
+    monkeypatch.setattr(module, "KNOWN", {"mine-x2": known})
+    monkeypatch.setenv("MRFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return known
+
+
+def test_a_known_name_is_fetched_once(published: KnownUpscaler, network_file: Path, monkeypatch: Any) -> None:
+    upscaler = Upscaler.load("mine-x2")
+    assert (upscaler.name, upscaler.sha256) == ("mine-x2", published.sha256)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pixels = random_pixels(1, 3, 4, 4)
+    expected = Upscaler.load(network_file).upscale(pixels, 8, 8)
+    assert torch.equal(Upscaler.load("mine-x2").upscale(pixels, 8, 8), expected)
+
+
+def test_offline_the_error_says_which_file_goes_where(published: KnownUpscaler, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UpscalerError) as error:
+        Upscaler.load("mine-x2")
+    assert "HF_HUB_OFFLINE is set" in str(error.value)
+    assert f"Put tiny-x2.safetensors from {published.url} into {folder()}" in str(error.value)
+
+
+def test_other_bytes_than_published_are_refused(published: KnownUpscaler, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "KNOWN", {"mine-x2": replace(published, sha256="0" * 64)})
+    with pytest.raises(UpscalerError, match="invalid hash"):
+        Upscaler.load("mine-x2")
+    assert not list(folder().iterdir())
+    (folder() / published.file).write_bytes(b"something else")
+    with pytest.raises(UpscalerError, match=r"has the SHA-256 .* Delete the file"):
+        Upscaler.load("mine-x2")
+
+
+def test_an_unknown_name_lists_those_known() -> None:
+    with pytest.raises(
+        UpscalerError, match=r"no upscaler file realesrgan-x3\..*bicubic.*realesrgan-x2.*remacri-x4"
+    ):
+        Upscaler.load("realesrgan-x3")
 
 
 def test_a_file_is_known_by_name_and_hash(network_file: Path) -> None:

@@ -82,8 +82,8 @@ def choose_upscaler(upscaler: Upscaler | str | Path | None) -> Upscaler:
     """
     if upscaler is None:
         warnings.warn(
-            "No upscaler is given: bicubic stands in and pictures come out softer. Pass upscaler= the path of a "
-            "Real-ESRGAN file, or 'bicubic' to be content with it.",
+            "No upscaler is given: bicubic stands in and pictures come out softer. Pass upscaler='realesrgan-x2', "
+            "which is fetched once, or the path of a file; or 'bicubic' to be content with it.",
             UpscalerWarning,
             stacklevel=4,
         )

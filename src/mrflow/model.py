@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,7 +106,15 @@ class Model:
             self._warn_of_loss(text)
         return resolved
 
-    def recipe(self, mode: Mode, job: Job, size: Size, plan: Plan, batch: int = 1) -> Recipe:
+    def recipe(
+        self,
+        mode: Mode,
+        job: Job,
+        size: Size,
+        plan: Plan,
+        batch: int = 1,
+        conditions: Mapping[str, str] | None = None,
+    ) -> Recipe:
         """Return the recipe of one picture, as yet without its pixels' hash."""
         upscales = mode not in ("native", "draft")
         return Recipe(
@@ -125,6 +133,7 @@ class Model:
             dtype=str(self.dtype).removeprefix("torch."),
             device=self.device.type,
             batch=batch,
+            conditions=conditions or {},
             versions=library_versions(),
         )
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from mrflow.backbones import Pipeline
 from mrflow.errors import BusyError
+from mrflow.schedulers import check_scheduler
 
 _locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
@@ -28,7 +27,9 @@ def borrowed(pipe: Pipeline, *, quiet: bool = False) -> Iterator[None]:
     quiet: keep the pipeline's own progress bar silent meanwhile.
     Raises BusyError at once, rather than waiting, if another call holds it: a thread that waits for itself
     (a callback that calls back) would hang, and whoever wants a queue knows best what belongs in it.
+    Raises RequestError for a scheduler that follows another law than flow matching.
     """
+    check_scheduler(pipe)
     with _locks_guard:
         lock = _locks.setdefault(pipe, threading.Lock())
     if not lock.acquire(blocking=False):
@@ -55,8 +56,9 @@ def denoise(
 ) -> Tensor:
     """Return the latents of one run of the pipeline's own loop with `scheduler` in place of its own.
 
-    arguments: of the pipeline's call. on_step: called with the number of steps done after each; what it
-    raises ends the run.
+    arguments: of the pipeline's call; a `callback_on_step_end` among them is called too. on_step: called with the
+    number of steps done after each; what it raises ends the run. A step of a second-order scheduler is two
+    calls of the transformer.
     """
     return _run(pipe, scheduler, arguments, on_step)[0]
 
@@ -78,8 +80,9 @@ def denoise_head(
     @wraps(set_timesteps)  # pipelines look its arguments up before they use them
     def set_head(*args: Any, **kwargs: Any) -> None:
         set_timesteps(*args, **kwargs)
-        scheduler.tail = scheduler.timesteps[steps:]
-        scheduler.timesteps = scheduler.timesteps[:steps]
+        calls = steps * scheduler.order
+        scheduler.tail = scheduler.timesteps[calls:]
+        scheduler.timesteps = scheduler.timesteps[:calls]
 
     scheduler.set_timesteps = set_head
     return _run(pipe, scheduler, arguments, on_step)[1]
@@ -100,12 +103,15 @@ def _run(
     pipe: Pipeline, scheduler: Any, arguments: Mapping[str, Any], on_step: Callable[[int], None]
 ) -> tuple[Tensor, Tensor]:
     """Return what the pipeline gives as latents, and what its loop held after the last step."""
-    held: list[Tensor] = []
+    arguments, held = dict(arguments), list[Tensor]()
+    theirs = arguments.pop("callback_on_step_end", None)
 
-    def after_step(_pipe: Any, index: int, _timestep: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        held[:] = [tensors["latents"]]
-        on_step(index + 1)
-        return {}
+    def after_step(lent: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents = tensors["latents"]
+        changed = (theirs(lent, index, timestep, tensors) if theirs is not None else None) or {}
+        held[:] = [changed.get("latents", latents)]
+        on_step(index // scheduler.order + 1)
+        return changed
 
     own = pipe.scheduler
     pipe.scheduler = scheduler
@@ -114,42 +120,6 @@ def _run(
         return result.images, held[0]
     finally:
         pipe.scheduler = own
-
-
-def own_scheduler(pipe: Pipeline) -> Any:
-    """Return a copy of the pipeline's scheduler, so that setting timesteps leaves the user's untouched."""
-    return copy.deepcopy(pipe.scheduler)
-
-
-class ExactScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # untyped, hence Any
-    """Plain Euler over the sigmas it was made with, whatever a pipeline asks of it.
-
-    It is built afresh from the number of training timesteps alone: a copy of the checkpoint's configuration
-    with shifts switched off would still carry keys such as `use_flow_sigmas`, for which FluxPipeline
-    (diffusers 0.42.1) drops a caller's sigmas. It holds the sigmas itself because a pipeline may make its own
-    for a caller who gives none, and some (PRX, ERNIE-Image, Bria) for every caller.
-    """
-
-    def __init__(self, sigmas: Sequence[float] = (1.0, 0.0), num_train_timesteps: int = 1000) -> None:
-        """Make a schedule of `sigmas`, which end at 0."""
-        super().__init__(num_train_timesteps=num_train_timesteps)
-        self._exact = list(sigmas[:-1])  # the parent appends the 0
-
-    def set_timesteps(  # pipelines look these names up before they use them
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-        timesteps: Any = None,
-    ) -> None:
-        """Set the schedule it was made with; nothing that is asked for changes it."""
-        super().set_timesteps(sigmas=self._exact, device=device)
-
-
-def exact_scheduler(pipe: Pipeline, sigmas: Sequence[float]) -> ExactScheduler:
-    """Return a scheduler that takes the pipeline through exactly these sigmas, the last of which is 0."""
-    return ExactScheduler(sigmas, pipe.scheduler.config.get("num_train_timesteps", 1000))
 
 
 def _restore(pipe: Pipeline, name: str, value: Any) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
+from mrflow.arguments import Arguments, check_arguments
 from mrflow.backbones import Pipeline
+from mrflow.conditions import describe, warn_of_difference
 from mrflow.defaults import Defaults
 from mrflow.errors import RequestError
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
@@ -51,6 +53,8 @@ class MrFlow:
     seed: a number (several pictures take seed, seed + 1, ...), one each, or None: drawn, and kept in the recipe.
     num_images: pictures per prompt, side by side in the result.
     stages: keep the upscaled pictures in the result. callback: gets a Progress at each step, and may raise.
+    extra: any other argument of the pipeline's call, for both passes (see mrflow.arguments): control_image,
+        joint_attention_kwargs, callback_on_step_end and the like.
 
     Raises RequestError (PromptError, PlanError, SizeError) for what cannot be done as asked, before any work.
     """
@@ -117,13 +121,15 @@ class MrFlow:
         num_images: int = 1,
         stages: bool = False,
         callback: Callback | None = None,
+        **extra: Any,
     ) -> Result:
         """Return finished pictures: draft, then finish."""
+        extra = check_arguments(self.pipe, extra)
         plan = self.model.resolve_plan(plan)
         size = self.model.resolve_size(width, height, plan)
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
         jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))
-        with self._running(callback) as running:
+        with self._running(callback, extra) as running:
             drafts = make_drafts(running, jobs, plan, size, self.batch_size)
             return finish_drafts(running, drafts, self.batch_size, keep_upscaled=stages)
 
@@ -138,13 +144,15 @@ class MrFlow:
         seed: Seeds = None,
         num_images: int = 1,
         callback: Callback | None = None,
+        **extra: Any,
     ) -> Drafts:
         """Return drafts, `plan.scale` times smaller than width x height, ready to be finished."""
+        extra = check_arguments(self.pipe, extra)
         plan = self.model.resolve_plan(plan)
         size = self.model.resolve_size(width, height, plan)
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
         jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))
-        with self._running(callback) as running:
+        with self._running(callback, extra) as running:
             drafts = make_drafts(running, jobs, plan, size, self.batch_size)
             return Drafts(tuple(drafts), running.clock.totals())
 
@@ -155,14 +163,19 @@ class MrFlow:
         plan: Plan | str | None = None,
         stages: bool = False,
         callback: Callback | None = None,
+        **extra: Any,
     ) -> Result:
         """Return the drafts at full size.
 
         plan: None finishes as the drafts were planned, exactly as a call would have. Another one changes the
-        refine pass, and with its scale the final size.
+        refine pass, and with its scale the final size. extra: give again what the drafts were made with.
         """
+        extra = check_arguments(self.pipe, extra)
         planned = replan_drafts(self.model, drafts, plan)
-        with self._running(callback) as running:
+        with self._running(callback, extra) as running:
+            for draft in planned:
+                if draft.base_recipe.mode != "enhance":
+                    warn_of_difference(draft.base_recipe.conditions, running.conditions, "A draft")
             return finish_drafts(running, planned, self.batch_size, keep_upscaled=stages)
 
     def enhance(
@@ -177,6 +190,7 @@ class MrFlow:
         seed: Seeds = None,
         stages: bool = False,
         callback: Callback | None = None,
+        **extra: Any,
     ) -> Result:
         """Return given pictures, upscaled and refined: steps 4 to 8.
 
@@ -185,9 +199,10 @@ class MrFlow:
         neither. An image of another shape is cropped to the aspect ratio, evenly on both sides.
         Raises ImageError for an image that cannot be read.
         """
+        extra = check_arguments(self.pipe, extra)
         plan = self.model.resolve_plan(plan)
         drafts = drafts_from_images(self.model, image, prompt, negative_prompt, seed, (width, height), plan)
-        with self._running(callback) as running:
+        with self._running(callback, extra) as running:
             return finish_drafts(running, drafts, self.batch_size, keep_upscaled=stages)
 
     def native(
@@ -202,12 +217,14 @@ class MrFlow:
         seed: Seeds = None,
         num_images: int = 1,
         callback: Callback | None = None,
+        **extra: Any,
     ) -> Result:
         """Return the plain pipeline's pictures at full size, for comparison: same prompts, seeds and guidance.
 
         steps: None is the model's default, 50. plan: only its guidance counts; guided in every step, unless the
         plan itself says otherwise.
         """
+        extra = check_arguments(self.pipe, extra)
         steps = self.model.defaults.native_steps if steps is None else steps
         stop = get_plan(plan).guidance_stop or 1.0
         plan = self.model.resolve_plan(plan)
@@ -215,17 +232,26 @@ class MrFlow:
         size = self.model.resolve_size(width, height, None)
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
         jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))
-        with self._running(callback) as running:
+        with self._running(callback, extra) as running:
             return make_natives(running, jobs, plan, size, self.batch_size)
 
     def replay(
-        self, recipe: Recipe, image: ImageSource | None = None, *, callback: Callback | None = None
+        self,
+        recipe: Recipe,
+        image: ImageSource | None = None,
+        *,
+        callback: Callback | None = None,
+        **extra: Any,
     ) -> Result:
         """Return the picture that `recipe` describes, made again; its pixels_sha256 tells whether it is the same.
 
         The same on the same machine and library versions; `recipe.differences` names what is not. image: the
-        one that "enhance" began with. Raises ImageError where that is missing or another one.
+        one that "enhance" began with. extra: give again what the picture was made with; LoRAs, caches and a
+        scheduler are the pipeline's, as it is now. Warns (MrFlowWarning) where these are not what the recipe
+        says, for then the pixels will differ. Raises ImageError where the image is missing or another one.
         """
+        extra = check_arguments(self.pipe, extra)
+        warn_of_difference(recipe.conditions, describe(self.pipe, extra), "The picture")
         settings: dict[str, Any] = {
             "negative_prompt": recipe.negative_prompt,
             "width": recipe.width,
@@ -233,6 +259,7 @@ class MrFlow:
             "plan": recipe.plan,
             "seed": recipe.seed,
             "callback": callback,
+            **extra,
         }
         if recipe.mode == "staged":
             return self(recipe.prompt, **settings)
@@ -243,10 +270,10 @@ class MrFlow:
         drafts = self.draft(recipe.prompt, **settings)
         if recipe.mode == "draft":
             return Result(drafts.images, drafts.recipes, drafts.seconds, drafts)
-        return self.finish(drafts[0].rounded(), callback=callback)
+        return self.finish(drafts[0].rounded(), callback=callback, **extra)
 
     @contextmanager
-    def _running(self, callback: Callback | None) -> Iterator[Stages]:
+    def _running(self, callback: Callback | None, extra: Arguments) -> Iterator[Stages]:
         """Hold the pipeline for one call and give its stages."""
         with borrowed(self.pipe, quiet=callback is not None):
-            yield Stages(model=self.model, clock=Clock(self.model.device, callback))
+            yield Stages(model=self.model, clock=Clock(self.model.device, callback), extra=extra)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mrflow.backbones import Conditioning
+from mrflow.conditions import finished_conditions
 from mrflow.images import pixels_sha256, to_pil
 from mrflow.model import Model, is_guided
 from mrflow.plan import Plan
@@ -25,12 +26,13 @@ def make_drafts(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, bat
     small = draft_size(*size, plan)
     drafts: dict[int, Draft] = {}
     batches = cut_batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
+    conditions = stages.conditions
     for number, part in enumerate(batches, 1):
         seeds = [jobs[k].seed for k in part]
         batch = (number, len(batches))
         pixels = stages.sample([rows[k] for k in part], seeds, plan, small, "decode_draft", batch)
         for k, row in zip(part, torch.split(pixels, 1), strict=True):
-            recipe = stages.model.recipe("draft", jobs[k], size, plan, len(part))
+            recipe = stages.model.recipe("draft", jobs[k], size, plan, len(part), conditions)
             drafts[k] = Draft(row.clone(), recipe, rows[k])
     return [drafts[k] for k in range(len(jobs))]
 
@@ -41,6 +43,7 @@ def finish_drafts(
     """Return the drafts at full size: steps 4 to 8, and step 1 for those whose prompt is not encoded yet."""
     rows = conditioning_of(stages, drafts, batch_size)
     batches = cut_batches([finish_key(stages.model, *pair) for pair in zip(drafts, rows, strict=True)], batch_size)
+    conditions = stages.conditions
     recipes: dict[int, Recipe] = {}
     finished: dict[int, Tensor] = {}
     upscaled: dict[int, Tensor] = {}
@@ -56,7 +59,7 @@ def finish_drafts(
             (recipe.width, recipe.height),
             (number, len(batches)),
         )
-        recipes |= {k: finished_recipe(stages.model, drafts[k].base_recipe, len(part)) for k in part}
+        recipes |= {k: finished_recipe(stages.model, drafts[k].base_recipe, len(part), conditions) for k in part}
         finished |= zip(part, torch.split(final, 1), strict=True)
         upscaled |= zip(part, torch.split(larger, 1), strict=True) if keep_upscaled else ()
     order = range(len(drafts))
@@ -70,22 +73,26 @@ def make_natives(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, ba
     recipes: dict[int, Recipe] = {}
     finished: dict[int, Tensor] = {}
     batches = cut_batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
+    conditions = stages.conditions
     for number, part in enumerate(batches, 1):
         seeds = [jobs[k].seed for k in part]
         batch = (number, len(batches))
         pixels = stages.sample([rows[k] for k in part], seeds, plan, size, "decode", batch)
         finished |= zip(part, torch.split(pixels, 1), strict=True)
-        recipes |= {k: stages.model.recipe("native", jobs[k], size, plan, len(part)) for k in part}
+        recipes |= {k: stages.model.recipe("native", jobs[k], size, plan, len(part), conditions) for k in part}
     order = range(len(jobs))
     return _result(stages, [finished[k] for k in order], [recipes[k] for k in order])
 
 
-def finished_recipe(model: Model, draft: Recipe, batch: int) -> Recipe:
+def finished_recipe(model: Model, draft: Recipe, batch: int, conditions: Mapping[str, str]) -> Recipe:
     """Return the recipe of the picture that a draft becomes, as yet without its pixels' hash."""
     made: Mode = "staged" if draft.input_sha256 is None else "finish"
     mode: Mode = "enhance" if draft.mode == "enhance" else made
-    size = (draft.width, draft.height)
-    recipe = model.recipe(mode, _job(draft), size, draft.plan, max(batch, draft.batch))
+    if mode != "enhance":  # which drafts nothing
+        conditions = finished_conditions(draft.conditions, conditions)
+    recipe = model.recipe(
+        mode, _job(draft), (draft.width, draft.height), draft.plan, max(batch, draft.batch), conditions
+    )
     return replace(recipe, input_sha256=draft.input_sha256)
 
 

@@ -85,8 +85,9 @@ class StageRun:
         self._last = -1
 
     def step(self, step: int) -> None:
-        """Report that `step` steps are done."""
-        self._tell(step, None)
+        """Report that `step` steps are done, unless that is known: a step may call back more than once."""
+        if step > self._last:
+            self._tell(step, None)
 
     def finish(self) -> None:
         """Report the end, unless the last step already did and there are no pixels to show."""

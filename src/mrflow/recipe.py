@@ -20,6 +20,7 @@ MODES: tuple[str, ...] = get_args(Mode)
 FORMAT = 1
 MAX_JSON = 256 * 1024  # characters; a real recipe has about a thousand
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes without wrapping round
+_TEXTS = ("conditions", "versions")  # fields that map names to texts
 _PACKAGES = ("torch", "diffusers", "transformers", "spandrel")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -41,6 +42,8 @@ class Recipe:
     dtype, device: of the transformer ("bfloat16", "cuda").
     batch: pictures that went through the model together. Sums are rounded otherwise in a batch of another size,
         so that a value of a pixel may differ by 1/255.
+    conditions: what else shaped the picture, name to short text: LoRAs and their weights, another scheduler, a
+        cache, quantised weights, arguments of the caller's (see `mrflow.conditions`). Empty for a plain pipeline.
     versions: package name to version.
     pixels_sha256: of the 8-bit RGB pixels, row by row. input_sha256: the same of the image that "enhance" or
         "finish" began with.
@@ -61,6 +64,7 @@ class Recipe:
     dtype: str | None = None
     device: str | None = None
     batch: int = 1
+    conditions: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     pixels_sha256: str | None = None
     input_sha256: str | None = None
@@ -81,16 +85,17 @@ class Recipe:
         _check("plan", self.plan, Plan)
         for name in ("upscaler_sha256", "pixels_sha256", "input_sha256"):
             _check_hash(name, getattr(self, name))
-        _check("versions", self.versions, Mapping)
-        for package, number in self.versions.items():
-            _check("versions", package, str)
-            _check(f"versions[{package[:40]!r}]", number, str)
+        for name in _TEXTS:
+            _check(name, getattr(self, name), Mapping)
+            for key, value in getattr(self, name).items():
+                _check(name, key, str)
+                _check(f"{name}[{key[:40]!r}]", value, str)
 
     def to_json(self) -> str:
         """Return the recipe as one JSON object of ASCII text, with its format number."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["plan"] = self.plan.to_dict()
-        values["versions"] = dict(self.versions)
+        values |= {name: dict(values[name]) for name in _TEXTS}
         return json.dumps({"format": FORMAT, **values}, allow_nan=False)
 
     @classmethod
@@ -117,13 +122,15 @@ class Recipe:
             raise RecipeError(f"The recipe's plan is not valid: {error}") from error
 
     def differences(self, other: Recipe) -> dict[str, tuple[object, object]]:
-        """Return the fields in which `other` differs, each as (here, there); versions one by one."""
-        mine, theirs = (
-            {**json.loads(recipe.to_json()), **{f"versions.{k}": v for k, v in recipe.versions.items()}}
-            for recipe in (self, other)
-        )
-        names = [name for name in {**mine, **theirs} if name not in ("versions", "format")]
+        """Return the fields in which `other` differs, each as (here, there); of versions and conditions each."""
+        mine, theirs = (recipe._flat() for recipe in (self, other))
+        names = list({**mine, **theirs})
         return {n: (mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n)}
+
+    def _flat(self) -> dict[str, object]:
+        values = json.loads(self.to_json())
+        inner = {f"{name}.{key}": text for name in _TEXTS for key, text in values[name].items()}
+        return {name: value for name, value in values.items() if name not in (*_TEXTS, "format")} | inner
 
 
 @cache

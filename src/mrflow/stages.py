@@ -9,18 +9,22 @@ Steps 1 to 3 make drafts, 4 to 8 finish them. Tensors stay on the device through
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
+from mrflow.arguments import Arguments, fit_arguments, text_lora_scale
 from mrflow.backbones import Conditioning
+from mrflow.caches import without_caches
+from mrflow.conditions import describe
 from mrflow.model import Model
-from mrflow.passes import denoise, denoise_head, exact_scheduler, own_scheduler, tail
+from mrflow.passes import denoise, denoise_head, tail
 from mrflow.plan import Plan
 from mrflow.progress import Clock
 from mrflow.request import Job
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators, refine_sigmas
+from mrflow.schedulers import exact_scheduler, own_scheduler
 from mrflow.sizes import Size
 
 
@@ -28,11 +32,18 @@ from mrflow.sizes import Size
 class Stages:
     """The steps over one borrowed pipeline.
 
+    extra: checked arguments of the pipeline's call from the caller, for both passes.
     batch: (number, of how many), told to the callback.
     """
 
     model: Model
     clock: Clock
+    extra: Arguments = field(default_factory=dict)
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """What shapes a picture besides checkpoint, plan and prompt, for recipes."""
+        return describe(self.model.pipe, self.extra)
 
     def encode_prompts(self, jobs: Sequence[Job], *, guided: bool, batch_size: int) -> list[Conditioning]:
         """Return each job's row of conditioning; equal prompts are encoded once and shared.
@@ -41,7 +52,7 @@ class Stages:
         """
         texts = list(dict.fromkeys((job.prompt, job.negative_prompt or "") for job in jobs))
         rows: dict[tuple[str, str], Conditioning] = {}
-        with self.clock.stage("text"):
+        with self.clock.stage("text"), text_lora_scale(self.model.pipe, self.extra):
             for start in range(0, len(texts), batch_size):
                 part = texts[start : start + batch_size]
                 prompts, negatives = [text[0] for text in part], [text[1] for text in part]
@@ -90,6 +101,7 @@ class Stages:
                 "width": size[0],
                 "height": size[1],
                 "generator": generators,
+                **fit_arguments(self.extra, size),
             }
 
         if cfg <= 1 or guided == plan.steps:
@@ -113,11 +125,11 @@ class Stages:
             upscaled = stage.pixels = self.model.upscaler.upscale(pixels, *size)
         backbone, pipe = self.model.backbone, self.model.pipe
         with self.clock.stage("encode", 1, *batch):
-            latents = backbone.encode(pipe, upscaled)
-            noise = make_noise(latents.shape[1:], refine_generators(seeds), latents.device)
+            latents, generators = backbone.encode(pipe, upscaled), refine_generators(seeds)
+            noise = make_noise(latents.shape[1:], generators, latents.device)
             noised = add_noise(latents, plan.refine_sigma, noise)
-        with self.clock.stage("refine", plan.refine_steps, *batch) as stage:
-            arguments = self._refine_arguments(noised, rows, plan, size)
+        with self.clock.stage("refine", plan.refine_steps, *batch) as stage, without_caches(pipe):
+            arguments = {**self._refine_arguments(noised, rows, plan, size), "generator": generators}
             scheduler = exact_scheduler(pipe, refine_sigmas(plan.refine_sigma, plan.refine_steps))
             refined = denoise(pipe, scheduler, arguments, stage.step)
         with self.clock.stage("decode", 1, *batch) as stage:
@@ -135,6 +147,7 @@ class Stages:
             "height": size[1],
             "latents": backbone.pack(pipe, noised),
             "num_inference_steps": plan.refine_steps,
+            **fit_arguments(self.extra, size),
         }
 
 

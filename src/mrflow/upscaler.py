@@ -1,12 +1,13 @@
 """Upscaling in pixel space: a pretrained super-resolution network, or plain interpolation as a baseline.
 
-Networks come from files that spandrel recognises (Real-ESRGAN and its kin) and from nowhere else: only
-tensors are read from them, never code.
+Networks come from files that spandrel recognises (Real-ESRGAN and its kin), given by path or by a known name, and
+from nowhere else: only tensors are read from them, never code.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,24 +19,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrflow.errors import UpscalerError
+from mrflow.known_upscalers import KNOWN, check, fetch
 
 METHODS = ("bicubic", "bilinear")
 MAX_FILE_BYTES = 2**30  # the largest published networks (DAT, HAT-L) have less than 200 MB
 TILE = 1024  # input pixels a side; larger pictures are cut, so that memory stays bounded
 OVERLAP = 32  # input pixels shared by neighbouring tiles and blended
+ALIGN = 32  # tiles begin on multiples of it, so that pixels fall into the same windows as in the whole
+
+_NAMES = f"Known names: {', '.join((*METHODS, *KNOWN))}."
 
 
 class Upscaler:
     """A way to enlarge pictures to an exact size.
 
-    name: file name or method. sha256: of the file, None for interpolation. factor: of the network's own
-    enlargement, None for interpolation.
+    name: file name, known name or method. sha256: of the file, None for interpolation. factor: of the network's
+    own enlargement, None for interpolation.
     """
 
     def __init__(self, name: str, network: Any = None, sha256: str | None = None, *, tile: int = TILE) -> None:
         """Wrap a spandrel image network, or the interpolation method `name` if there is none."""
         if network is None and name not in METHODS:
-            raise UpscalerError(f"There is no method {name!r}. Known: {', '.join(METHODS)}, or a weights file.")
+            raise UpscalerError(f"There is no method {name!r}. {_NAMES}")
         if tile <= 2 * OVERLAP:
             raise UpscalerError(f"tile is {tile}; it must be more than {2 * OVERLAP} pixels. Try {TILE}.")
         self.name = name
@@ -46,7 +51,9 @@ class Upscaler:
 
     @classmethod
     def load(cls, source: Upscaler | str | Path, *, tile: int = TILE) -> Upscaler:
-        """Return an upscaler from a method's name or a .safetensors or .pth file (or `source`, if it is one).
+        """Return an upscaler from a method's or a known name or a .safetensors or .pth file (or `source` itself).
+
+        Known names are those of `mrflow.known_upscalers`; their files are fetched on first use.
 
         Raises UpscalerError if the file is missing, too large, holds more than weights, or is no 3-channel
         enlarging network that spandrel knows.
@@ -55,10 +62,14 @@ class Upscaler:
             return source
         if isinstance(source, str) and source in METHODS:
             return cls(source)
-        path = Path(source)
+        known = KNOWN.get(source) if isinstance(source, str) else None
+        path = fetch(known) if known else Path(source)
         _check_file(path)
+        digest = _sha256(path)
+        if known:
+            check(known, digest)
         network = _build(_read_weights(path), path)
-        return cls(path.name, network, _sha256(path), tile=tile)
+        return cls(known.name if known else path.name, network, digest, tile=tile)
 
     @classmethod
     def from_weights(cls, weights: dict[str, Any], name: str) -> Upscaler:
@@ -89,6 +100,8 @@ class Upscaler:
         dtype = torch.bfloat16 if device.type == "cuda" and self._network.supports_bfloat16 else torch.float32
         if self._network.device != device or self._network.dtype != dtype:
             self._network.to(device, dtype)
+            layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+            self._network.model.to(memory_format=layout)  # what convolutions in half precision run fastest in
 
     def _enlarge(self, pixels: Tensor) -> Tensor:
         """Run the network once, whole or in overlapping tiles that are blended linearly where they overlap."""
@@ -98,8 +111,9 @@ class Upscaler:
         factor = cast("int", self.factor)
         total = pixels.new_zeros((*pixels.shape[:2], height * factor, width * factor))
         weights = pixels.new_zeros((1, 1, height * factor, width * factor))
-        for top, bottom in _spans(height, self.tile):
-            for left, right in _spans(width, self.tile):
+        align = math.lcm(ALIGN, self._network.size_requirements.multiple_of)
+        for top, bottom in _spans(height, self.tile, align):
+            for left, right in _spans(width, self.tile, align):
                 part = self._run(pixels[..., top:bottom, left:right])
                 ramp = _ramp(bottom - top, factor, part)[:, None] * _ramp(right - left, factor, part)[None, :]
                 where = (..., slice(top * factor, bottom * factor), slice(left * factor, right * factor))
@@ -113,13 +127,18 @@ class Upscaler:
         return torch.cat(parts).clamp(0, 1)
 
 
-def _spans(length: int, tile: int) -> Iterator[tuple[int, int]]:
-    """Yield [start, end) spans of at most `tile` that cover `length`, neighbours sharing OVERLAP or more."""
-    tile = min(tile, length)
-    count = -(-(length - OVERLAP) // (tile - OVERLAP)) if length > tile else 1
-    for index in range(count):
-        start = round(index * (length - tile) / max(count - 1, 1))
-        yield start, start + tile
+def _spans(length: int, tile: int, align: int = ALIGN) -> Iterator[tuple[int, int]]:
+    """Yield [start, end) spans of at most `tile` that cover `length`, neighbours sharing OVERLAP or more.
+
+    They begin on multiples of `align`; a tile that is too small for that is taken larger.
+    """
+    tile = max(tile, align + OVERLAP)
+    start, end = 0, min(tile, length)
+    while end < length:
+        yield start, end
+        start += (tile - OVERLAP) // align * align
+        end = min(start + tile, length)
+    yield start, end
 
 
 def _ramp(length: int, factor: int, like: Tensor) -> Tensor:
@@ -134,11 +153,10 @@ def _ramp(length: int, factor: int, like: Tensor) -> Tensor:
 
 
 def _check_file(path: Path) -> None:
-    known = f"Known names: {', '.join(METHODS)}."
     if not os.path.isfile(path):  # os.path, for it takes any text, however long
-        raise UpscalerError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {known}")
+        raise UpscalerError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {_NAMES}")
     if path.suffix.lower() not in (".safetensors", ".pth"):
-        raise UpscalerError(f"{path} ends in {path.suffix!r}; it must be a .safetensors or .pth file. {known}")
+        raise UpscalerError(f"{path} ends in {path.suffix!r}; it must be a .safetensors or .pth file. {_NAMES}")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise UpscalerError(f"{path} has {path.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read.")
 

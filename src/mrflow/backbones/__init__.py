@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, VARIANTS
 from mrflow.errors import UnsupportedPipelineError
 
 if TYPE_CHECKING:
@@ -111,15 +111,16 @@ def register_backbone(pipeline_class: str, backbone: Backbone) -> None:
 
 def supported() -> tuple[str, ...]:
     """Return the names of the pipeline classes that have a backbone."""
-    return tuple(sorted({*FAMILIES, *_registered}))
+    return tuple(sorted({*FAMILIES, *VARIANTS, *_registered}))
 
 
 def get_backbone(pipeline_class: str) -> Backbone:
     """Return the backbone for a pipeline class name; raises UnsupportedPipelineError, naming those known."""
     if pipeline_class in _registered:
         return _registered[pipeline_class]
-    if pipeline_class in FAMILIES:
-        module, _, name = FAMILIES[pipeline_class].backbone.partition(":")
+    if pipeline_class in FAMILIES or pipeline_class in VARIANTS:
+        place = VARIANTS[pipeline_class][1] if pipeline_class in VARIANTS else FAMILIES[pipeline_class].backbone
+        module, _, name = place.partition(":")
         return cast("Backbone", getattr(import_module(f"mrflow.backbones.{module}"), name)())
     reason = f", which cannot work: {NOT_POSSIBLE[pipeline_class]}" if pipeline_class in NOT_POSSIBLE else ""
     raise UnsupportedPipelineError(

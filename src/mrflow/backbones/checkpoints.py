@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mrflow.backbones import Pipeline
+from mrflow.backbones.families import VARIANTS
 from mrflow.defaults import Defaults
 from mrflow.plan import PRESETS
 
@@ -23,7 +24,8 @@ class Distilled:
 
     def matches(self, pipe: Pipeline, name: str) -> bool:
         """Return whether this is the checkpoint of `pipe`, whose model is called `name`."""
-        if type(pipe).__name__ != self.pipeline:
+        kind = type(pipe).__name__
+        if VARIANTS.get(kind, (kind,))[0] != self.pipeline:
             return False
         if self.flag:
             return bool(pipe.config.get(self.flag))

@@ -12,15 +12,16 @@ from typing import cast
 
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import DISTILLED
-from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, VARIANTS
 from mrflow.backbones.family import Family
+from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
 
 _HEAD = """\
 # Models
 
-Written by `python -m mrflow.backbones.document docs/models.md` from `backbones/families.py` and `plan.py`; a test
-keeps it current.
+Written by `python -m mrflow.backbones.document docs/models.md` from `backbones/families.py`, `plan.py` and
+`known_upscalers.py`; a test keeps it current.
 
 `MrFlow(pipe)` takes a diffusers pipeline of these classes. The checkpoints are examples: any that the class loads
 will do.
@@ -39,7 +40,7 @@ uncond + s (cond - uncond), 1 being none, under whatever name and scale the pipe
 
 def models_page() -> str:
     """Return the text of docs/models.md."""
-    return "\n".join([_HEAD, *_families(), *_presets(), *_impossible()])
+    return "\n".join([_HEAD, *_families(), *_presets(), *_upscalers(), *_impossible()])
 
 
 def _families() -> Iterable[str]:
@@ -53,6 +54,9 @@ def _families() -> Iterable[str]:
         yield f"| {facts.name} | `{pipeline}` | {checkpoints} | {latents} | {autoencoder} | {facts.guidance} |"
     yield ""
     yield from (f"- {facts.name}: {facts.note}" for facts in FAMILIES.values() if facts.note)
+    for pipeline, (family, _) in VARIANTS.items():
+        own = "with its own arguments: `fast(..., control_image=image)`"
+        yield f"- `{pipeline}` works as {FAMILIES[family].name} does, {own}."
     yield ""
 
 
@@ -67,6 +71,18 @@ def _presets() -> Iterable[str]:
         plan, chosen = preset.plan, known.get(preset.name, "")
         numbers = f"{plan.label} | {plan.refine_sigma:g}"
         yield f"| `{preset.name}` | {numbers} | {preset.about} | {chosen} | {preset.source} |"
+    yield ""
+
+
+def _upscalers() -> Iterable[str]:
+    yield "## Upscalers\n"
+    yield "Any file that spandrel reads works by its path. These work by name (`upscaler='realesrgan-x2'`): they"
+    yield "are fetched once, and their hash is checked. The hashes are those that several public lists agree on;"
+    yield "no file was fetched where this was written.\n"
+    yield "| name | what | licence | from | SHA-256 |"
+    yield "|---|---|---|---|---|"
+    for known in KNOWN.values():
+        yield f"| `{known.name}` | {known.about} | {known.licence} | {known.url} | `{known.sha256}` |"
     yield ""
 
 

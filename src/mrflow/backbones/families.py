@@ -111,6 +111,18 @@ FAMILIES: Mapping[str, FamilyFacts] = MappingProxyType(
     }
 )
 
+VARIANTS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "FluxControlNetPipeline": ("FluxPipeline", "flux:FluxBackbone"),
+        "FluxControlPipeline": ("FluxPipeline", "flux:FluxControlBackbone"),
+        "QwenImageControlNetPipeline": ("QwenImagePipeline", "qwen_image:QwenImageBackbone"),
+    }
+)
+"""Pipeline classes of a family that take more arguments: class to the family's own class and its backbone."""
+
+_GLOBAL_NOISE = (
+    "it draws noise for its control image from the global random state, so that a seed makes no picture"
+)
 _NO_FLOW = "it denoises by another law than flow matching, to which a sigma between 0 and 1 means nothing"
 
 NOT_POSSIBLE: Mapping[str, str] = MappingProxyType(
@@ -122,6 +134,7 @@ NOT_POSSIBLE: Mapping[str, str] = MappingProxyType(
         "PixArtAlphaPipeline": _NO_FLOW,
         "PixArtSigmaPipeline": _NO_FLOW,
         "CogView3PlusPipeline": _NO_FLOW,
+        "StableDiffusion3ControlNetPipeline": f"{_GLOBAL_NOISE} (diffusers 0.42.1)",
         "LongCatImagePipeline": "its call takes no callback and fails on prompt embeddings: it counts the prompts "
         "that are not given beside them (diffusers 0.42.1)",
     }

@@ -45,3 +45,15 @@ class FluxBackbone(Family):
         """Return prompt_embeds (B, T, D) and pooled_prompt_embeds (B, P)."""
         embeds, pooled, _ = pipe.encode_prompt(texts, max_sequence_length=length)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+
+class FluxControlBackbone(FluxBackbone):
+    """Drives diffusers' FluxControlPipeline: FLUX.1 with a control image as further channels, without true CFG."""
+
+    def takes_cfg(self, pipe: Pipeline) -> bool:
+        """Return False."""
+        return False
+
+    def guidance(self, guidance_scale: float | None, true_cfg_scale: float) -> dict[str, float]:
+        """Return guidance_scale."""
+        return {} if guidance_scale is None else {"guidance_scale": guidance_scale}

@@ -12,11 +12,12 @@ from mrflow.backbones import supported
 from mrflow.cli import options
 from mrflow.cli.reporting import reporting
 from mrflow.cli.writing import tell_json
+from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
 
 
 def models(as_json: options.Json = False, debug: options.Debug = False) -> None:
-    """List the models and presets that can be used.
+    """List the models, upscalers and presets that can be used.
 
     Examples:
       mrflow models
@@ -39,6 +40,16 @@ def _known() -> dict[str, Any]:
             "plan": vista.DEFAULTS.plan.label,
         },
         "pipelines": list(supported()),
+        "upscalers": [
+            {
+                "name": each.name,
+                "about": each.about,
+                "licence": each.licence,
+                "url": each.url,
+                "sha256": each.sha256,
+            }
+            for each in KNOWN.values()
+        ],
         "presets": [
             {"name": each.name, "about": each.about, "source": each.source, **each.plan.to_dict()}
             for each in PRESETS.values()
@@ -55,6 +66,9 @@ def _print(known: dict[str, Any]) -> None:
     console.print("[bold]Pipelines of diffusers[/], as --model with a folder or a Hugging Face id")
     for name in known["pipelines"]:
         console.print(f"  {name}")
+    console.print("[bold]Upscalers[/], as --upscaler, fetched once; or the path of a file")
+    for each in known["upscalers"]:
+        console.print(f"  {each['name']}: {each['about']} ({each['licence']})")
     console.print("[bold]Presets[/], as --plan; any N+M works")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for preset in known["presets"]:

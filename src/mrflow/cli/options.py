@@ -12,7 +12,9 @@ import typer
 _WHAT, _HOW, _WHERE, _MODEL = "What", "How", "Output", "Model"
 
 _MODEL_HELP = "vista, a folder or a Hugging Face id of a pipeline."
-_UPSCALER_HELP = "A super-resolution network (.safetensors, .pth), or bicubic or bilinear."
+_UPSCALER_HELP = (
+    "A super-resolution file (.safetensors, .pth) or a known name (mrflow models), bicubic or bilinear."
+)
 _DEVICE_HELP = "cpu, cuda, cuda:1, mps."
 _DTYPE_HELP = "float32, bfloat16 or float16."
 _RECORDED = "the recipe's"

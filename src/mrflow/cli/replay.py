@@ -15,6 +15,7 @@ from mrflow.cli.reporting import FAILURE, reporting, say
 from mrflow.cli.writing import tell_json, tell_paths, write_result
 from mrflow.errors import RequestError
 from mrflow.files import load_image, read_recipe
+from mrflow.known_upscalers import KNOWN
 from mrflow.recipe import Recipe
 
 Differences = dict[str, tuple[object, object]]
@@ -91,7 +92,7 @@ def _model_options(
 
 
 def _recorded_upscaler(recipe: Recipe) -> str | None:
-    if recipe.upscaler is None or recipe.upscaler in _INTERPOLATIONS:
+    if recipe.upscaler is None or recipe.upscaler in (*_INTERPOLATIONS, *KNOWN):
         return recipe.upscaler or "bicubic"  # drafts and native pictures are not upscaled: any will do
     if recipe.model == "vista":
         return None  # its own

@@ -1,0 +1,271 @@
+"""Arguments of the pipeline's own call go through ours to both passes; what is ours or nobody's is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxControlNetModel, FluxControlNetPipeline
+from PIL import Image
+
+from conftest import make_fast, make_pipe
+from mrflow import MrFlow, Plan
+from mrflow.arguments import check_arguments, describe_arguments, fit_arguments
+from mrflow.errors import MrFlowWarning, RequestError
+from mrflow.sampling import draft_generators
+from test_pipeline import bytes_of, state_of
+
+# diffusers 0.42.1 warns of its own FluxControlNetModel
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+
+UNGUIDED = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=1.0)
+
+
+# --- callbacks ---
+
+
+def test_the_callers_callback_is_reached_in_both_passes_beside_ours(fast: MrFlow, events: Any) -> None:
+    news, ours = events
+    steps: list[tuple[int, tuple[int, ...]]] = []
+
+    def theirs(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        assert pipe is fast.pipe
+        steps.append((step, tuple(tensors["latents"].shape)))
+        return {}
+
+    plain = fast("a boat", seed=1, plan=UNGUIDED)
+    watched = fast("a boat", seed=1, plan=UNGUIDED, callback=ours, callback_on_step_end=theirs)
+    assert steps == [(0, (1, 4, 64)), (1, (1, 4, 64)), (0, (1, 16, 64))]
+    assert [(n.stage, n.step) for n in news if n.stage in ("draft", "refine")] == [
+        ("draft", 0), ("draft", 1), ("draft", 2), ("refine", 0), ("refine", 1),
+    ]  # fmt: skip
+    assert bytes_of(watched.images) == bytes_of(plain.images)
+
+
+def test_a_callback_may_change_latents_and_ask_for_more_tensors(fast: MrFlow) -> None:
+    def still(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        assert tensors["prompt_embeds"].ndim == 3
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    names = ["latents", "prompt_embeds"]
+    one, other = (
+        fast("a boat", seed=s, callback_on_step_end=still, callback_on_step_end_tensor_inputs=names)
+        for s in (1, 2)
+    )
+    assert bytes_of(one.images) == bytes_of(other.images)
+    still.tensor_inputs = names  # type: ignore[attr-defined]  # as diffusers' PipelineCallback says it
+    assert bytes_of(fast("a boat", seed=3, callback_on_step_end=still).images) == bytes_of(one.images)
+
+
+def test_a_callback_that_raises_ends_the_call_and_the_pipeline_is_as_it_was(fast: MrFlow) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyError("stop")
+
+    before = state_of(fast.pipe)
+    with pytest.raises(KeyError, match="stop"):
+        fast("a boat", seed=1, callback_on_step_end=stop)
+    assert state_of(fast.pipe) == before
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("verb", ["__call__", "draft", "native", "enhance"])
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"zebra": 3}, r"no argument 'zebra', nor has FluxPipeline one; beside ours it takes ip_adapter_image, "),
+        ({"widht": 3}, "did you mean width"),
+        ({"joint_attention_kwarg": {}}, "did you mean joint_attention_kwargs"),
+        ({"control_image": None}, "nor has FluxPipeline one"),
+        ({"num_inference_steps": 4}, "The plan has the steps"),
+        ({"sigmas": [1.0]}, "The plan has the steps"),
+        ({"guidance_scale": 4.0}, "The plan has the guidance"),
+        ({"generator": None}, "seed="),
+        ({"latents": None}, "seed="),
+        ({"prompt_embeds": torch.zeros(1, 4, 16)}, "encoded once, from its text"),
+        ({"negative_pooled_prompt_embeds": None}, "encoded once"),
+        ({"prompt_2": "a"}, "encoded once"),
+        ({"output_type": "pt"}, "Pillow images"),
+        ({"num_images_per_prompt": 2}, "num_images="),
+        ({"max_sequence_length": 2}, "Defaults"),
+        ({"callback_on_step_end": 3}, "must be a function"),
+        (
+            {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["noise"]},
+            "has 'noise'; known are",
+        ),
+        ({"self": 3}, "no argument 'self'|multiple values"),
+    ],
+    ids=str,
+)
+def test_what_is_ours_or_nobodys_is_refused_before_any_work(
+    fast: MrFlow, events: Any, verb: str, extra: dict[str, Any], words: str
+) -> None:
+    seen, callback = events
+    given = {"image": Image.new("RGB", (32, 32))} if verb == "enhance" else {}
+    with pytest.raises((RequestError, TypeError), match=words):
+        getattr(fast, verb)(prompt="a boat", seed=1, callback=callback, **given, **extra)
+    assert seen == []
+
+
+def test_finish_and_replay_refuse_too(fast: MrFlow) -> None:
+    drafts = fast.draft("a boat", seed=1)
+    for verb, given in ((fast.finish, drafts), (fast.replay, drafts[0].recipe)):
+        with pytest.raises(RequestError, match="no argument 'contol_image'"):
+            verb(given, contol_image=None)
+
+
+def test_a_call_that_takes_anything_is_given_anything() -> None:
+    class Open:
+        def __call__(self, prompt: str, **kwargs: Any) -> None: ...
+
+    assert check_arguments(Open(), {"novelty": 3}) == {"novelty": 3}
+    with pytest.raises(RequestError, match="seed="):
+        check_arguments(Open(), {"latents": 3})
+
+
+# --- what recipes say of them ---
+
+
+def test_arguments_are_told_apart_by_their_values() -> None:
+    image, other = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "red")
+    told = [
+        describe_arguments({"x": value})["argument.x"]
+        for value in (image, other, torch.zeros(2), torch.ones(2), [1, 2], {"a": image}, None, "text", print, 0.5)
+    ]
+    assert len(set(told)) == len(told)
+    assert told[-5:] == [f"{{a: {told[0]}}}", "None", "'text'", "print", "0.5"]
+
+
+def test_arguments_are_recorded_and_missed(fast: MrFlow) -> None:
+    given = {"joint_attention_kwargs": {"scale": 0.5}}
+    result = fast("a boat", seed=1, **given)
+    recipe = type(result.recipes[0]).from_json(result.recipes[0].to_json())
+    assert recipe.conditions == {"argument.joint_attention_kwargs": "{scale: 0.5}"}
+    assert bytes_of(fast.replay(recipe, **given).images) == bytes_of(result.images)
+    with pytest.warns(MrFlowWarning, match=r"joint_attention_kwargs \{scale: 0.5\}, here none"):
+        again = fast.replay(recipe)
+    assert recipe.differences(again.recipes[0]).keys() == {"conditions.argument.joint_attention_kwargs"}
+
+    with pytest.warns(MrFlowWarning, match="A draft was made with other settings"):
+        finished = fast.finish(fast.draft("a boat", seed=1, **given))
+    assert finished.recipes[0].conditions == {"draft.argument.joint_attention_kwargs": "{scale: 0.5}"}
+
+
+# --- ControlNet ---
+
+
+def controlled(*, guidance_embeds: bool = False) -> Any:
+    pipe = make_pipe(guidance_embeds=guidance_embeds)
+    torch.manual_seed(1)
+    controlnet = FluxControlNetModel.from_transformer(
+        pipe.transformer, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2
+    )
+    for parameter in (*controlnet.controlnet_blocks.parameters(), *controlnet.controlnet_x_embedder.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)  # zeros in a fresh one
+    pipe = FluxControlNetPipeline(**pipe.components, controlnet=controlnet.eval())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def edges(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def test_a_control_image_guides_both_passes_at_their_sizes() -> None:
+    pipe, image = controlled(), edges(40, 24)
+    fast = make_fast(pipe)
+    by_hand = pipe(
+        "a red boat",
+        negative_prompt="",
+        true_cfg_scale=2.0,
+        control_image=image,
+        controlnet_conditioning_scale=0.7,
+        width=48,
+        height=32,
+        num_inference_steps=2,
+        generator=draft_generators([7]),
+        max_sequence_length=16,
+        output_type="pt",
+    ).images
+    given = {"control_image": image, "controlnet_conditioning_scale": 0.7}
+    sizes: list[int] = []
+    hook = lambda _module, _args, kwargs: sizes.append(kwargs["controlnet_cond"].shape[1])  # noqa: E731
+    pipe.controlnet.register_forward_pre_hook(hook, with_kwargs=True)
+    plan = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=2.0)
+    result = fast("a red boat", width=96, height=64, seed=7, plan=plan, **given)
+    assert torch.equal(result.drafts[0].pixels, by_hand)
+    assert sizes == [6, 6, 24]  # tokens of 16 x 16 pixels
+    weaker = fast("a red boat", width=96, height=64, seed=7, plan=plan, control_image=image,
+                  controlnet_conditioning_scale=0.1)  # fmt: skip
+    assert bytes_of(weaker.images) != bytes_of(result.images)
+    again = fast("a red boat", width=96, height=64, seed=7, plan=plan, **given)
+    assert bytes_of(again.images) == bytes_of(result.images)
+
+
+def test_a_control_image_as_a_tensor_is_resized_for_each_pass() -> None:
+    fast = make_fast(controlled())
+    tensor = torch.rand(1, 3, 64, 96)
+    whole = fast("a boat", width=96, height=64, seed=[7, 8], control_image=tensor)
+    assert [image.size for image in whole.images] == [(96, 64)] * 2
+    small = fit_arguments({"control_image": tensor, "control_mode": 1}, (48, 32))
+    assert small["control_image"].shape == (1, 3, 32, 48)
+    assert small["control_mode"] == 1
+    several = fit_arguments({"control_image": [tensor, tensor]}, (48, 32))["control_image"]
+    assert [each.shape for each in several] == [(1, 3, 32, 48)] * 2
+    assert small["control_image"].min() >= tensor.min()
+    assert small["control_image"].max() <= tensor.max()
+    assert tensor.shape == (1, 3, 64, 96)
+
+
+# --- IP-Adapter ---
+
+
+def ip_adapter(pipe: Any, width: int) -> dict[str, Any]:
+    """Return the weights of a tiny IP-Adapter for `pipe`, in the layout of published files."""
+    config = pipe.transformer.config
+    inner = config.num_attention_heads * config.attention_head_dim
+    make = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(5)) * 0.3  # noqa: E731
+    blocks: dict[str, Any] = {}
+    for block in range(config.num_layers):
+        for key in ("k", "v"):
+            blocks[f"{block}.to_{key}_ip.weight"] = make(inner, config.joint_attention_dim)
+            blocks[f"{block}.to_{key}_ip.bias"] = make(inner)
+    project = {
+        "proj.weight": make(config.joint_attention_dim * 4, width),
+        "proj.bias": make(config.joint_attention_dim * 4),
+        "norm.weight": torch.ones(config.joint_attention_dim),
+        "norm.bias": torch.zeros(config.joint_attention_dim),
+    }
+    return {"image_proj": project, "ip_adapter": blocks}
+
+
+def test_an_ip_adapter_guides_both_passes() -> None:
+    pipe = make_pipe(guidance_embeds=True)
+    pipe.transformer._load_ip_adapter_weights([ip_adapter(pipe, 8)])
+    fast = make_fast(pipe)
+    embeds = [torch.ones(1, 1, 8)]
+    given = {"ip_adapter_image_embeds": embeds, "negative_ip_adapter_image_embeds": [torch.zeros(1, 1, 8)]}
+    by_hand = pipe(
+        "a red boat",
+        guidance_scale=3.5,
+        width=32,
+        height=32,
+        num_inference_steps=2,
+        generator=draft_generators([7]),
+        max_sequence_length=16,
+        output_type="pt",
+        **given,
+    ).images
+    plan = Plan(steps=2, guidance_scale=3.5)
+    seen: list[bool] = []
+    hook = lambda _m, _a, kwargs: seen.append(bool(kwargs["joint_attention_kwargs"]))  # noqa: E731
+    pipe.transformer.register_forward_pre_hook(hook, with_kwargs=True)
+    result = fast("a red boat", seed=7, plan=plan, **given)
+    assert torch.equal(result.drafts[0].pixels, by_hand)
+    assert seen == [True, True, True]
+    other = fast("a red boat", seed=7, plan=plan, **{**given, "ip_adapter_image_embeds": [-embeds[0]]})
+    assert bytes_of(other.images) != bytes_of(result.images)

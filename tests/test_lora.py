@@ -1,0 +1,113 @@
+"""LoRA loaded before or after MrFlow(pipe): the same in both passes, weighed, recorded, missed when it is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import make_fast, make_pipe
+from mrflow import MrFlow, Plan
+from mrflow.errors import MrFlowWarning
+from mrflow.sampling import draft_generators
+from test_pipeline import bytes_of, state_of
+
+# peft 0.21 tells that the layers of so small a transformer are few
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
+
+PLAN = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=1.0)
+
+
+def lora(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return a LoRA's weights over attention, of transformer and text encoder, as published files hold them."""
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    found = {}
+    for block in ("transformer_blocks.0", "single_transformer_blocks.0"):
+        for layer in ("to_q", "to_v"):
+            found[f"transformer.{block}.attn.{layer}.lora_A.weight"] = make(4, 32)
+            found[f"transformer.{block}.attn.{layer}.lora_B.weight"] = make(32, 4)
+    layer = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    found |= {f"{layer}.lora_A.weight": make(4, 16), f"{layer}.lora_B.weight": make(16, 4)}
+    return found
+
+
+def plain(pipe: Any, **options: Any) -> torch.Tensor:
+    return pipe(
+        "a red boat",
+        width=32,
+        height=32,
+        num_inference_steps=2,
+        generator=draft_generators([7]),
+        max_sequence_length=16,
+        output_type="pt",
+        **options,
+    ).images
+
+
+def refined(fast: MrFlow, **options: Any) -> bytes:
+    """Return what the refine pass makes of one and the same picture."""
+    image = torch.full((1, 3, 32, 32), 0.5)
+    return fast.enhance(image, "a red boat", seed=7, plan=PLAN, **options).images[0].tobytes()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_lora_works_in_both_passes(when: str) -> None:
+    pipe = make_pipe()
+    bare_draft, bare_refined = plain(pipe), refined(make_fast(pipe))
+    if when == "before":
+        pipe.load_lora_weights(lora(), adapter_name="style")
+        fast = make_fast(pipe)
+    else:
+        fast = make_fast(pipe)
+        pipe.load_lora_weights(lora(), adapter_name="style")
+    before = state_of(pipe)
+    result = fast("a red boat", seed=7, plan=PLAN)
+    assert torch.equal(result.drafts[0].pixels, plain(pipe))
+    assert not torch.equal(result.drafts[0].pixels, bare_draft)
+    assert refined(fast) != bare_refined
+    assert result.recipes[0].conditions == {"lora.style": "1"}
+    assert state_of(pipe) == before
+    pipe.unload_lora_weights()
+    assert torch.equal(fast.draft("a red boat", seed=7, plan=PLAN)[0].pixels, bare_draft)
+
+
+def test_weights_of_adapters_count_and_are_recorded() -> None:
+    pipe = make_pipe()
+    fast = make_fast(pipe)
+    pipe.load_lora_weights(lora(0), adapter_name="style")
+    pipe.load_lora_weights(lora(1), adapter_name="light")
+    whole = refined(fast)
+    pipe.set_adapters(["style", "light"], adapter_weights=[0.5, 0.25])
+    assert refined(fast) != whole
+    result = fast("a red boat", seed=7, plan=PLAN)
+    assert torch.equal(result.drafts[0].pixels, plain(pipe))
+    recipe = result.recipes[0]
+    assert recipe.conditions == {"lora.light": "0.25", "lora.style": "0.5"}
+    assert bytes_of(fast.replay(recipe).images) == bytes_of(result.images)
+
+    pipe.set_adapters(["style"], adapter_weights=[0.5])
+    with pytest.warns(MrFlowWarning, match=r"lora.light 0.25, here none\."):
+        again = fast.replay(recipe)
+    assert recipe.differences(again.recipes[0]).keys() == {"conditions.lora.light", "pixels_sha256"}
+    assert bytes_of(again.images) != bytes_of(result.images)
+
+
+def test_the_scale_of_a_call_reaches_transformer_and_text_encoders_in_both_passes() -> None:
+    pipe = make_pipe()
+    fast = make_fast(pipe)
+    pipe.load_lora_weights(lora(), adapter_name="style")
+    scaled = {"joint_attention_kwargs": {"scale": 0.3}}
+    result = fast("a red boat", seed=7, plan=PLAN, **scaled)
+    assert torch.equal(result.drafts[0].pixels, plain(pipe, **scaled))
+    assert refined(fast, **scaled) != refined(fast)
+    assert torch.equal(fast.draft("a red boat", seed=7, plan=PLAN)[0].pixels, plain(pipe))  # and is gone again
+
+
+def test_a_fused_lora_is_named() -> None:
+    pipe = make_pipe()
+    fast = make_fast(pipe)
+    pipe.load_lora_weights(lora(), adapter_name="style")
+    pipe.fuse_lora(lora_scale=0.5)
+    assert fast.draft("a boat", seed=1, plan=PLAN).recipes[0].conditions["lora"] == "fused style"
