@@ -36,7 +36,7 @@ class Case:
     the pipeline's own call. normalise: (pipe, mode of the posterior) to latents, as the pipeline has it.
     pack: (pipe, latents) to the transformer's hidden states. sigma: the transformer's timestep to sigma.
     sign: of the velocity that the transformer gives.
-    text_length: max_sequence_length, None where the call has none.
+    text_length: of the text, None where the call has none. length: its name there.
     """
 
     make: Make
@@ -47,6 +47,7 @@ class Case:
     sigma: Callable[[float], float] = float
     sign: int = 1
     text_length: int | None = 16
+    length: str = "max_sequence_length"
 
 
 def tokenizer(max_length: int = 64) -> Any:
@@ -184,6 +185,14 @@ class Processor:
 
     def apply_chat_template(self, messages: Any, **options: Any) -> Any:
         return [self.tokenizer.apply_chat_template(messages, **options)]
+
+
+class Chat(Processor):
+    """One whose template gives a text, not a list of one."""
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        del messages[0]  # the pipeline's long system prompt
+        return self.tokenizer.apply_chat_template(messages, **options)
 
 
 def qwen_image_21(*, sample_sigmas: list[float] | None = None, **options: Any) -> Any:
@@ -378,6 +387,168 @@ def ovis_image(**options: Any) -> Any:
     return pipe
 
 
+def fixed(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a scheduler for a pipeline that knows no shift by size."""
+    return {**options, "use_dynamic_shifting": False}
+
+
+def cogview4(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return assemble(
+        d.CogView4Pipeline,
+        scheduler=scheduler(**options),
+        vae=image_vae(4, shift_factor=0.0),
+        text_encoder=language_model().model,
+        tokenizer=tokenizer(),
+        transformer=d.CogView4Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            text_embed_dim=16,
+            time_embed_dim=16,
+            condition_dim=4,
+        ),
+    )
+
+
+def sana(**options: Any) -> Any:
+    torch.manual_seed(0)
+    vae = d.AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    )
+    return assemble(
+        d.SanaPipeline,
+        scheduler=scheduler(**fixed(options)),
+        vae=vae,
+        text_encoder=language_model().model,
+        tokenizer=tokenizer(4096),
+        transformer=d.SanaTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=32,
+        ),
+    )
+
+
+def ernie_image(**options: Any) -> Any:
+    parts = _flux2_parts(2, fixed(options))
+    parts["vae"].register_to_config(batch_norm_eps=1e-5)
+    parts["text_encoder"] = parts["text_encoder"].model
+    parts["transformer"] = d.ErnieImageTransformer2DModel(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_layers=1,
+        ffn_hidden_size=32,
+        in_channels=16,
+        out_channels=16,
+        text_in_dim=16,
+        rope_axes_dim=(4, 6, 6),
+    )
+    return assemble(d.ErnieImagePipeline, **parts)
+
+
+def bria(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return assemble(
+        d.BriaPipeline,
+        scheduler=scheduler(**options),
+        vae=image_vae(4),
+        text_encoder=t5(),
+        tokenizer=tokenizer(),
+        transformer=d.BriaTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=[4, 4, 8],
+        ),
+    )
+
+
+class Cleaner:
+    """PRX's own needs a further library; here texts are clean."""
+
+    def clean_text(self, text: str) -> str:
+        return text.strip().lower()
+
+
+def prx(**options: Any) -> Any:
+    torch.manual_seed(0)
+    pipe = assemble(
+        d.PRXPipeline,
+        scheduler=scheduler(**fixed(options)),
+        vae=image_vae(),
+        text_encoder=language_model().model,
+        tokenizer=tokenizer(16),
+        transformer=d.PRXTransformer2DModel(
+            context_in_dim=16,
+            hidden_size=32,
+            num_heads=2,
+            depth=1,
+            axes_dim=[8, 8],
+            mlp_ratio=1.0,
+        ),
+    )
+    pipe.text_preprocessor = Cleaner()
+    return pipe
+
+
+def nucleusmoe_image(**options: Any) -> Any:
+    torch.manual_seed(0)
+    pipe = assemble(
+        d.NucleusMoEImagePipeline,
+        scheduler=scheduler(**options),
+        vae=video_vae(),
+        text_encoder=language_model(9).model,
+        processor=Chat(),
+        transformer=d.NucleusMoEImageTransformer2DModel(
+            in_channels=64,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            mlp_ratio=1.0,
+            dense_moe_strategy="none",
+            num_experts=2,
+            moe_intermediate_dim=8,
+            capacity_factors=1.0,
+        ),
+    )
+    for name, parameter in pipe.transformer.named_parameters():
+        if "experts" in name:  # left uninitialised by the class
+            torch.nn.init.normal_(parameter, std=0.2)
+    return pipe
+
+
 def scaled(pipe: Any, mode: Tensor) -> Tensor:
     return (mode - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
 
@@ -400,12 +571,14 @@ def packed(pipe: Any, latents: Tensor) -> Tensor:
     return pipe._pack_latents(latents, *latents.shape)
 
 
+def plain(pipe: Any, latents: Tensor) -> Tensor:
+    return latents
+
+
 CASES: dict[str, Case] = {
     "FluxPipeline": Case(flux, scaled, packed, by_hand={"true_cfg_scale": 2.0, "negative_prompt": [""]}),
     "ChromaPipeline": Case(chroma, scaled, packed),
-    "StableDiffusion3Pipeline": Case(
-        stable_diffusion_3, scaled, lambda pipe, latents: latents, sigma=lambda step: step / 1000
-    ),
+    "StableDiffusion3Pipeline": Case(stable_diffusion_3, scaled, plain, sigma=lambda step: step / 1000),
     "QwenImagePipeline": Case(
         qwen_image, standardised, packed, by_hand={"true_cfg_scale": 2.0, "negative_prompt": [""]}
     ),
@@ -420,14 +593,43 @@ CASES: dict[str, Case] = {
     "ZImagePipeline": Case(
         z_image,
         scaled,
-        lambda pipe, latents: latents,
+        plain,
         by_hand={"guidance_scale": 1.0, "negative_prompt": [""]},
         sigma=lambda step: 1 - step,
         sign=-1,
     ),
-    "Lumina2Pipeline": Case(lumina2, scaled, lambda pipe, latents: latents, sigma=lambda step: 1 - step, sign=-1),
-    "AuraFlowPipeline": Case(aura_flow, scaled, lambda pipe, latents: latents),
+    "Lumina2Pipeline": Case(lumina2, scaled, plain, sigma=lambda step: 1 - step, sign=-1),
+    "AuraFlowPipeline": Case(aura_flow, scaled, plain),
     "OvisImagePipeline": Case(ovis_image, scaled, packed),
+    "CogView4Pipeline": Case(cogview4, scaled, plain, sigma=lambda step: step / 1000),
+    "SanaPipeline": Case(
+        sana,
+        lambda pipe, latent: latent * pipe.vae.config.scaling_factor,
+        plain,
+        by_hand={"guidance_scale": 2.0, "negative_prompt": [""], "use_resolution_binning": False},
+        sigma=lambda step: step / 1000,
+    ),
+    "ErnieImagePipeline": Case(ernie_image, batch_normed, plain, sigma=lambda step: step / 1000, text_length=None),
+    "BriaPipeline": Case(
+        bria,
+        scaled,
+        packed,
+        by_hand={"guidance_scale": 2.0, "negative_prompt": ""},
+        sigma=lambda step: step / 1000,
+    ),
+    "PRXPipeline": Case(
+        prx,
+        scaled,
+        plain,
+        by_hand={"guidance_scale": 2.0, "negative_prompt": [""], "use_resolution_binning": False},
+        length="tokenizer_max_length",
+    ),
+    "NucleusMoEImagePipeline": Case(
+        nucleusmoe_image,
+        standardised,
+        lambda pipe, latents: pipe._pack_latents(latents, *latents.shape, 2),
+        sign=-1,
+    ),
     "Flux2Pipeline": Case(
         flux2,
         batch_normed,

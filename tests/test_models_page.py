@@ -9,7 +9,7 @@ from conftest import make_pipe
 from mrflow import MrFlow
 from mrflow.backbones.checkpoints import DISTILLED, checkpoint_defaults
 from mrflow.backbones.document import models_page
-from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.plan import PRESETS
 
 
@@ -19,7 +19,9 @@ def test_the_page_is_current() -> None:
 
 
 def test_a_family_is_either_possible_or_not() -> None:
-    assert not set(FAMILIES) & set(NOT_POSSIBLE)
+    groups = (FAMILIES, VARIANTS, NOT_POSSIBLE, NOT_YET)
+    assert len(set().union(*groups)) == sum(map(len, groups))
+    assert {family for family, _ in VARIANTS.values()} <= set(FAMILIES)
     assert {each.pipeline for each in DISTILLED} <= set(FAMILIES)
     assert {each.preset for each in DISTILLED} <= set(PRESETS)
 

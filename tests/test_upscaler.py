@@ -141,6 +141,7 @@ NETWORKS: dict[str, tuple[int, Callable[[], Any]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # spandrel 0.4.2's SwinIR
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_many_architectures_are_read_and_tiled_without_a_trace(name: str, tmp_path: Path) -> None:
     factor, make = NETWORKS[name]

@@ -29,13 +29,16 @@ Arguments = Mapping[str, Any]
 _TEXT = "The prompt is encoded once, from its text, for both passes: give prompt and negative_prompt alone."
 _STEPS = "The plan has the steps and the sigmas: plan=Plan(steps=..., refine_sigma=...)."
 _GUIDANCE = "The plan has the guidance, under one name for all models: plan=Plan(true_cfg_scale=...)."
+_LENGTH = "It belongs to the model: MrFlow(pipe, defaults=Defaults(max_sequence_length=...))."
 _NOISE = "The noise comes from seed=."
 OWNED: Mapping[str, str] = {
     **dict.fromkeys(("num_inference_steps", "sigmas", "timesteps", "strength", "denoising_end"), _STEPS),
-    **dict.fromkeys(("guidance_scale", "true_cfg_scale"), _GUIDANCE),
+    **dict.fromkeys(("guidance_scale", "true_cfg_scale", "distilled_guidance_scale"), _GUIDANCE),
+    **dict.fromkeys(("complex_human_instruction", "clean_caption", "skip_text_cleaning", "use_pe"), _TEXT),
     **dict.fromkeys(("generator", "latents"), _NOISE),
     "num_images_per_prompt": "Give num_images=.",
-    "max_sequence_length": "It belongs to the model: MrFlow(pipe, defaults=Defaults(max_sequence_length=...)).",
+    "use_resolution_binning": "Sizes are taken as they are, so that one pass fits the other.",
+    **dict.fromkeys(("max_sequence_length", "tokenizer_max_length"), _LENGTH),
     "output_type": "A result's images are Pillow images; with callback= the pixels come as tensors.",
     "return_dict": "The result is always a Result.",
     "callback": "Give callback_on_step_end=, or our own callback=.",

@@ -67,6 +67,6 @@ def describe_cache(pipe: Pipeline) -> str | None:
         if config is not None:
             return repr(config)
         if getattr(component, "_is_cached", False):
-            settings = (getattr(component, "_context_kwargs", None) or {}).get("cache_config")
+            settings: Any = (getattr(component, "_context_kwargs", None) or {}).get("cache_config")
             return f"cache-dit {settings.strify()}" if hasattr(settings, "strify") else "cache-dit"
     return None

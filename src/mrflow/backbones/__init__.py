@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, VARIANTS
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.errors import UnsupportedPipelineError
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def get_backbone(pipeline_class: str) -> Backbone:
         module, _, name = place.partition(":")
         return cast("Backbone", getattr(import_module(f"mrflow.backbones.{module}"), name)())
     reason = f", which cannot work: {NOT_POSSIBLE[pipeline_class]}" if pipeline_class in NOT_POSSIBLE else ""
+    if pipeline_class in NOT_YET:
+        reason = f", which is not driven yet: it has {NOT_YET[pipeline_class]}"
     raise UnsupportedPipelineError(
         f"The pipeline is a {pipeline_class}{reason}; supported are {', '.join(supported())}. "
         "Another family needs a backbone: see mrflow.backbones and register_backbone."

@@ -12,7 +12,7 @@ from typing import cast
 
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import DISTILLED
-from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, VARIANTS
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.backbones.family import Family
 from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
@@ -89,6 +89,8 @@ def _upscalers() -> Iterable[str]:
 def _impossible() -> Iterable[str]:
     yield "## Not possible\n"
     yield from (f"- `{pipeline}`: {reason}." for pipeline, reason in NOT_POSSIBLE.items())
+    yield "\n## Not yet\n"
+    yield from (f"- `{pipeline}`: it has {reason}." for pipeline, reason in NOT_YET.items())
     yield "\nAny other class needs a backbone of its own: see `mrflow.backbones` and `register_backbone`."
     yield ""
 

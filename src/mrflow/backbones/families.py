@@ -108,6 +108,45 @@ FAMILIES: Mapping[str, FamilyFacts] = MappingProxyType(
             checkpoints=("AIDC-AI/Ovis-Image-7B",),
             guidance="true_cfg_scale, 5",
         ),
+        "CogView4Pipeline": FamilyFacts(
+            name="CogView4",
+            backbone="cogview4:CogView4Backbone",
+            checkpoints=("THUDM/CogView4-6B",),
+            guidance="true_cfg_scale, 5",
+        ),
+        "SanaPipeline": FamilyFacts(
+            name="Sana",
+            backbone="sana:SanaBackbone",
+            checkpoints=("Efficient-Large-Model/Sana_1600M_1024px_diffusers",),
+            guidance="true_cfg_scale, 4.5",
+            note="Sizes are taken as they are, in multiples of 32, not rounded to trained ones.",
+        ),
+        "ErnieImagePipeline": FamilyFacts(
+            name="ERNIE-Image",
+            backbone="ernie_image:ErnieImageBackbone",
+            checkpoints=("ERNIE-Image",),
+            guidance="true_cfg_scale, 4",
+            note="Prompts are taken as they are: its enhancer, a language model that rewrites them, has no part.",
+        ),
+        "BriaPipeline": FamilyFacts(
+            name="Bria 3.2",
+            backbone="bria:BriaBackbone",
+            checkpoints=("briaai/BRIA-3.2",),
+            guidance="true_cfg_scale, 5",
+        ),
+        "PRXPipeline": FamilyFacts(
+            name="PRX",
+            backbone="prx:PRXBackbone",
+            checkpoints=("Photoroom/prx-512-t2i-sft",),
+            guidance="true_cfg_scale, 4",
+            note="Pictures go through it one by one, whatever the batch size; sizes are not rounded.",
+        ),
+        "NucleusMoEImagePipeline": FamilyFacts(
+            name="NucleusMoE-Image",
+            backbone="nucleusmoe_image:NucleusMoEImageBackbone",
+            checkpoints=("NucleusAI/NucleusMoE-Image",),
+            guidance="true_cfg_scale, 4, with the norm of the conditional prediction",
+        ),
     }
 )
 
@@ -135,7 +174,22 @@ NOT_POSSIBLE: Mapping[str, str] = MappingProxyType(
         "PixArtSigmaPipeline": _NO_FLOW,
         "CogView3PlusPipeline": _NO_FLOW,
         "StableDiffusion3ControlNetPipeline": f"{_GLOBAL_NOISE} (diffusers 0.42.1)",
+        "CogView4ControlPipeline": f"{_GLOBAL_NOISE} (diffusers 0.42.1)",
+        "HunyuanImagePipeline": "its guidance is a component with a state of its own, chosen for a whole batch by "
+        "whether a prompt quotes text, so that no plan could set it, nor a batch give what its pictures give "
+        "alone (diffusers 0.42.1)",
+        "SanaSprintPipeline": "it is distilled into another law, TrigFlow, with a scheduler of its own",
         "LongCatImagePipeline": "its call takes no callback and fails on prompt embeddings: it counts the prompts "
         "that are not given beside them (diffusers 0.42.1)",
     }
 )
+
+NOT_YET: Mapping[str, str] = MappingProxyType(
+    {
+        "HiDreamImagePipeline": "four text encoders and layers of a language model as prompts",
+        "PRXPixelPipeline": "pixels instead of latents",
+        "BriaFiboPipeline": "layers of a language model as prompts",
+        "GlmImagePipeline": "a language model that draws the picture's tokens first",
+    }
+)
+"""Text-to-image pipelines that nobody has tried here, and what would be new about them."""

@@ -48,8 +48,11 @@ class BatchNormVae:
 
     def _statistics(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = vae.bn.running_mean.view(1, -1, 1, 1)
-        std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
-        return mean.to(like.device, like.dtype), std.to(like.device, like.dtype)
+        return mean.to(like.device, like.dtype), self.deviation(vae).to(like.device, like.dtype)
+
+    def deviation(self, vae: Any) -> Tensor:
+        """Return the standard deviation of each channel."""
+        return torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
 
 
 class Flux2Backbone(Family):

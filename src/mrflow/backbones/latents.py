@@ -81,13 +81,14 @@ class Autoencoder(Protocol):
 
 
 class ScaledVae:
-    """AutoencoderKL: (mode - shift_factor) * scaling_factor."""
+    """AutoencoderKL: (mode - shift_factor) * scaling_factor. AutoencoderDC, which has no posterior, alike."""
 
     about = "scale and shift"
 
     def encode(self, vae: Any, pixels: Tensor) -> Tensor:
         """Return pixels as latents: (mode - shift) * scale."""
-        mode = vae.encode((pixels * 2 - 1).to(vae.dtype)).latent_dist.mode()
+        encoded = vae.encode((pixels * 2 - 1).to(vae.dtype))
+        mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
         return cast("Tensor", (mode.float() - _shift(vae)) * vae.config.scaling_factor)
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:

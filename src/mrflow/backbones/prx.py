@@ -1,0 +1,57 @@
+"""PRX: plain latents, a T5-Gemma text encoder with a mask, true CFG called `guidance_scale`.
+
+Facts from diffusers 0.42.1, src/diffusers/pipelines/prx/pipeline_prx.py: texts are cleaned and lowered first;
+guidance runs above 1 and gives the transformer two timesteps whatever the batch, so that pictures go through it
+one by one; sizes, unless told otherwise, are rounded to trained ones; the pipeline makes its own sigmas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from mrflow.backbones import Conditioning, Pipeline, Reading
+from mrflow.backbones.family import Family
+from mrflow.backbones.latents import Plain, ScaledVae
+from mrflow.backbones.prompts import read_text
+
+
+class _Plain(Plain):
+    def multiple(self, pipe: Pipeline) -> int:
+        return int(pipe.vae_scale_factor) * int(pipe.transformer.config.patch_size)
+
+
+class PRXBackbone(Family):
+    """Drives diffusers' PRXPipeline. See mrflow.backbones.Backbone for the methods."""
+
+    layout = _Plain()
+    autoencoder = ScaledVae()
+    usual_cfg = 4.0  # the pipeline's default
+    text_length = 0  # the tokenizer's own
+
+    def read_prompt(self, pipe: Pipeline, prompt: str, max_sequence_length: int | None) -> Reading:
+        """Return what the text encoder does not take in of the cleaned text."""
+        text = pipe.text_preprocessor.clean_text(prompt)
+        return read_text(pipe.tokenizer, text, max_sequence_length or pipe.tokenizer.model_max_length)
+
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+        """Return prompt_embeds (B, T, D) and prompt_attention_mask (B, T)."""
+        embeds, mask, *_ = pipe.encode_prompt(
+            texts, do_classifier_free_guidance=False, tokenizer_max_length=length or None
+        )
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+    def batch_key(self, row: Conditioning) -> Hashable:
+        """Return what no other row has, nor the same row again."""
+        return object()
+
+    def call_arguments(
+        self,
+        pipe: Pipeline,
+        rows: Sequence[Conditioning],
+        guidance_scale: float | None,
+        true_cfg_scale: float,
+    ) -> dict[str, Any]:
+        """Return the row and the guidance; sizes are taken as they are."""
+        arguments = super().call_arguments(pipe, rows, guidance_scale, true_cfg_scale)
+        return {**arguments, "use_resolution_binning": False}
