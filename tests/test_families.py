@@ -20,7 +20,7 @@ from mrflow.sampling import add_noise, draft_generators, make_noise, refine_gene
 from mrflow.schedulers import own_scheduler
 from test_pipeline import state_of
 
-# diffusers 0.42.1 warns of its own ChromaTransformer2DModel and PRXPipeline; NumPy of how BriaPipeline makes tensors
+# diffusers 0.42.1 warns of its own ChromaTransformer2DModel and PRXPipeline, NumPy of BriaPipeline
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),
