@@ -1,16 +1,16 @@
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import make_fast, make_pipe
-from mrflow import Plan, backbones
+from mrflow import Defaults, MrFlow, Plan, backbones
 from mrflow.backbones import get_backbone, register_backbone, supported
-from mrflow.backbones.family import Family
 from mrflow.backbones.flux import FluxBackbone
-from mrflow.backbones.latents import Packed, ScaledVae
 from mrflow.backbones.prompts import split_rows, stack_rows, trim
 from mrflow.errors import UnsupportedPipelineError
+
+SMALL = Defaults(width=64, height=64, max_sequence_length=16)
 
 
 def test_a_registered_backbone_drives_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,19 +32,15 @@ def test_a_family_that_cannot_work_says_why() -> None:
         get_backbone("StableDiffusionXLPipeline")
 
 
-def test_a_family_of_ones_own_is_one_small_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine(Family):
-        layout = Packed()
-        autoencoder = ScaledVae()
-
-        def encode_texts(self, pipe: Any, texts: list[str], length: int) -> dict[str, Any]:
-            embeds, pooled, _ = pipe.encode_prompt(texts, max_sequence_length=length)
-            return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-
+def test_the_documents_family_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbones, "_registered", {})
+    page = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    example = page.split("## A family of your own")[1].split("```python\n")[1].split("```")[0]
+    exec(example, {})
     pipe = make_pipe()
     pipe.__class__ = type("MyPipeline", (type(pipe),), {})
-    register_backbone("MyPipeline", Mine())
+    guided = make_fast(make_pipe())("a boat", seed=1, plan=Plan(true_cfg_scale=4.0)).images[0]
+    assert MrFlow(pipe, "bicubic", defaults=SMALL)("a boat", seed=1).images[0].tobytes() == guided.tobytes()
     theirs = make_fast(make_pipe())("a boat", seed=1, plan=Plan(true_cfg_scale=1.0)).images[0]
     assert make_fast(pipe)("a boat", seed=1, plan=Plan(true_cfg_scale=1.0)).images[0].tobytes() == theirs.tobytes()
 

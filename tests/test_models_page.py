@@ -22,7 +22,7 @@ def test_a_family_is_either_possible_or_not() -> None:
     groups = (FAMILIES, VARIANTS, NOT_POSSIBLE, NOT_YET)
     assert len(set().union(*groups)) == sum(map(len, groups))
     assert {family for family, _ in VARIANTS.values()} <= set(FAMILIES)
-    assert {each.pipeline for each in DISTILLED} <= set(FAMILIES)
+    assert {each.pipeline for each in DISTILLED} <= {*FAMILIES, *VARIANTS}
     assert {each.preset for each in DISTILLED} <= set(PRESETS)
 
 
@@ -41,12 +41,15 @@ def pipeline(name: str, **config: Any) -> Any:
         (pipeline("Flux2KleinPipeline", is_distilled=False), "any", "12+1"),
         (pipeline("Krea2Pipeline", is_distilled=True), "any", "8+1"),
         (pipeline("QwenImagePipeline"), "Qwen/Qwen-Image", "12+1"),
+        (pipeline("PiFluxPipeline"), "black-forest-labs/FLUX.1-dev", "4+1"),
+        (pipeline("PiQwenImagePipeline"), "Qwen/Qwen-Image", "4+1"),
     ],
 )
 def test_a_distilled_checkpoint_takes_its_preset(pipe: Any, name: str, label: str) -> None:
     defaults = checkpoint_defaults(pipe, name)
     assert defaults.plan.label == label
-    assert defaults.plan.true_cfg_scale == (None if label == "12+1" else 1.0)
+    guided = label == "12+1" or type(pipe).__name__.startswith("Pi")  # which take none whatever a plan says
+    assert defaults.plan.true_cfg_scale == (None if guided else 1.0)
     assert defaults.native_steps == (50 if label == "12+1" else defaults.plan.steps)
 
 

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mrflow.backbones import Pipeline
@@ -43,9 +44,13 @@ def own_scheduler(pipe: Pipeline) -> Any:
     if "sigmas" not in inspect.signature(plain).parameters:
 
         def set_timesteps(
-            num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, mu: float | None = None
+            num_inference_steps: int | None = None,
+            device: Any = None,
+            sigmas: Any = None,
+            mu: float | None = None,
+            **others: Any,
         ) -> None:
-            plain(num_inference_steps if sigmas is None else len(sigmas), device=device)
+            plain(num_inference_steps if sigmas is None else len(sigmas), device=device, **others)
 
         scheduler.set_timesteps = set_timesteps
     return scheduler
@@ -81,6 +86,27 @@ class ExactScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # 
         return sample
 
 
-def exact_scheduler(pipe: Pipeline, sigmas: Sequence[float]) -> ExactScheduler:
+def exact_scheduler(pipe: Pipeline, sigmas: Sequence[float]) -> Any:
     """Return a scheduler that takes the pipeline through exactly these sigmas, the last of which is 0."""
+    if hasattr(pipe.scheduler, "calculate_sigmas_dst"):
+        return _exact_flow_map(pipe.scheduler, sigmas)
     return ExactScheduler(sigmas, pipe.scheduler.config.get("num_train_timesteps", 1000))
+
+
+def _exact_flow_map(own: Any, sigmas: Sequence[float]) -> Any:
+    """Return a copy of LakonLab's FlowMapSDEScheduler that holds these sigmas: one policy spans each step.
+
+    Its own shift stays: it says where within a step the policy is asked (LakonLab, flow_map_sde.py).
+    """
+    scheduler = copy.deepcopy(own)
+
+    def set_timesteps(num_inference_steps: int, seq_len: int | None = None, device: Any = None) -> None:
+        scheduler.num_inference_steps = len(sigmas) - 1
+        scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float32, device=device)
+        scheduler.timesteps = scheduler.sigmas[:-1] * own.config.num_train_timesteps
+        destinations, scheduler.m_vals = scheduler.calculate_sigmas_dst(scheduler.sigmas)
+        scheduler.timesteps_dst = destinations * own.config.num_train_timesteps
+        scheduler._step_index = scheduler._begin_index = None
+
+    scheduler.set_timesteps = set_timesteps
+    return scheduler

@@ -15,6 +15,7 @@ class Distilled:
     """How a distilled checkpoint is known, and its preset.
 
     flag: an entry of the pipeline's configuration that is true; word: a part of the model's name, in any case.
+    Without either, the class of the pipeline tells.
     """
 
     pipeline: str
@@ -25,7 +26,7 @@ class Distilled:
     def matches(self, pipe: Pipeline, name: str) -> bool:
         """Return whether this is the checkpoint of `pipe`, whose model is called `name`."""
         kind = type(pipe).__name__
-        if VARIANTS.get(kind, (kind,))[0] != self.pipeline:
+        if self.pipeline not in (kind, VARIANTS.get(kind, (kind,))[0]):
             return False
         if self.flag:
             return bool(pipe.config.get(self.flag))
@@ -33,6 +34,8 @@ class Distilled:
 
 
 DISTILLED = (
+    Distilled(pipeline="PiFluxPipeline", preset="4+1"),
+    Distilled(pipeline="PiQwenImagePipeline", preset="4+1"),
     Distilled(pipeline="FluxPipeline", preset="schnell-4+1", word="schnell"),
     Distilled(pipeline="ZImagePipeline", preset="z-image-turbo-8+1", word="turbo"),
     Distilled(pipeline="Flux2KleinPipeline", preset="klein-4+1", flag="is_distilled"),

@@ -56,19 +56,24 @@ def _families() -> Iterable[str]:
     yield from (f"- {facts.name}: {facts.note}" for facts in FAMILIES.values() if facts.note)
     for pipeline, (family, _) in VARIANTS.items():
         own = "with its own arguments: `fast(..., control_image=image)`"
+        if pipeline.startswith("Pi"):
+            own = "with LakonLab installed: see [pipelines.md](pipelines.md#pi-flow)"
         yield f"- `{pipeline}` works as {FAMILIES[family].name} does, {own}."
     yield ""
 
 
 def _presets() -> Iterable[str]:
-    known = {each.preset: f"`{each.flag}`" if each.flag else f'"{each.word}" in its name' for each in DISTILLED}
+    known: dict[str, list[str]] = {}
+    for each in DISTILLED:
+        told = f'"{each.word}" in its name' if each.word else f"`{each.flag or each.pipeline}`"
+        known.setdefault(each.preset, []).append(told)
     yield "## Presets\n"
     yield 'By name as `plan=`; any "N+M" works too. Those of distilled checkpoints are the default where the'
     yield "pipeline says what it is; a LoRA that distils comes and goes, so its preset is chosen by hand.\n"
     yield "| preset | steps | refine sigma | for | taken by itself for | source |"
     yield "|---|---|---|---|---|---|"
     for preset in PRESETS.values():
-        plan, chosen = preset.plan, known.get(preset.name, "")
+        plan, chosen = preset.plan, ", ".join(known.get(preset.name, ()))
         numbers = f"{plan.label} | {plan.refine_sigma:g}"
         yield f"| `{preset.name}` | {numbers} | {preset.about} | {chosen} | {preset.source} |"
     yield ""

@@ -155,9 +155,11 @@ VARIANTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "FluxControlNetPipeline": ("FluxPipeline", "flux:FluxBackbone"),
         "FluxControlPipeline": ("FluxPipeline", "flux:FluxControlBackbone"),
         "QwenImageControlNetPipeline": ("QwenImagePipeline", "qwen_image:QwenImageBackbone"),
+        "PiFluxPipeline": ("FluxPipeline", "piflow:PiFluxBackbone"),
+        "PiQwenImagePipeline": ("QwenImagePipeline", "piflow:PiQwenImageBackbone"),
     }
 )
-"""Pipeline classes of a family that take more arguments: class to the family's own class and its backbone."""
+"""Other pipeline classes of a family: class to the family's own class and its backbone."""
 
 _GLOBAL_NOISE = (
     "it draws noise for its control image from the global random state, so that a seed makes no picture"
