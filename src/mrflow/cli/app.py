@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import mrflow
+from mrflow.cli.balance import balance
 from mrflow.cli.batch import batch
 from mrflow.cli.bench import bench
 from mrflow.cli.draft import draft
@@ -44,5 +45,5 @@ def root(
     """
 
 
-for command in (generate, draft, finish, enhance, replay, batch, serve, models, bench, export):
+for command in (generate, draft, finish, enhance, replay, batch, serve, models, bench, balance, export):
     app.command()(command)
