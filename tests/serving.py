@@ -108,9 +108,11 @@ class Server:
 
 
 @contextmanager
-def serving(model: Model | None = None, *, keys: Sequence[str] = (), **settings: Any) -> Iterator[Server]:
-    """Give a running server without the page; settings as in Settings."""
-    app = create_app(model or tiny_model(), Settings(**settings), keys=Keys(keys))
+def serving(
+    model: Model | None = None, *, keys: Sequence[str] = (), page: bool = False, **settings: Any
+) -> Iterator[Server]:
+    """Give a running server; settings as in Settings."""
+    app = create_app(model or tiny_model(), Settings(**settings), keys=Keys(keys), page=page)
     server = Server(app)
     try:
         yield server

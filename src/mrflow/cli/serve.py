@@ -1,4 +1,4 @@
-"""`mrflow serve`: the images API, until it is told to stop."""
+"""`mrflow serve`: the images API and the page, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -64,6 +64,9 @@ def serve(
         bool,
         typer.Option("--allow-anyone", help="Listen beyond this machine without any key.", rich_help_panel=_WHERE),
     ] = False,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Serve the page at /.", rich_help_panel=_WHERE)
+    ] = True,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -117,7 +120,7 @@ def serve(
     ] = 2048 * 2048,
     debug: options.Debug = False,
 ) -> None:
-    """Serve an OpenAI-compatible images API until Ctrl-C or SIGTERM.
+    """Serve an OpenAI-compatible images API, and a page to use it, until Ctrl-C or SIGTERM.
 
     Examples:
       mrflow serve
@@ -125,7 +128,7 @@ def serve(
       mrflow serve --host 0.0.0.0 --port 80 --keys keys.txt --alias gpt-image-1
     """
     with reporting(debug):
-        _check_installed()
+        _check_installed(page)
         from mrflow.server.keys import Keys
         from mrflow.server.settings import Settings
 
@@ -149,7 +152,7 @@ def serve(
 
         # beside the names of this machine nobody calls a local server, but other sites through a browser
         hosts = _LOOPBACK_NAMES if local and not known else None
-        app = create_app(models, settings, keys=known, aliases=alias or (), hosts=hosts)
+        app = create_app(models, settings, keys=known, aliases=alias or (), hosts=hosts, page=page)
         run(app, host, port, drain=drain, on_ready=_tell)
 
 
@@ -157,11 +160,11 @@ def _tell(url: str) -> None:
     say(f"{url} is ready; the API is at {url}/v1, its description at {url}/docs", "Serving", "green")
 
 
-def _check_installed() -> None:
+def _check_installed(page: bool) -> None:
     from importlib.util import find_spec
 
     needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
-    needed |= {"multipart": "python-multipart"}
+    needed |= {"python_multipart": "python-multipart"} | ({"gradio": "gradio"} if page else {})
     for module, package in needed.items():
         if find_spec(module) is None:
             raise MissingExtraError(package, "server")

@@ -1,7 +1,8 @@
-"""The application: routes and guard put together."""
+"""The application: routes, page and guard put together."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -31,12 +32,13 @@ def create_app(
     keys: Keys | None = None,
     aliases: Sequence[str] = (),
     hosts: Collection[str] | None = None,
+    page: bool = True,
 ) -> FastAPI:
     """Return the ASGI application; its workers start and end with its lifespan.
 
     models: one for each device, the same otherwise; the application uses them alone from then on.
     keys: None or empty lets everybody in. aliases: further names that requests may give for the model.
-    hosts: names under which the server may be called, None for any.
+    hosts: names under which the server may be called, None for any. page: serve the page at `/`.
     `app.state.service` holds the parts; `app.state.service.scheduler.stop()` begins an orderly end.
     """
     given = models if isinstance(models, Sequence) else [models]
@@ -56,6 +58,11 @@ def create_app(
     app.include_router(information_routes(service))
     app.include_router(documentation_routes(service))
     _answer_errors(app)
+    if page:
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+        from mrflow.server.page import mount_page
+
+        app = mount_page(app, service)
     app.add_middleware(
         Guard, settings=settings, keys=keys, sessions=service.sessions, metrics=service.metrics, hosts=hosts
     )

@@ -68,7 +68,7 @@ class Guard:
             if not reply.begun:
                 await refuse(refusal)(scope, receive, reply)
         except Exception:
-            log.exception("request %s failed", reply.id)
+            log.exception("request %s of %.200r failed", reply.id, scope["path"])
             if reply.begun:
                 raise  # the connection ends, so that a cut answer is not taken for a whole one
             await refuse(Refusal(500, "Something went wrong.", code="internal_error", kind="server_error"))(
@@ -149,7 +149,7 @@ class _Reply:
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self.id
             headers["X-Content-Type-Options"] = "nosniff"
-            headers["Referrer-Policy"] = "no-referrer"
+            headers["Referrer-Policy"] = "same-origin"  # with none, browsers send no Origin either
             headers["Content-Security-Policy"] = _POLICY
         await asyncio.wait_for(self._send(message), self._patience)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -41,7 +41,7 @@ class News:
 class Order:
     """The tickets of one request. Leaving the `async with` gives up what is not made yet."""
 
-    def __init__(self, scheduler: Scheduler, client: str, show: Collection[Stage] = ()) -> None:
+    def __init__(self, scheduler: Scheduler, client: str, show: Iterable[Stage] = ()) -> None:
         """show: stages whose pixels are wanted as images; without any, `news` has the pictures alone."""
         self.tickets: list[Ticket] = []
         self._scheduler, self._client, self._show = scheduler, client, frozenset(show)

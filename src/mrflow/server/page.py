@@ -1,0 +1,220 @@
+"""The page at `/`: a prompt, three stages as they are made, and eight drafts to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from html import escape
+from typing import Any
+
+import gradio as gr  # up here, for gradio reads the types of the functions below
+from fastapi import FastAPI
+
+from mrflow.plan import PRESETS
+from mrflow.server import visit
+from mrflow.server.service import Service
+from mrflow.server.visit import View, Wishes
+
+_CSS = """
+.gradio-container { max-width: 72rem !important; margin: 0 auto !important }
+.stages img, .stages .image-frame, .stages .image-container > button { width: 100% !important }
+.stages img { aspect-ratio: auto; object-fit: contain }
+#drafts .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)) !important }
+#finished .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)) !important }
+#drafts, #finished, #drafts .grid-wrap, #finished .grid-wrap { min-width: 0; max-height: none; min-height: 0 }
+.saved a { display: inline-block; padding: .5rem 1rem; border: 1px solid currentColor; border-radius: .5rem }
+.status { min-height: 1.6em }
+"""
+_FINISHED = 12  # pictures that the page shows side by side, and holds for a visitor
+_LABELS = {"draft": "Draft", "upscaled": "Upscaled draft", "final": "Final", "native": "Native"}
+
+
+def mount_page(app: FastAPI, service: Service) -> FastAPI:
+    """Return the application with the page at `/`, behind its own routes."""
+    theme = gr.themes.Soft(
+        primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        block_label_text_color="*primary_800",
+    )
+    mounted: FastAPI = gr.mount_gradio_app(
+        app,
+        _blocks(service),
+        "/",
+        theme=theme,
+        css=_CSS,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        max_file_size=service.settings.max_upload,
+    )
+    return mounted
+
+
+def _blocks(service: Service) -> Any:
+    model = service.scheduler.model
+    defaults, seconds = model.defaults, int(service.settings.keep_seconds)
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    with gr.Blocks(title="mrflow", analytics_enabled=False, delete_cache=(60, seconds)) as blocks:
+        gr.Markdown(f"# mrflow\nDraft small, finish large: {escape(model.name)}, {model.device}.")
+        prompt = gr.Textbox(
+            label="Prompt", lines=2, autofocus=True, max_length=service.settings.max_prompt, elem_id="prompt"
+        )
+        with gr.Accordion("Settings", open=False):
+            with gr.Row():
+                plan = gr.Dropdown(
+                    [defaults.plan.label, *(name for name in PRESETS if name != defaults.plan.label)],
+                    value=defaults.plan.label,
+                    allow_custom_value=True,
+                    label="Plan: draft steps + refine steps",
+                    min_width=140,
+                )
+                size = gr.Textbox(f"{defaults.width}x{defaults.height}", label="Size", min_width=140)
+                seed = gr.Number(None, precision=0, minimum=0, label="Seed (empty: drawn)", min_width=140)
+            with gr.Row():
+                negative = gr.Textbox(label="Negative prompt (empty: the model's)", min_width=140)
+                guidance = gr.Number(None, label="Guidance (empty: the model's)", min_width=140)
+                sigma = gr.Number(None, label="Refine sigma (empty: the plan's)", min_width=140)
+            dropped = gr.File(
+                label="Drop a picture made by mrflow to read its recipe", file_types=["image"], height=120
+            )
+        fields = [prompt, negative, plan, size, seed, guidance, sigma]
+        with gr.Tab("Generate"):
+            with gr.Row():
+                run = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
+                stop = gr.Button("Stop", min_width=80)
+                compare = gr.Checkbox(label="Compare with native sampling", min_width=200)
+            status = gr.Markdown(elem_classes="status", elem_id="status")
+            with gr.Row(elem_classes="stages"):
+                images = {
+                    name: gr.Image(
+                        label=_LABELS[name],
+                        interactive=False,
+                        format="png",
+                        buttons=["fullscreen"],
+                        elem_id=name,
+                        min_width=180,
+                    )
+                    for name in ("draft", "upscaled", "final")
+                }
+            saved = gr.HTML(elem_classes="saved", elem_id="saved")
+            slider = gr.ImageSlider(
+                label="Native | mrflow", interactive=False, visible=False, format="png", elem_id="slider"
+            )
+        with gr.Tab("Drafts"):
+            many = gr.Button("Make eight drafts", variant="primary", elem_id="make-drafts")
+            drafts_status = gr.Markdown(elem_classes="status", elem_id="drafts-status")
+            gallery = gr.Gallery(
+                label="Drafts",
+                columns=4,
+                allow_preview=False,
+                interactive=False,
+                format="png",
+                height="auto",
+                object_fit="contain",
+                buttons=[],
+                elem_id="drafts",
+            )
+            finished = gr.Gallery(
+                label="Finished",
+                columns=3,
+                interactive=False,
+                format="png",
+                height="auto",
+                object_fit="contain",
+                elem_id="finished",
+            )
+            drafts_saved = gr.HTML(elem_classes="saved", elem_id="drafts-saved")
+        names = gr.State([], time_to_live=seconds)
+        done = gr.State([], time_to_live=seconds)
+        outputs = [status, *images.values(), saved, slider]
+
+        async def generate(
+            prompt: str,
+            negative: str,
+            plan: str,
+            size: str,
+            seed: float | None,
+            guidance: float | None,
+            sigma: float | None,
+            comparing: bool,
+            request: gr.Request,
+        ) -> AsyncIterator[dict[Any, Any]]:
+            wishes = Wishes(prompt or "", negative or "", plan or "", size or "", seed, guidance, sigma)
+            yield {
+                status: "waiting for a turn",
+                **{image: gr.update(value=None, label=_LABELS[name]) for name, image in images.items()},
+                saved: "",
+                slider: gr.update(value=None, visible=False),
+            }
+            final = None
+            async for view in visit.generate(service, _client(request), wishes, compare=comparing):
+                change: dict[Any, Any] = {status: view.text}
+                for name, (image, took) in view.pictures.items():
+                    if name == "native":
+                        change[slider] = gr.update(value=(image, final), visible=True)
+                    else:
+                        change[images[name]] = gr.update(value=image, label=f"{_LABELS[name]}, after {took:.1f} s")
+                if view.file is not None:
+                    final = view.pictures["final"][0]
+                    change[saved] = _link(view)
+                yield change
+
+        async def draft(
+            prompt: str,
+            negative: str,
+            plan: str,
+            size: str,
+            seed: float | None,
+            guidance: float | None,
+            sigma: float | None,
+            request: gr.Request,
+        ) -> AsyncIterator[tuple[Any, ...]]:
+            wishes = Wishes(prompt or "", negative or "", plan or "", size or "", seed, guidance, sigma)
+            yield "waiting for a turn", [], []
+            async for text, made in visit.make_drafts(service, _client(request), wishes):
+                shown = [image for _, image, _ in made] or gr.skip()
+                yield text, shown, [name for name, _, _ in made]
+
+        async def finish(
+            kept: list[str], before: list[Any], request: gr.Request, event: gr.SelectData
+        ) -> AsyncIterator[tuple[Any, ...]]:
+            if not isinstance(event.index, int) or event.index >= len(kept):
+                return
+            async for view in visit.finish_draft(service, _client(request), kept[event.index]):
+                if view.file is None:
+                    yield view.text, gr.skip(), gr.skip(), gr.skip()
+                else:
+                    done = [*before, (view.pictures["final"][0], f"seed {view.seed}")][-_FINISHED:]
+                    yield view.text, done, done, _link(view)
+
+        def read(path: str | None) -> tuple[Any, ...]:
+            text, recipe = visit.recipe_of(path)
+            if recipe is None:
+                return (text, *[gr.skip()] * 7)
+            chosen = recipe.plan
+            guided = getattr(chosen, model.backbone.guidance_field(model.pipe))
+            numbers = (f"{recipe.width}x{recipe.height}", recipe.seed, guided, chosen.refine_sigma)
+            return (text, recipe.prompt, recipe.negative_prompt or "", chosen.label, *numbers)
+
+        given = [*fields, compare]
+        running = [event(generate, given, outputs, **private) for event in (run.click, prompt.submit)]
+        stop.click(lambda: "stopped", None, status, cancels=running, **private)
+        many.click(draft, fields, [drafts_status, gallery, names], **private)
+        gallery.select(finish, [names, done], [drafts_status, finished, done, drafts_saved], **private)
+        dropped.change(read, dropped, [status, *fields], **private)
+    blocks.queue(default_concurrency_limit=64, api_open=False, max_size=4 * service.settings.max_waiting)
+    return blocks
+
+
+def _link(view: View) -> str:
+    return f'<a href="v1/files/{view.file}" download="mrflow-{view.seed}.png">Download, with the recipe inside</a>'
+
+
+def _client(request: Any) -> str:
+    """Return who asks, as the guard has found out."""
+    state = getattr(request.request, "state", None)
+    return str(getattr(state, "client", None) or "page")
