@@ -123,7 +123,7 @@ def test_vista_on_the_page(browser: Any, tmp_path: Path) -> None:
     prompt = "a snowy lake at sunset with mountains, many pine trees and a red hot air balloon on the left"
     with serving(MrFlow.from_pretrained("vista").model, page=True) as server:
         page = browser.new_page(viewport={"width": 1180, "height": 800})
-        page.set_default_timeout(250_000)
+        page.set_default_timeout(550_000)
         page.goto(server.url)
         page.locator("#prompt textarea").fill(prompt)
         page.get_by_text("Settings").click()

@@ -153,7 +153,7 @@ def serve(
         # beside the names of this machine nobody calls a local server, but other sites through a browser
         hosts = _LOOPBACK_NAMES if local and not known else None
         app = create_app(models, settings, keys=known, aliases=alias or (), hosts=hosts, page=page)
-        run(app, host, port, drain=drain, on_ready=_tell)
+        run(app, host, port, _tell)
 
 
 def _tell(url: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -10,8 +12,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from mrflow.errors import RequestError
+from mrflow.server.scheduler import Scheduler
 
-_ANSWERING = 15  # seconds for the last answers, after what was queued is done or refused
+_ANSWERING = 5  # seconds for the last answers; open pages, which listen for ever, are cut off after it
 
 
 class _Server(uvicorn.Server):
@@ -22,12 +25,19 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._scheduler, self._on_ready = app.state.service.scheduler, on_ready
+        self._scheduler: Scheduler = app.state.service.scheduler
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        while self._scheduler.busy and not self.force_exit:  # the scheduler's patience ends, if its work does not
+            await asyncio.sleep(0.1)
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages that are cut off are no errors
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:  # the second time
@@ -37,8 +47,8 @@ class _Server(uvicorn.Server):
         self._scheduler.stop()
 
 
-def run(app: FastAPI, host: str, port: int, *, drain: float, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; what is queued then has `drain` seconds, a second signal ends it at once.
+def run(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is queued then has the time set for it, a second signal ends it at once.
 
     on_ready: told the address once requests are taken. Raises RequestError if the port can't be had.
     """
@@ -50,7 +60,7 @@ def run(app: FastAPI, host: str, port: int, *, drain: float, on_ready: Callable[
         access_log=False,
         server_header=False,
         ws="none",
-        timeout_graceful_shutdown=int(drain) + _ANSWERING,
+        timeout_graceful_shutdown=_ANSWERING,
     )
     try:
         listening = socket.create_server(

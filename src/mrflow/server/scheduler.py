@@ -53,6 +53,13 @@ class Scheduler:
             return len(self._line)
 
     @property
+    def busy(self) -> bool:
+        """Whether somebody still waits for a picture."""
+        with self._news:
+            everyone = [*self._line, *(ticket for worker in self.workers for ticket in worker.tickets)]
+        return not all(ticket.over for ticket in everyone)
+
+    @property
     def state(self) -> State:
         """Whether it takes work, has no worker left that responds, or is about to end."""
         if self._stopping:
