@@ -7,11 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxControlNetModel, FluxControlNetPipeline
+from diffusers import (
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    FluxControlPipeline,
+    FluxTransformer2DModel,
+    QwenImageControlNetModel,
+    QwenImageControlNetPipeline,
+)
 from PIL import Image
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow, Plan
+from families import CASES, HEAD
+from mrflow import Defaults, MrFlow, Plan
 from mrflow.arguments import check_arguments, describe_arguments, fit_arguments
 from mrflow.errors import MrFlowWarning, RequestError
 from mrflow.sampling import draft_generators
@@ -219,6 +227,68 @@ def test_a_control_image_as_a_tensor_is_resized_for_each_pass() -> None:
     assert small["control_image"].min() >= tensor.min()
     assert small["control_image"].max() <= tensor.max()
     assert tensor.shape == (1, 3, 64, 96)
+
+
+def flux_control() -> Any:
+    parts = make_pipe(guidance_embeds=True).components
+    torch.manual_seed(1)
+    known = {name: value for name, value in parts["transformer"].config.items() if not name.startswith("_")}
+    config = {**known, "in_channels": 128, "out_channels": 64}
+    parts["transformer"] = FluxTransformer2DModel.from_config(config).eval()
+    return FluxControlPipeline(
+        **{k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")}
+    )
+
+
+def qwen_controlnet() -> Any:
+    parts = CASES["QwenImagePipeline"].make().components
+    torch.manual_seed(1)
+    controlnet = QwenImageControlNetModel.from_transformer(
+        parts["transformer"], num_layers=1, attention_head_dim=16, num_attention_heads=2
+    )
+    for parameter in (*controlnet.controlnet_blocks.parameters(), *controlnet.controlnet_x_embedder.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)  # zeros in a fresh one
+    pipe = QwenImageControlNetPipeline(**parts, controlnet=controlnet.eval())
+    pipe.prompt_template_encode = HEAD + "{} at"
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("make", "plan", "by_hand"),
+    [
+        (flux_control, {"guidance_scale": 3.0}, {"guidance_scale": 3.0}),
+        (qwen_controlnet, {"true_cfg_scale": 2.0}, {"true_cfg_scale": 2.0, "negative_prompt": [""]}),
+    ],
+)
+def test_other_pipelines_with_a_control_image(make: Any, plan: Any, by_hand: Any, events: Any) -> None:
+    pipe, image = make(), edges(40, 24)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        prompt=["a red boat"],
+        control_image=image,
+        width=64,
+        height=32,
+        num_inference_steps=2,
+        generator=draft_generators([7]),
+        max_sequence_length=16,
+        output_type="pt",
+        **by_hand,
+    ).images
+    fast = MrFlow(pipe, "bicubic", defaults=Defaults(max_sequence_length=16))
+    options = {"width": 128, "height": 64, "seed": 7, "plan": Plan(steps=2, refine_sigma=0.3, **plan)}
+    result = fast("a red boat", control_image=image, **options)
+    assert torch.equal(result.drafts[0].pixels, expected)
+    assert result.images[0].size == (128, 64)
+    finished = fast.finish(result.drafts, control_image=image)
+    assert bytes_of(finished.images) == bytes_of(result.images)
+    with pytest.warns(MrFlowWarning, match="A draft was made with other settings"):
+        other = fast.finish(result.drafts, control_image=edges(24, 40))
+    assert bytes_of(other.images) != bytes_of(result.images)
+
+    seen, callback = events
+    with pytest.raises(RequestError, match="needs a control image"):
+        fast("a red boat", callback=callback, **options)
+    assert seen == []
 
 
 # --- IP-Adapter ---

@@ -72,6 +72,9 @@ def check_arguments(pipe: Pipeline, extra: Arguments) -> dict[str, Any]:
             close = difflib.get_close_matches(name, [*theirs, *_OURS], n=1)
             rest = f"did you mean {close[0]}?" if close else f"beside ours it takes {', '.join(theirs)}."
             raise RequestError(f"There is no argument {name!r}, nor has {type(pipe).__name__} one; {rest}")
+    kind = type(pipe).__name__
+    if "Control" in kind and "control_image" in signature and extra.get("control_image") is None:
+        raise RequestError(f"{kind} needs a control image; give it one: control_image=.")
     return _check_callback(pipe, dict(extra))
 
 
