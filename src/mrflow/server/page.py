@@ -73,11 +73,11 @@ def _blocks(service: Service) -> Any:
                     min_width=140,
                 )
                 size = gr.Textbox(f"{defaults.width}x{defaults.height}", label="Size", min_width=140)
-                seed = gr.Number(None, precision=0, minimum=0, label="Seed (empty: drawn)", min_width=140)
+                seed = gr.Textbox(label="Seed (empty: drawn)", min_width=140)
             with gr.Row():
                 negative = gr.Textbox(label="Negative prompt (empty: the model's)", min_width=140)
-                guidance = gr.Number(None, label="Guidance (empty: the model's)", min_width=140)
-                sigma = gr.Number(None, label="Refine sigma (empty: the plan's)", min_width=140)
+                guidance = gr.Textbox(label="Guidance (empty: the model's)", min_width=140)
+                sigma = gr.Textbox(label="Refine sigma (empty: the plan's)", min_width=140)
             dropped = gr.File(
                 label="Drop a picture made by mrflow to read its recipe", file_types=["image"], height=120
             )
@@ -137,13 +137,13 @@ def _blocks(service: Service) -> Any:
             negative: str,
             plan: str,
             size: str,
-            seed: float | None,
-            guidance: float | None,
-            sigma: float | None,
+            seed: str,
+            guidance: str,
+            sigma: str,
             comparing: bool,
             request: gr.Request,
         ) -> AsyncIterator[dict[Any, Any]]:
-            wishes = Wishes(prompt or "", negative or "", plan or "", size or "", seed, guidance, sigma)
+            wishes = Wishes(prompt or "", negative, plan or "", size, seed, guidance, sigma)
             yield {
                 status: "waiting for a turn",
                 **{image: gr.update(value=None, label=_LABELS[name]) for name, image in images.items()},
@@ -168,12 +168,12 @@ def _blocks(service: Service) -> Any:
             negative: str,
             plan: str,
             size: str,
-            seed: float | None,
-            guidance: float | None,
-            sigma: float | None,
+            seed: str,
+            guidance: str,
+            sigma: str,
             request: gr.Request,
         ) -> AsyncIterator[tuple[Any, ...]]:
-            wishes = Wishes(prompt or "", negative or "", plan or "", size or "", seed, guidance, sigma)
+            wishes = Wishes(prompt or "", negative, plan or "", size, seed, guidance, sigma)
             yield "waiting for a turn", [], []
             async for text, made in visit.make_drafts(service, _client(request), wishes):
                 shown = [image for _, image, _ in made] or gr.skip()
@@ -197,7 +197,8 @@ def _blocks(service: Service) -> Any:
                 return (text, *[gr.skip()] * 7)
             chosen = recipe.plan
             guided = getattr(chosen, model.backbone.guidance_field(model.pipe))
-            numbers = (f"{recipe.width}x{recipe.height}", recipe.seed, guided, chosen.refine_sigma)
+            guided = "" if guided is None else f"{guided:g}"
+            numbers = (f"{recipe.width}x{recipe.height}", str(recipe.seed), guided, f"{chosen.refine_sigma:g}")
             return (text, recipe.prompt, recipe.negative_prompt or "", chosen.label, *numbers)
 
         given = [*fields, compare]

@@ -40,15 +40,15 @@ _WORDS: dict[Stage, str] = {
 
 @dataclass(frozen=True)
 class Wishes:
-    """The page's fields, as a visitor left them: numbers may be None, texts empty."""
+    """The page's fields as a visitor left them, all text: gradio 6 makes an empty number a 0."""
 
     prompt: str
     negative: str
     plan: str
     size: str
-    seed: float | None
-    guidance: float | None
-    sigma: float | None
+    seed: str
+    guidance: str
+    sigma: str
 
 
 @dataclass(frozen=True)
@@ -146,21 +146,23 @@ async def _checked(service: Service, wishes: Wishes, n: int) -> Checked:
     service.scheduler.check_open()
     model = service.scheduler.model
     field = model.backbone.guidance_field(model.pipe)
-    given = {"refine_sigma": wishes.sigma, field: wishes.guidance, "size": wishes.size.strip() or None}
     plan = wishes.plan.strip()
+    texts = ((field, wishes.guidance), ("refine_sigma", wishes.sigma))
     try:
+        values: dict[str, Any] = {name: float(text) for name, text in texts if text.strip()}
         body = GenerateBody(
             prompt=wishes.prompt,
             negative_prompt=wishes.negative.strip() or None,
-            plan=None
-            if plan in ("", model.defaults.plan.label)
-            else plan,  # the model's own has more than a label
-            seed=None if wishes.seed is None else int(wishes.seed),
-            **given,  # type: ignore[arg-type]
+            plan=None if plan in ("", model.defaults.plan.label) else plan,  # the model's own says more
+            seed=int(wishes.seed) if wishes.seed.strip() else None,
+            size=wishes.size.strip() or None,
+            **values,
         )
-    except (ValidationError, OverflowError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("seed",), "msg": str(error)}
+    except ValidationError as error:
+        first = error.errors()[0]
         raise Refusal(400, f"{first['loc'][0]}: {first['msg']}.") from None
+    except ValueError:
+        raise Refusal(400, "Seed, guidance and refine sigma must be numbers, or empty.") from None
     return await run_in_threadpool(check_prompt, service.scheduler, body, n)
 
 
