@@ -21,6 +21,8 @@ OUTSIDE = {
     "diffusers": {"backbones", "schedulers", "loading", "bench"},
     "matplotlib": {"bench"},
     "spandrel": {"upscaler"},
+    "skimage": {"metrics"},
+    "torchmetrics": {"metrics"},
     "typer": {"cli"},
     "rich": {"cli"},
     "fastapi": {"server"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn.functional import unfold
 pytest.importorskip("numba")
 
 from training import autoencoder
-from training.check import frechet, interval, sharpness
+from training.check import judge, table
 from training.data import to_tensor
 from training.evaluate import draw, prompts
 from training.flow import (
@@ -28,12 +29,16 @@ from training.flow import (
     shift,
     unpack,
 )
+from training.heldout import SETS, lines
 from training.inspector import accuracy
 from training.optim import Average, Muon, orthogonalize
+from training.renders import fresh_renders
 from training.text import make_encoders, make_tokenizer, tokenize
 from training.track import load_state, save_state
 from training.world import ATTRIBUTES, MAX_TOKENS, paint, sample_scene
 
+from mrflow.metrics.attributes import GROUPS, asked, features
+from mrflow.metrics.frechet import Gaussian, Reference
 from mrflow.vista import inspector
 
 
@@ -185,24 +190,31 @@ def test_average_and_state_survive(tmp_path: Path) -> None:
     assert not load_state(tmp_path / "nothing", {}, [])
 
 
-def test_frechet_of_gaussians_is_the_closed_form() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(0, 1, (200_000, 2)), rng.normal([3, 0], [2, 1], (200_000, 2))
-    assert frechet(a, b) == pytest.approx(9 + 1, rel=0.02)  # |gap|^2 + (2 - 1)^2
-    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+def test_the_check_judges_by_the_packages_metrics() -> None:
+    network = inspector.Inspector().eval()
+    renders = fresh_renders(6, seed=5)
+    reference = Reference(Gaussian.of(features(network, renders)))
+    wanted = prompts(6, seed=5)[1]
+    scores = judge(renders, wanted, network, reference)
+    assert scores["frechet"] == pytest.approx(0, abs=1e-6)
+    assert set(scores["found"]) == set(GROUPS)
+    assert 0 <= scores["found"]["all"]["low"] <= scores["found"]["all"]["value"] <= 1
+    assert scores["sharpness"] > 0
+    own = dict.fromkeys(ATTRIBUTES, 1.0)
+    rows = table({"inspector": own, "native 50": scores}).splitlines()
+    assert len({row.count("|") for row in rows}) == 1
 
 
-def test_intervals_hold_the_mean() -> None:
-    hits = np.array([[1.0, np.nan], [0.0, 1.0]] * 100)
-    low, high = interval(hits, rounds=500)
-    assert low < 2 / 3 < high
-    assert high - low < 0.2
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+def test_the_shipped_prompts_are_made_by_their_command(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").splitlines() == lines(*SETS[path])
 
 
-def test_sharpness_falls_with_blur() -> None:
-    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    blurred = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
-    assert sharpness(blurred) < 0.5 * sharpness(image)
+def test_labels_of_full_captions_are_what_their_words_ask() -> None:
+    for line in lines(64, seed=1):
+        row = json.loads(line)
+        for name, value in asked(row["prompt"]).items():
+            assert row["labels"].get(name, "none") == value, row
 
 
 @pytest.mark.skipif(not inspector.FILE.exists(), reason="the inspector is not trained")

@@ -1,0 +1,1 @@
+"""The room of scoring: what pictures show, how they look beside others, and how sure that is."""

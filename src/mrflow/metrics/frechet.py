@@ -1,0 +1,108 @@
+"""The Frechet distance of features to those of fresh renders, and the file with the renders' statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrflow.errors import ModelError
+
+Floats = NDArray[np.float64]
+
+RENDERS = Path(__file__).parents[1] / "vista" / "renders.safetensors"
+"""Mean and covariance of the inspector's features of fresh renders; made by `python -m training.renders`."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Features taken as Gaussian. mean: (D,). covariance: (D, D). count: of the pictures they come from."""
+
+    mean: Floats
+    covariance: Floats
+    count: int
+
+    @classmethod
+    def of(cls, features: Floats) -> Gaussian:
+        """Return mean and covariance of (N, D) features, N at least 2."""
+        return cls(features.mean(0), np.cov(features.T), len(features))
+
+
+class Reference:
+    """What pictures are held against, prepared so that many distances to it cost little."""
+
+    def __init__(self, gaussian: Gaussian) -> None:
+        """Prepare the root of the covariance."""
+        self.gaussian = gaussian
+        values, vectors = np.linalg.eigh(gaussian.covariance)
+        self._root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+
+    def distance(self, features: Floats) -> float:
+        """Return the squared Frechet distance of (N, D) features, as the FID has it.
+
+        |mean gap|^2 + tr(A) + tr(B) - 2 tr(sqrt(A B)), the last by the eigenvalues of sqrt(A) B sqrt(A). It is
+        biased upwards by small N: compare sets of the same size only. Source: arXiv 1706.08500.
+        """
+        own, other = self.gaussian, Gaussian.of(features)
+        gap = own.mean - other.mean
+        cross = np.sqrt(np.linalg.eigvalsh(self._root @ other.covariance @ self._root).clip(0)).sum()
+        return float(gap @ gap + np.trace(own.covariance) + np.trace(other.covariance) - 2 * cross)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hash of a file's bytes; raises ModelError if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class Renders:
+    """What is known of fresh renders. accuracy: attribute to the share that the inspector names rightly."""
+
+    gaussian: Gaussian
+    accuracy: Mapping[str, float]
+
+
+def write_renders(renders: Renders, inspector: Path, path: Path = RENDERS) -> None:
+    """Write the statistics, with the hash of the inspector that gave the features."""
+    from safetensors.numpy import save
+
+    from mrflow.files import save_bytes
+
+    gaussian = renders.gaussian
+    arrays = {
+        "mean": gaussian.mean.astype(np.float32),
+        "covariance": gaussian.covariance.astype(np.float32),
+    }
+    notes = {
+        "inspector_sha256": file_sha256(inspector),
+        "count": str(gaussian.count),
+        "accuracy": json.dumps(dict(renders.accuracy)),
+    }
+    save_bytes(save(arrays, metadata=notes), path, overwrite=True)
+
+
+def read_renders(inspector: Path, path: Path = RENDERS) -> Renders:
+    """Return the renders' statistics; raises ModelError if they are missing, damaged or of another inspector."""
+    from safetensors import SafetensorError, safe_open
+
+    way_out = "Make it with: python -m training.renders"
+    if not path.is_file():
+        raise ModelError(f"There is no {path}, the statistics of fresh renders. {way_out}")
+    try:
+        with safe_open(path, framework="np") as file:
+            notes = file.metadata() or {}
+            mean, covariance = (file.get_tensor(name).astype(np.float64) for name in ("mean", "covariance"))
+            count, accuracy = int(notes["count"]), json.loads(notes["accuracy"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ModelError(f"{path} holds no statistics of renders: {error}. {way_out}") from None
+    if notes.get("inspector_sha256") != file_sha256(inspector):
+        raise ModelError(f"{path} was made with another inspector than {inspector.name}. {way_out}")
+    return Renders(Gaussian(mean, covariance, count), accuracy)

@@ -1,0 +1,66 @@
+"""Statistics of fresh renders for the Frechet distance: `python -m training.renders`.
+
+The package cannot paint, so it ships mean and covariance of the inspector's features of 256x256 renders, how well
+the inspector reads them, and its hash. To be run again whenever the inspector changes; takes about two minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.progress import track
+from torch import Tensor
+
+from mrflow.metrics.attributes import features, found, hits
+from mrflow.metrics.frechet import RENDERS, Gaussian, Renders, write_renders
+from mrflow.vista import inspector
+from training.data import to_tensor
+from training.world import ATTRIBUTES, labels, paint, sample_scene
+
+SEED = 4 * 10**6  # of scenes that nothing is trained on and no prompt asks for
+_BATCH = 50
+
+
+def fresh_features(network: inspector.Inspector, count: int, seed: int = SEED) -> np.ndarray:
+    """Return (count, 256) features of fresh renders."""
+    return np.concatenate([features(network, images) for images, _ in _batches(count, seed)])
+
+
+def fresh_renders(count: int, seed: int = SEED) -> Tensor:
+    """Return the same renders, (count, 3, 256, 256) in [0, 1]."""
+    return torch.cat([images for images, _ in _batches(count, seed)])
+
+
+def measure(network: inspector.Inspector, count: int, seed: int = SEED) -> Renders:
+    """Return the statistics of such features, and how well the inspector reads the renders."""
+    seen, rows = [], []
+    for images, wanted in track(_batches(count, seed), "renders", total=-(-count // _BATCH)):
+        seen.append(features(network, images))
+        rows.append(hits(found(network, images), wanted))
+    shares = np.nanmean(np.concatenate(rows), 0)
+    accuracy = {name: round(float(share), 4) for name, share in zip(ATTRIBUTES, shares, strict=True)}
+    return Renders(Gaussian.of(np.concatenate(seen)), accuracy)
+
+
+def _batches(count: int, seed: int) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Yield renders and what they show, as indices, -1 where an attribute does not apply."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, count, _BATCH):
+        scenes = [sample_scene(rng) for _ in range(min(_BATCH, count - start))]
+        wanted = np.array([[labels(scene)[name] for name in ATTRIBUTES] for scene in scenes])
+        yield (to_tensor(paint(scenes)) + 1) / 2, wanted
+
+
+def main(count: Annotated[int, typer.Option(help="Renders.")] = 2000) -> None:
+    """Write the statistics into the package."""
+    renders = measure(inspector.load(), count)
+    write_renders(renders, inspector.FILE)
+    print(f"{RENDERS}: {count} renders, named rightly {renders.accuracy}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
