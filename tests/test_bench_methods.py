@@ -6,7 +6,7 @@ import pytest
 
 from mrflow import Plan
 from mrflow.bench.methods import Method, read_methods
-from mrflow.errors import PlanError, RequestError
+from mrflow.errors import PlanError, RequestError, UpscalerError
 
 
 def test_texts_become_methods():
@@ -50,3 +50,37 @@ def test_none_and_twice_are_refused():
         read_methods([])
     with pytest.raises(RequestError, match="12\\+1 is given twice"):
         read_methods(["12+1", "native", "12+1"])
+
+
+def test_variants_are_read():
+    latent, unrefined, cached, native = read_methods(
+        [
+            "12+1:upscaler=latent",
+            "8+0:upscaler=lanczos",
+            "12+1:scale=1.5,cache=taylorseer@3",
+            "native:cache=first-block@1",
+        ]
+    )
+    assert (latent.upscaler, latent.refined, latent.plan) == ("latent", True, Plan(steps=12))
+    assert (unrefined.upscaler, unrefined.refined, unrefined.plan.steps) == ("lanczos", False, 8)
+    assert (cached.cache.kind, cached.plan.scale) == ("taylorseer", 1.5)
+    assert (native.steps, native.cache.level) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("native:25,scale=2", "has 'scale'"),
+        ("native:cache=teacache@1", "no cache 'teacache'"),
+        ("12+0:upscaler=latent", "want refining"),
+        ("12+0:cache=", "no cache ''"),
+    ],
+)
+def test_variants_that_are_none_are_refused(text, words):
+    with pytest.raises(PlanError, match=words):
+        read_methods([text])
+
+
+def test_an_upscaler_that_is_not_there_is_refused():
+    with pytest.raises(UpscalerError, match="no upscaler file"):
+        read_methods(["12+1:upscaler=nowhere.pth"])

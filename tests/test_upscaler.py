@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -296,3 +297,15 @@ def test_size_limits(network_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 10)
     with pytest.raises(UpscalerError, match="at most 10"):
         Upscaler.load(network_file)
+
+
+@pytest.mark.parametrize("size", [(40, 24), (13, 9), (20, 40)])
+def test_lanczos_is_pillows(size):
+    """Pillow's own, on floating-point channels; it drops weights at the very edge of the window."""
+    from PIL import Image
+
+    pixels = torch.rand(1, 3, 17, 20, generator=torch.Generator().manual_seed(0))
+    ours = Upscaler("lanczos").upscale(pixels, *size)
+    theirs = [np.asarray(Image.fromarray(row.numpy()).resize(size, Image.Resampling.LANCZOS)) for row in pixels[0]]
+    assert ours.shape == (1, 3, size[1], size[0])
+    assert torch.allclose(ours[0], torch.from_numpy(np.stack(theirs)).clamp(0, 1), atol=1e-4)

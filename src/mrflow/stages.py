@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from mrflow.arguments import Arguments, fit_arguments, text_lora_scale
 from mrflow.backbones import Conditioning
@@ -76,12 +76,12 @@ class Stages:
     ) -> Tensor:
         """Return pixels (B, 3, h, w) drawn from noise in `plan.steps` steps on the model's own schedule."""
         with self.clock.stage("draft", plan.steps, *batch) as stage:
-            latents = self._draft(rows, seeds, plan, size, stage.step)
+            latents = self.draft_latents(rows, seeds, plan, size, stage.step)
         with self.clock.stage(decode, 1, *batch) as stage:
             stage.pixels = self.model.backbone.decode(self.model.pipe, latents, *size)
         return stage.pixels
 
-    def _draft(
+    def draft_latents(
         self,
         rows: Sequence[Conditioning],
         seeds: Sequence[int],
@@ -128,13 +128,29 @@ class Stages:
             latents, generators = backbone.encode(pipe, upscaled), refine_generators(seeds)
             noise = make_noise(latents.shape[1:], generators, latents.device)
             noised = add_noise(latents, plan.refine_sigma, noise)
+        return upscaled, self.refine(noised, rows, plan, size, generators, batch)
+
+    def refine(
+        self,
+        noised: Tensor,
+        rows: Sequence[Conditioning],
+        plan: Plan,
+        size: Size,
+        generators: Sequence[Generator],
+        batch: tuple[int, int] = (1, 1),
+    ) -> Tensor:
+        """Return finished pixels (B, 3, height, width) from latents (B, C, H, W) with noise at `refine_sigma`.
+
+        generators: of the refine stream, after that noise; some pipelines want them.
+        """
+        backbone, pipe = self.model.backbone, self.model.pipe
         with self.clock.stage("refine", plan.refine_steps, *batch) as stage, without_caches(pipe):
-            arguments = {**self._refine_arguments(noised, rows, plan, size), "generator": generators}
+            arguments = {**self._refine_arguments(noised, rows, plan, size), "generator": list(generators)}
             scheduler = exact_scheduler(pipe, refine_sigmas(plan.refine_sigma, plan.refine_steps))
             refined = denoise(pipe, scheduler, arguments, stage.step)
         with self.clock.stage("decode", 1, *batch) as stage:
             stage.pixels = backbone.decode(pipe, refined, *size)
-        return upscaled, stage.pixels
+        return stage.pixels
 
     def _refine_arguments(
         self, noised: Tensor, rows: Sequence[Conditioning], plan: Plan, size: Size

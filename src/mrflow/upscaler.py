@@ -21,7 +21,7 @@ from torch import Tensor
 from mrflow.errors import UpscalerError
 from mrflow.known_upscalers import KNOWN, check, fetch
 
-METHODS = ("bicubic", "bilinear")
+METHODS = ("bicubic", "bilinear", "lanczos")
 MAX_FILE_BYTES = 2**30  # the largest published networks (DAT, HAT-L) have less than 200 MB
 TILE = 1024  # input pixels a side; larger pictures are cut, so that memory stays bounded
 OVERLAP = 32  # input pixels shared by neighbouring tiles and blended
@@ -64,7 +64,7 @@ class Upscaler:
             return cls(source)
         known = KNOWN.get(source) if isinstance(source, str) else None
         path = fetch(known) if known else Path(source)
-        _check_file(path)
+        check_file(path)
         digest = _sha256(path)
         if known:
             check(known, digest)
@@ -90,6 +90,8 @@ class Upscaler:
                 pixels = self._enlarge(pixels)
         if pixels.shape[-2:] == (height, width):
             return pixels
+        if self._network is None and self.name == "lanczos":
+            return _lanczos(pixels, height, width).clamp(0, 1)
         mode = cast("Literal['bicubic', 'bilinear']", "bicubic" if self._network is not None else self.name)
         resized = F.interpolate(pixels, size=(height, width), mode=mode, antialias=True, align_corners=False)
         return resized.clamp(0, 1)
@@ -152,7 +154,24 @@ def _ramp(length: int, factor: int, like: Tensor) -> Tensor:
     return ((edge - 0.25) / 0.75).clamp(1e-4, 1)
 
 
-def _check_file(path: Path) -> None:
+def _lanczos(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Return (B, 3, h, w) pixels at height x width by Lanczos' window of three lobes, as Pillow has it."""
+    down, across = _lanczos_weights(pixels.shape[-2], height), _lanczos_weights(pixels.shape[-1], width)
+    return down.to(pixels) @ pixels @ across.to(pixels).T
+
+
+def _lanczos_weights(before: int, after: int) -> Tensor:
+    """Return (after, before), what each old position adds to each new one along a side; wider where it shrinks."""
+    ratio = before / after
+    centers = (torch.arange(after, dtype=torch.float64) + 0.5) * ratio
+    positions = torch.arange(before, dtype=torch.float64) + 0.5
+    distance = (positions[None] - centers[:, None]) / max(ratio, 1.0)
+    weights = torch.where(distance.abs() < 3, torch.sinc(distance) * torch.sinc(distance / 3), 0.0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def check_file(path: Path) -> None:
+    """Raise UpscalerError unless `path` may be a weights file: there, of a known kind, not too large."""
     if not os.path.isfile(path):  # os.path, for it takes any text, however long
         raise UpscalerError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {_NAMES}")
     if path.suffix.lower() not in (".safetensors", ".pth"):

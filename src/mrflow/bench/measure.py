@@ -150,8 +150,8 @@ def _describe(method: Method, timed: Timed | None, baseline: Timed | None, batch
     if timed is None:
         return {"name": method.name, "kind": method.kind, "failed": "out of memory"}
     plan = timed.result.recipes[0].plan
-    steps = {"draft": plan.steps, **({"refine": plan.refine_steps} if method.plan else {})}
     spreads = timed.spreads
+    steps = {"draft": plan.steps, **({"refine": plan.refine_steps} if "refine" in spreads else {})}
     # what belongs to no stage: tensors into images, hashes, recipes
     rest = [run["total"] - sum(value for name, value in run.items() if name != "total") for run in timed.runs]
     seconds = {**{name: each for name, each in spreads.items() if name != "total"}, "rest": Spread.of(rest)}

@@ -1,9 +1,15 @@
-"""What can be measured against each other: the plain pipeline with some steps, and plans, written as short texts.
+"""What can be measured against each other: ways of making pictures, written as short texts.
 
 native            the plain pipeline, the model's own number of steps
 native:25         with 25
+native:25,cache=first-block@0.1     with a feature cache, see mrflow.bench.caches
 12+1              a plan: draft steps + refine steps
 12+1:scale=1.5,refine_sigma=0.2     with other fields of Plan
+12+1:upscaler=bicubic               with another upscaler: bicubic, lanczos, a known name or a file
+12+1:upscaler=latent                the draft enlarged as latents instead
+12+1:cache=taylorseer@3             with a feature cache in the draft
+12+0              not refined: the upscaled draft
+tuned.json        the plan of a file
 """
 
 from __future__ import annotations
@@ -13,38 +19,62 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from mrflow.bench.caches import Cache, cached, check_cache, read_cache
+from mrflow.bench.variants import LATENT, run_latent, run_unrefined, with_upscaler
 from mrflow.errors import PlanError, RequestError
-from mrflow.plan import Plan, get_plan
+from mrflow.plan import Plan
+from mrflow.plan_files import named_plan
 
 if TYPE_CHECKING:
     from mrflow.pipeline import MrFlow
     from mrflow.results import Result
 
 _WARM_STEPS = 2  # of a warm-up: every kernel and buffer of a step is used, without the other 48
-_FIELDS = tuple(item.name for item in fields(Plan))
+_FIELDS = {item.name: str(item.type) for item in fields(Plan)}
+_COUNTS = ("steps", "refine_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A way of making pictures. name: the text it was read from. plan: None for the plain pipeline.
 
-    steps: of the plain pipeline; None is the model's own number.
+    steps: of the plain pipeline; None is the model's own number. upscaler: a name or file, LATENT, or None for
+    the model's own. refined: False ends with the upscaled draft. cache: None is none.
     """
 
     name: str
     plan: Plan | None = None
     steps: int | None = None
+    upscaler: str | None = None
+    refined: bool = True
+    cache: Cache | None = None
 
     @property
     def kind(self) -> str:
         """Return "native" or "staged"."""
         return "native" if self.plan is None else "staged"
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the plain pipeline and nothing else, or a plan and nothing else."""
+        return self.cache is None and self.upscaler is None and self.refined
+
     def run(self, fast: MrFlow, **settings: Any) -> Result:
         """Return the pictures; settings: what MrFlow's verbs take, without plan and steps."""
-        if self.plan is None:
-            return fast.native(steps=self.steps, **settings)
-        return fast(plan=self.plan, **settings)
+        with cached(fast.pipe, self.cache, guided=self.cache is not None and self._is_guided(fast)):
+            if self.plan is None:
+                return fast.native(steps=self.steps, **settings)
+            if self.upscaler == LATENT:
+                return run_latent(fast, self.plan, **settings)
+            fast = with_upscaler(fast, self.upscaler)
+            if not self.refined:
+                return run_unrefined(fast, self.plan, **settings)
+            return fast(plan=self.plan, **settings)
+
+    def _is_guided(self, fast: MrFlow) -> bool:
+        from mrflow.model import is_guided
+
+        return is_guided(fast.model.resolve_plan(self.plan))
 
     def shortened(self) -> Method:
         """Return the same with so few steps that it warms everything up cheaply."""
@@ -54,7 +84,10 @@ class Method:
 
 
 def read_methods(texts: Sequence[str]) -> list[Method]:
-    """Return the methods in order; raises PlanError for what is none, RequestError for none or one given twice."""
+    """Return the methods in order; raises PlanError for what is none, RequestError for none or one given twice.
+
+    Also MissingExtraError for a cache whose package is not installed, UpscalerError for a file that is none.
+    """
     if not texts:
         raise RequestError("There are 0 methods; give at least one, such as native or 12+1.")
     methods = [_read(text.strip()) for text in texts]
@@ -66,11 +99,19 @@ def read_methods(texts: Sequence[str]) -> list[Method]:
 
 
 def _read(text: str) -> Method:
-    head, _, tail = text.partition(":")
+    head, colon, tail = text.partition(":")
+    parts = tail.split(",") if colon else []
     if head == "native":
-        return Method(name=text, steps=_read_steps(text, tail) if ":" in text else None)
-    changes: dict[str, Any] = dict(_read_change(text, part) for part in tail.split(",")) if ":" in text else {}
-    return Method(name=text, plan=replace(get_plan(head), **changes))
+        steps = _read_steps(text, parts.pop(0)) if parts and "=" not in parts[0] else None
+        options = dict(_read_option(text, part, ("cache",)) for part in parts)
+        return Method(name=text, steps=steps, **options)
+    unrefined = re.fullmatch(r"(\d{1,4})\+0", head, flags=re.ASCII)
+    plan = named_plan(f"{unrefined[1]}+1" if unrefined else head)
+    options = dict(_read_option(text, part, ("upscaler", "cache", *_FIELDS)) for part in parts)
+    changes = {name: options.pop(name) for name in list(options) if name in _FIELDS}
+    if unrefined and options.get("upscaler") == LATENT:
+        raise PlanError(f"The method {text[:80]!r} enlarges latents, which want refining. Give at least 1 step.")
+    return Method(name=text, plan=replace(plan, **changes), refined=not unrefined, **options)
 
 
 def _read_steps(text: str, number: str) -> int:
@@ -79,11 +120,30 @@ def _read_steps(text: str, number: str) -> int:
     return Plan(steps=int(number)).steps
 
 
-def _read_change(text: str, part: str) -> tuple[str, float | int]:
+def _read_option(text: str, part: str, known: Sequence[str]) -> tuple[str, Any]:
     name, _, value = part.partition("=")
-    if name not in _FIELDS:
-        raise PlanError(f"The method {text[:80]!r} has {name[:40]!r}; after : come {', '.join(_FIELDS)}, each =.")
+    if name not in known:
+        raise PlanError(f"The method {text[:80]!r} has {name[:40]!r}; after : come {', '.join(known)}, each =.")
+    if name == "upscaler":
+        return name, _read_upscaler(value)
+    if name == "cache" and name not in _FIELDS:
+        cache = read_cache(value)
+        check_cache(cache)
+        return name, cache
+    if "str" in _FIELDS[name]:
+        return name, value
     try:
-        return name, int(value) if name in ("steps", "refine_steps") else float(value)
+        return name, int(value) if name in _COUNTS else float(value)
     except ValueError:
         raise PlanError(f"The method {text[:80]!r} gives {name} as {value[:40]!r}; it must be a number.") from None
+
+
+def _read_upscaler(name: str) -> str:
+    from mrflow.known_upscalers import KNOWN
+    from mrflow.upscaler import METHODS, check_file
+
+    if name != LATENT and name not in METHODS and name not in KNOWN:
+        from pathlib import Path
+
+        check_file(Path(name))
+    return name

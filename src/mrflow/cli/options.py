@@ -13,7 +13,7 @@ _WHAT, _HOW, _WHERE, _MODEL = "What", "How", "Output", "Model"
 
 _MODEL_HELP = "vista, a folder or a Hugging Face id of a pipeline."
 _UPSCALER_HELP = (
-    "A super-resolution file (.safetensors, .pth) or a known name (mrflow models), bicubic or bilinear."
+    "A super-resolution file (.safetensors, .pth), a known name (mrflow models), bicubic, bilinear or lanczos."
 )
 _DEVICE_HELP = "cpu, cuda, cuda:1, mps."
 _DTYPE_HELP = "float32, bfloat16 or float16."
@@ -64,7 +64,7 @@ PlanName = Annotated[
         "--plan",
         "-p",
         metavar="N+M",
-        help="Draft steps + refine steps; 'mrflow models' lists the presets.",
+        help="Draft steps + refine steps, or a file of mrflow tune; 'mrflow models' lists the presets.",
         rich_help_panel=_HOW,
         show_default="the model's, usually 12+1",
     ),

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mrflow.errors import RequestError
-from mrflow.plan import Plan, get_plan
+from mrflow.plan import Plan
+from mrflow.plan_files import named_plan
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
@@ -38,11 +39,11 @@ class PlanOptions:
     guidance_stop: float | None = None
 
     def __post_init__(self) -> None:
-        replace(get_plan(self.plan), **self._numbers("guidance_scale"))
+        replace(named_plan(self.plan), **self._numbers("guidance_scale"))
 
     def resolve(self, fast: MrFlow) -> Plan:
         """Return the plan for this model: the named one or the model's own, changed as the options say."""
-        base = fast.model.defaults.plan if self.plan is None else get_plan(self.plan)
+        base = fast.model.defaults.plan if self.plan is None else named_plan(self.plan)
         return self.apply(fast, base)
 
     def apply(self, fast: MrFlow, base: Plan) -> Plan:

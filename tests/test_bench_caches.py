@@ -1,0 +1,171 @@
+"""Caches and variants on a tiny pipeline: what they change, and that nothing of them stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_fast, make_pipe
+from mrflow import MrFlow, Plan
+from mrflow.bench import caches
+from mrflow.bench.caches import Cache, cached, read_cache
+from mrflow.bench.methods import Method, read_methods
+from mrflow.bench.variants import run_latent, run_unrefined
+from mrflow.errors import MissingExtraError, ModelError, PlanError, RequestError
+from mrflow.images import to_pil
+
+SETTINGS = {"prompt": "a red boat", "seed": 3, "width": 64, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def fast() -> MrFlow:
+    return make_fast(make_pipe())
+
+
+def run(fast: MrFlow, text: str) -> np.ndarray:
+    (method,) = read_methods([text])
+    return np.asarray(method.run(fast, **SETTINGS).images[0])
+
+
+@pytest.mark.parametrize("text", ["first-block@0.2", "taylorseer@4", "cache-dit@0.1"])
+def test_caches_are_read(text: str) -> None:
+    cache = read_cache(text)
+    assert f"{cache.kind}@{cache.level:g}" == text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no cache ''"),
+        ("teacache@1", "Known: first-block"),
+        ("first-block", "after @ comes a number"),
+        ("first-block@much", "after @ comes a number"),
+        ("first-block@nan", "between 0 and 100"),
+        ("first-block@-1", "between 0 and 100"),
+        ("taylorseer@1.5", "whole number"),
+        ("taylorseer@inf", "whole number"),
+        ("taylorseer@0", "whole number"),
+    ],
+)
+def test_what_is_no_cache_is_refused(text: str, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        read_cache(text)
+
+
+@pytest.mark.parametrize("kind", ["first-block", "taylorseer"])
+def test_a_cache_skips_steps_and_leaves_nothing(fast: MrFlow, kind: str) -> None:
+    plain = run(fast, "native:8")
+    forward = fast.pipe.transformer.forward
+    blocks: list[int] = []
+    handle = fast.pipe.transformer.single_transformer_blocks[0].attn.register_forward_pre_hook(
+        lambda *_: blocks.append(1)
+    )
+    with_cache = run(fast, f"native:8,cache={kind}@{'50' if kind == 'first-block' else '3'}")
+    cached_blocks = len(blocks)
+    blocks.clear()
+    again = run(fast, "native:8")
+    handle.remove()
+    assert cached_blocks < len(blocks)
+    assert not np.array_equal(with_cache, plain)
+    assert np.array_equal(again, plain)
+    assert fast.pipe.transformer.forward == forward
+    assert not fast.pipe.transformer.is_cache_enabled
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cache_dit_leaves_nothing_for_other_caches_to_trip_over() -> None:
+    pytest.importorskip("cache_dit")
+    from diffusers import FluxTransformer2DModel
+
+    pipe = make_pipe()
+    torch.manual_seed(0)
+    layers = {"num_layers": 2, "num_single_layers": 2}
+    pipe.transformer = FluxTransformer2DModel.from_config({**pipe.transformer.config, **layers}).eval()
+    fast = make_fast(pipe)
+    plain, other = run(fast, "native:8"), run(fast, "native:8,cache=first-block@50")
+    forwards = [vars(module).get("forward") for module in pipe.transformer.modules()]
+    for _ in range(2):
+        assert not np.array_equal(run(fast, "native:8,cache=cache-dit@50"), plain)
+        assert [vars(module).get("forward") for module in pipe.transformer.modules()] == forwards
+        assert np.array_equal(run(fast, "native:8"), plain)
+        assert np.array_equal(run(fast, "native:8,cache=first-block@50"), other)
+    assert np.array_equal(run(fast, "native:8,cache=cache-dit@0"), plain)
+
+
+def test_a_cache_that_never_reuses_changes_nothing(fast: MrFlow) -> None:
+    assert np.array_equal(run(fast, "native:4,cache=first-block@0"), run(fast, "native:4"))
+    assert np.array_equal(run(fast, "4+1:cache=first-block@0"), run(fast, "4+1"))
+
+
+def test_a_cache_is_taken_off_after_an_error(fast: MrFlow) -> None:
+    with pytest.raises(KeyError), cached(fast.pipe, Cache("first-block", 0.1)):
+        raise KeyError
+    assert not fast.pipe.transformer.is_cache_enabled
+
+
+def test_a_pipeline_with_a_cache_of_its_own_is_said(fast: MrFlow) -> None:
+    with (
+        cached(fast.pipe, Cache("first-block", 0.1)),
+        pytest.raises(ModelError, match="already been enabled"),
+        cached(fast.pipe, Cache("taylorseer", 3)),
+    ):
+        pass
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"mrflow\[caches\]"):
+        read_methods(["native:cache=cache-dit@0.1"])
+
+
+def test_unrefined_is_the_upscaled_picture(fast: MrFlow) -> None:
+    result = run_unrefined(fast, Plan(steps=2), **SETTINGS)
+    whole = fast(plan=Plan(steps=2), stages=True, **SETTINGS)
+    assert np.array_equal(np.asarray(result.images[0]), np.asarray(whole.upscaled[0]))
+    assert set(result.seconds) == {"text", "draft", "decode_draft", "upscale", "total"}
+    assert result.seconds["total"] >= sum(value for name, value in result.seconds.items() if name != "total")
+    assert np.array_equal(run(fast, "2+0"), np.asarray(result.images[0]))
+
+
+def test_latents_enlarged_are_those_of_a_plan_without_enlarging(fast: MrFlow) -> None:
+    """At scale 1 nothing is enlarged: the latents' way is then the draft, noise and the refine pass alone."""
+    from mrflow.passes import borrowed
+    from mrflow.progress import Clock
+    from mrflow.request import Job
+    from mrflow.sampling import add_noise, make_noise, refine_generators
+    from mrflow.stages import Stages
+
+    plan = fast.model.resolve_plan(Plan(steps=2, scale=1.0))
+    with borrowed(fast.pipe):
+        stages = Stages(model=fast.model, clock=Clock(torch.device("cpu")))
+        rows = stages.encode_prompts([Job("a red boat", "", 3)], guided=True, batch_size=1)
+        held = stages.draft_latents(rows, [3], plan, (64, 64), lambda _: None)
+        latents = fast.model.backbone.layout.unpack(fast.pipe, held, 64, 64)
+        generators = refine_generators([3])
+        noised = add_noise(latents, plan.refine_sigma, make_noise(latents.shape[1:], generators))
+        pixels = stages.refine(noised, rows, plan, (64, 64), generators)
+    result = run_latent(fast, Plan(steps=2, scale=1.0), **SETTINGS)
+    assert np.array_equal(np.asarray(result.images[0]), np.asarray(to_pil(pixels)[0]))
+    twice = run_latent(fast, Plan(steps=2), **SETTINGS)
+    assert twice.images[0].size == (64, 64)
+    assert set(twice.seconds) == {"text", "draft", "upscale", "refine", "decode", "total"}
+
+
+def test_latents_of_an_unknown_layout_are_refused(fast: MrFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(type(fast.model.backbone), "layout")
+    with pytest.raises(RequestError, match="how its latents lie"):
+        run_latent(fast, Plan(steps=2), **SETTINGS)
+
+
+def test_upscalers_of_methods(fast: MrFlow, network_file) -> None:
+    pictures = [run(fast, f"2+1:upscaler={name}") for name in ("bicubic", "lanczos", "latent", network_file)]
+    for k, picture in enumerate(pictures):
+        assert not any(np.array_equal(picture, other) for other in pictures[:k])
+    assert np.array_equal(pictures[0], run(fast, "2+1"))  # its own is bicubic
+
+
+def test_plain_methods_are_told_from_others() -> None:
+    texts = ["native:2", "2+1:scale=1.5", "2+1:upscaler=latent", "2+0", "native:cache=first-block@1"]
+    assert [method.plain for method in read_methods(texts)] == [True, True, False, False, False]
+    assert Method(name="a").plain
