@@ -2,8 +2,9 @@
 
 What a model paints depends on its weights; what a step costs depends on its architecture alone. The files in
 architectures/ hold published configurations; weights are drawn where they will be used, in the dtype they will
-have, so that memory never holds them twice. Prompts are read byte by byte, for no vocabulary is at hand: where a
-pipeline pads texts to a fixed length, as FLUX.1 does, the text encoders' work is the same.
+have, so that memory never holds them twice. No vocabulary is at hand: where a pipeline pads texts to a fixed
+length, as FLUX.1 does, prompts are read byte by byte, and the text encoders' work is the same; where texts keep
+their own length, a word, a sign or a line's end is one token, about what the real vocabularies make of English.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ def make_component(part: Spec) -> Any:
     """Return a component: a model whose parameters hold no data yet, a scheduler or a tokenizer."""
     if "bytes" in part:
         return _byte_tokenizer(part["bytes"])
+    if "words" in part:
+        return _word_tokenizer(part["words"], part["marks"], part.get("chat_template"))
     from accelerate import init_empty_weights
 
     library, _, name = part["class"].partition(".")
@@ -159,3 +162,21 @@ def _byte_tokenizer(max_length: int) -> Any:
         unk_token="<unk>",
         model_max_length=max_length,
     )
+
+
+def _word_tokenizer(max_length: int, marks: list[str], chat_template: str | None) -> Any:
+    """Return a tokenizer for which every word is the same token, every digit and run of signs too.
+
+    marks: the chat template's own tokens. Nothing is an unknown word, which a warning would name.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {text: k for k, text in enumerate(["<pad>", "<word>", *marks])}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<word>"))
+    pieces = Regex(r"\n|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="removed", invert=True)
+    tokenizer.add_special_tokens(["<pad>", *marks])
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", model_max_length=max_length)
+    made.chat_template = chat_template
+    return made
