@@ -73,26 +73,6 @@ def test_a_cache_skips_steps_and_leaves_nothing(fast: MrFlow, kind: str) -> None
     assert not fast.pipe.transformer.is_cache_enabled
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_cache_dit_leaves_nothing_for_other_caches_to_trip_over() -> None:
-    pytest.importorskip("cache_dit")
-    from diffusers import FluxTransformer2DModel
-
-    pipe = make_pipe()
-    torch.manual_seed(0)
-    layers = {"num_layers": 2, "num_single_layers": 2}
-    pipe.transformer = FluxTransformer2DModel.from_config({**pipe.transformer.config, **layers}).eval()
-    fast = make_fast(pipe)
-    plain, other = run(fast, "native:8"), run(fast, "native:8,cache=first-block@50")
-    forwards = [vars(module).get("forward") for module in pipe.transformer.modules()]
-    for _ in range(2):
-        assert not np.array_equal(run(fast, "native:8,cache=cache-dit@50"), plain)
-        assert [vars(module).get("forward") for module in pipe.transformer.modules()] == forwards
-        assert np.array_equal(run(fast, "native:8"), plain)
-        assert np.array_equal(run(fast, "native:8,cache=first-block@50"), other)
-    assert np.array_equal(run(fast, "native:8,cache=cache-dit@0"), plain)
-
-
 def test_a_cache_that_never_reuses_changes_nothing(fast: MrFlow) -> None:
     assert np.array_equal(run(fast, "native:4,cache=first-block@0"), run(fast, "native:4"))
     assert np.array_equal(run(fast, "4+1:cache=first-block@0"), run(fast, "4+1"))

@@ -10,6 +10,7 @@ import mrflow
 from mrflow.cli.balance import balance
 from mrflow.cli.batch import batch
 from mrflow.cli.bench import bench
+from mrflow.cli.compare import compare
 from mrflow.cli.draft import draft
 from mrflow.cli.enhance import enhance
 from mrflow.cli.export import export
@@ -18,6 +19,7 @@ from mrflow.cli.generate import generate
 from mrflow.cli.models import models
 from mrflow.cli.replay import replay
 from mrflow.cli.serve import serve
+from mrflow.cli.tune import tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,5 +47,8 @@ def root(
     """
 
 
-for command in (generate, draft, finish, enhance, replay, batch, serve, models, bench, balance, export):
+for command in (
+    *(generate, draft, finish, enhance, replay, batch, serve, models),
+    *(bench, balance, compare, tune, export),
+):
     app.command()(command)

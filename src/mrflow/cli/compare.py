@@ -1,147 +1,222 @@
-"""`mrflow generate --compare`: the plain pipeline beside the staged one, timed, as one picture."""
+"""`mrflow compare`: methods side by side on many prompts, scored, as a report."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
+import typer
 
-from mrflow.bench.timing import Timed, speedup, time_in_turn
-from mrflow.cli.jobs import PictureOptions
+from mrflow.bench.compare import Course, count_runs, missing, run_turns
+from mrflow.bench.environment import describe_environment
+from mrflow.bench.equal_time import RUNS as EQUAL_TIME_RUNS
+from mrflow.bench.equal_time import steps_of_equal_time
+from mrflow.bench.ledger import Ledger, read_course
+from mrflow.bench.methods import Method, read_methods
+from mrflow.bench.plot import check_plotting
+from mrflow.bench.prompts import read_questions
+from mrflow.cli import options
 from mrflow.cli.loading import ModelOptions
-from mrflow.cli.outputs import companion
-from mrflow.cli.planning import PlanOptions
-from mrflow.cli.progress import STAGE_NAMES, run_bar
-from mrflow.cli.reporting import say, stderr_console
-from mrflow.cli.side_by_side import Panel, draw_side_by_side
-from mrflow.cli.writing import tell_json, tell_paths
+from mrflow.cli.progress import run_bar
+from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_console
+from mrflow.cli.writing import tell_paths
 from mrflow.errors import RequestError
-from mrflow.files import save_image
+from mrflow.request import make_seeds
+from mrflow.sizes import parse_size
 
 if TYPE_CHECKING:
-    from mrflow import MrFlow, Progress
-    from mrflow.plan import Plan
+    from mrflow import MrFlow
+    from mrflow.sizes import Size
 
-_LABELS = ("native", "staged", "draft", "upscaled")
-_WARM_UP_STEPS = 2  # of the native run: every kernel and buffer of a step is used, without the other 48
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The two ways of making the same picture."""
-
-    native: Timed
-    staged: Timed
-
-    @property
-    def speedup(self) -> float:
-        """How many times faster staged is: the ratio of the medians, end to end."""
-        return speedup(self.native, self.staged).median
+_WHAT, _HOW, _WHERE = "What", "How", "Output"
+METHODS = (
+    *("native", "native:25", "native:12", "12+1", "20+1", "12+1:upscaler=bicubic", "12+1:upscaler=lanczos"),
+    *("12+1:upscaler=latent", "12+0", "native:cache=first-block@0.1", "native:cache=taylorseer@4"),
+)
 
 
 def compare(
-    wanted: PictureOptions,
-    plans: PlanOptions,
-    models: ModelOptions,
-    *,
-    repeats: int,
-    out: str | None,
-    force: bool,
-    stages: bool,
-    as_json: bool,
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="METHOD",
+            help="native:25, native:cache=first-block@0.1, 12+1, 12+1:refine_sigma=0.2, 12+1:upscaler=lanczos, "
+            "12+1:upscaler=latent, 12+0 (not refined); the first is the baseline. docs/benchmarks.md has all.",
+            show_default=" ".join(METHODS),
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help='One prompt a line, or .jsonl objects with "prompt" and perhaps "labels".',
+            rich_help_panel=_WHAT,
+            show_default="256 captions of vista's world",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="Only the first N prompts.", rich_help_panel=_WHAT),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", help="Pictures per prompt.", rich_help_panel=_WHAT)
+    ] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first picture.", rich_help_panel=_WHAT)] = 0,
+    size: options.Size = None,
+    equal_time: Annotated[
+        bool,
+        typer.Option(
+            "--equal-time/--no-equal-time",
+            help="Add the native run that takes as long as the first plan; its steps are measured first.",
+            rich_help_panel=_HOW,
+        ),
+    ] = True,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Scores by further networks: clip, lpips (mrflow\\[metrics]), image-reward "
+            "(mrflow\\[image-reward]); their weights are downloaded.",
+            rich_help_panel=_HOW,
+            show_default="none",
+        ),
+    ] = None,
+    model: options.Model = "vista",
+    upscaler: options.Upscaler = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="Pictures, seconds and report.", rich_help_panel=_WHERE
+        ),
+    ] = Path("compare"),
+    show: Annotated[
+        int,
+        typer.Option(
+            "--show", metavar="N", min=0, help="Prompts with pictures in the report.", rich_help_panel=_WHERE
+        ),
+    ] = 12,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
-    """Make one picture both ways, write them side by side and say what each took.
+    """Run methods side by side on many prompts and score them: speed, quality, sharpness, colour.
 
-    Raises RequestError for more than one picture, and what generate raises.
+    For each prompt all methods run in turn, and who begins rotates. Every picture is kept with its seconds:
+    stop it when you like, the same command goes on. More methods can be added later to what is there.
+
+    Examples:
+      mrflow compare --limit 8 native:12 4+1 4+0 --out quick
+      mrflow compare --out vista
+      mrflow compare native 12+1 20+1 12+1:upscaler=bicubic -m black-forest-labs/FLUX.1-dev --prompts mine.txt
     """
-    if len(wanted.jobs) > 1:
-        raise RequestError(f"--compare makes one picture; {len(wanted.jobs)} are asked for. Give one prompt.")
-    labels = _LABELS if stages else ()
-    path = wanted.outputs(out, "{prompt}-{seed}-compare.png", companions=labels, force=force)[0]
-    fast = models.load()
-    compared = _measure(fast, wanted.arguments(), plans.resolve(fast), repeats)
-    save_image(_sheet(compared, wanted.prompts[0]), path, overwrite=force)
-    beside = {label: companion(path, label) for label in labels}
-    if beside:
-        _write_stages(compared, beside, force=force)
-    if as_json:
-        tell_json(_as_json(compared, path, beside))
+    with reporting(debug):
+        from mrflow.metrics import learned
+        from mrflow.metrics.similarity import check_similarity
+
+        check_plotting()
+        check_similarity()
+        chosen = learned.choose(metrics or [])
+        course = Course(
+            methods=read_methods(methods or METHODS),
+            questions=read_questions(prompts, limit),
+            seeds=seeds,
+            seed=make_seeds(seed, 1)[0],
+        )
+        fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
+        pixels = _resolve_size(fast, course, parse_size(size))
+        head = {"format": 1, **_describe(fast), "size": list(pixels)}
+        with each_warning_once():
+            course, equal = _add_equal_time(fast, course, pixels, out) if equal_time else (course, None)
+            head["equal_time"] = equal
+            names = [method.name for method in course.methods]
+            ledger = Ledger(out, {**head, **course.to_dict(), "methods": names})
+            _make(fast, course, ledger, pixels)
+            scores = _score(fast, course, ledger, chosen)
+        from mrflow.bench.report import write_report
+        from mrflow.cli.compare_table import print_scores
+
+        paths = write_report(out, course, ledger, head, scores, show)
+        print_scores(scores, stderr_console())
+        if as_json:
+            typer.echo(json.dumps({**head, "scores": scores}, allow_nan=False))
+        else:
+            tell_paths(paths)
+
+
+def _make(fast: MrFlow, course: Course, ledger: Ledger, size: Size) -> None:
+    """Make the pictures that are missing."""
+    turns = missing(course, ledger)
+    if ledger.runs:
+        say(f"{len(ledger.runs)} runs are there from before and are kept")
+    if turns:
+        with run_bar(count_runs(turns)) as on_run:
+            run_turns(fast, course, ledger, turns, size, on_run)
+
+
+def _score(fast: MrFlow, course: Course, ledger: Ledger, chosen: list[Any]) -> dict[str, Any]:
+    from mrflow.bench.report import score_course
+    from mrflow.metrics import learned
+
+    networks = {one.name: learned.load(one, fast.model.device) for one in chosen}
+    inspected = fast.model.name == "vista" or any(each.labels for each in course.questions)
+    say("scoring")
+    with run_bar(len(course.methods) * len(course.items)) as on_picture:
+        return score_course(course, ledger, networks, on_picture, inspected=inspected)
+
+
+def _add_equal_time(
+    fast: MrFlow, course: Course, size: Size, folder: Path
+) -> tuple[Course, dict[str, Any] | None]:
+    """Return the course with the native run that takes the time of its first plan, and what was found.
+
+    What an earlier run of the same command found is kept: a second measurement would give other steps.
+    """
+    reference = next((method for method in course.methods if method.plan is not None and method.plain), None)
+    if reference is None or course.methods[0].plan is not None:
+        return course, None
+    before = (read_course(folder) or {}).get("equal_time")
+    if isinstance(before, dict) and before.get("method") == reference.name:
+        steps = int(before["steps"])
     else:
-        tell_paths([path, *beside.values()])
-    _tell_seconds(compared)
+        say(f"measuring how many native steps take the time of {reference.name}")
+        question, seed = course.items[0]
+        settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1]}
+        with run_bar(EQUAL_TIME_RUNS) as on_run:
+            steps = steps_of_equal_time(fast, reference, {**settings, "callback": _ignore}, on_run)
+    equal = {"method": reference.name, "steps": steps}
+    plain = [method.steps for method in course.methods if method.plan is None and method.plain]
+    if steps in plain:
+        return course, equal
+    native = Method(name=f"native:{steps}", steps=steps)
+    return replace(course, methods=[*course.methods, native]), equal
 
 
-def _measure(fast: MrFlow, arguments: dict[str, Any], plan: Plan, repeats: int) -> Comparison:
-    settings = {**arguments, "plan": plan, "callback": _ignore}
-    with run_bar(2 * repeats + 2) as on_run:
-        on_run("warm up")
-        fast.native(**settings, steps=_WARM_UP_STEPS)
-        on_run("warm up")
-        fast(**settings)
-        ways = {"native": lambda: fast.native(**settings), "staged": lambda: fast(**settings, stages=True)}
-        return Comparison(**time_in_turn(ways, repeats, on_run))
-
-
-def _ignore(_news: Progress) -> None:
+def _ignore(_news: object) -> None:
     """Keep the pipeline's own bar silent."""
 
 
-def _sheet(compared: Comparison, prompt: str) -> Any:
-    native, staged = compared.native, compared.staged
-    native_plan, plan = (each.result.recipes[0].plan for each in (native, staged))
-    panels = [
-        Panel(native.result.images[0], f"native, {native_plan.steps} steps", f"{native.seconds['total']:.2f} s"),
-        Panel(
-            staged.result.images[0],
-            f"staged, {plan.label} steps",
-            f"{staged.seconds['total']:.2f} s, {compared.speedup:.1f} times faster",
-        ),
-    ]
-    return draw_side_by_side(panels, prompt)
-
-
-def _write_stages(compared: Comparison, beside: dict[str, Path], *, force: bool) -> None:
-    for label, timed in (("native", compared.native), ("staged", compared.staged)):
-        save_image(timed.result.images[0], beside[label], timed.result.recipes[0], overwrite=force)
-    staged = compared.staged.result
-    staged.drafts[0].save(beside["draft"], overwrite=force)
-    save_image(staged.upscaled[0], beside["upscaled"], overwrite=force)
-
-
-def _as_json(compared: Comparison, path: Path, beside: dict[str, Path]) -> dict[str, Any]:
+def _describe(fast: MrFlow) -> dict[str, Any]:
+    model = fast.model
     return {
-        "path": str(path),
-        "stages": {label: str(each) for label, each in beside.items()},
-        "speedup": compared.speedup,
-        "native": _timed_json(compared.native),
-        "staged": _timed_json(compared.staged),
+        "environment": describe_environment(model.device, model.dtype),
+        "model": {
+            "name": model.name,
+            "revision": model.revision,
+            "upscaler": model.upscaler.name,
+            "upscaler_sha256": model.upscaler.sha256,
+        },
     }
 
 
-def _timed_json(timed: Timed) -> dict[str, Any]:
-    return {
-        "seconds": timed.seconds,
-        "totals": timed.totals,
-        "recipe": json.loads(timed.result.recipes[0].to_json()),
-    }
-
-
-def _tell_seconds(compared: Comparison) -> None:
-    """Print the table of seconds on stderr."""
-    native, staged = compared.native.seconds, compared.staged.seconds
-    repeats = len(compared.native.runs)
-    table = Table(title=f"seconds, median of {repeats}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("stage", "native", "staged"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for stage, name in {**STAGE_NAMES, "total": "total"}.items():
-        cells = [f"{seconds[stage]:.3f}" if stage in seconds else "" for seconds in (native, staged)]
-        table.add_row(name, *cells, style="bold" if stage == "total" else "")
-    stderr_console().print(table)
-    spread = ", ".join(
-        f"{name} {min(totals):.3f} to {max(totals):.3f}"
-        for name, totals in (("native", compared.native.totals), ("staged", compared.staged.totals))
-    )
-    say(f"staged is {compared.speedup:.2f} times faster (range: {spread})")
+def _resolve_size(fast: MrFlow, course: Course, pixels: Any) -> Size:
+    """Return the size, which fits the model and all plans; raises SizeError."""
+    width, height = pixels
+    sizes = {fast.model.resolve_size(width, height, method.plan) for method in course.methods}
+    if len(sizes) != 1:
+        raise RequestError("The methods make pictures of several sizes; give one with --size.")
+    return sizes.pop()

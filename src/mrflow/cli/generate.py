@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mrflow.cli import options
-from mrflow.cli.compare import compare
+from mrflow.cli.both_ways import make_both
 from mrflow.cli.jobs import PictureOptions
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.planning import PlanOptions, check_native
@@ -82,7 +82,7 @@ def generate(
         if native:
             check_native(plans, {"--compare": compare_native, "--stages": stages})
         if compare_native:
-            compare(wanted, plans, models, repeats=repeats, out=out, force=force, stages=stages, as_json=as_json)
+            make_both(wanted, plans, models, repeats=repeats, out=out, force=force, stages=stages, as_json=as_json)
             return
         kept = ("draft", "upscaled") if stages else ()
         paths = wanted.outputs(out, "{prompt}-{seed}.png", companions=kept, force=force)

@@ -1,0 +1,163 @@
+"""Methods side by side: the same prompts and seeds, in turn, every picture kept with its seconds.
+
+For each prompt and seed all methods run one after another, and who begins rotates: a slow minute of the machine
+falls on all, and none always runs on caches that another has warmed. Speed is compared within one such turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mrflow.bench.ledger import EVERY, Json, Ledger, Run
+from mrflow.bench.memory import PeakMemory
+from mrflow.bench.methods import Method
+from mrflow.bench.prompts import Question
+from mrflow.errors import RequestError
+from mrflow.metrics.color import moments
+
+if TYPE_CHECKING:
+    import torch
+
+    from mrflow.pipeline import MrFlow
+    from mrflow.progress import Progress
+    from mrflow.results import Result
+    from mrflow.sizes import Size
+
+OnRun = Callable[[str], None]
+_STAGES = ("decode_draft", "upscale", "decode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What is compared. The first method is the baseline. seeds: pictures per prompt, with seeds of their own.
+
+    timed_against: the method whose time the others are held against; None is the baseline.
+    """
+
+    methods: Sequence[Method]
+    questions: Sequence[Question]
+    seeds: int = 1
+    seed: int = 0
+    timed_against: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.seeds <= 100:
+            raise RequestError(f"seeds is {self.seeds}; it must lie between 1 and 100. Try 1.")
+
+    @property
+    def items(self) -> list[tuple[Question, int]]:
+        """Each prompt with each of its seeds, the pictures of a prompt side by side."""
+        return [
+            (question, self.seed + number * self.seeds + k)
+            for number, question in enumerate(self.questions)
+            for k in range(self.seeds)
+        ]
+
+    def to_dict(self) -> Json:
+        """Return the course as plain JSON values."""
+        prompts = [{"prompt": each.prompt, "labels": each.labels} for each in self.questions]
+        return {"questions": prompts, "seeds": self.seeds, "seed": self.seed}
+
+
+def missing(course: Course, ledger: Ledger) -> list[tuple[int, list[Method]]]:
+    """Return what is still to be made: items, and for each the methods in the order in which they run.
+
+    The baseline (or what stands for it in time) runs again with what is missing, unless this process has timed
+    it: speed is compared between runs of one turn only.
+    """
+    turns = []
+    able = [method for method in course.methods if not ledger.failed(method.name)]
+    for item in range(len(course.items)):
+        absent = {method.name for method in able if not ledger.done(method.name, item)}
+        if not absent:
+            continue
+        baseline = course.timed_against or course.methods[0].name
+        if not ledger.timed_now(baseline, item):
+            absent.add(baseline)
+        begin = item % len(able)
+        order = [*able[begin:], *able[:begin]]
+        turns.append((item, [method for method in order if method.name in absent]))
+    return turns
+
+
+def count_runs(turns: Sequence[tuple[int, Sequence[Method]]]) -> int:
+    """Return how many runs the turns take, the warm-up of each method included."""
+    return sum(len(methods) for _, methods in turns) + len({method.name for _, group in turns for method in group})
+
+
+def run_turns(
+    fast: MrFlow, course: Course, ledger: Ledger, turns: Sequence[tuple[int, Sequence[Method]]], size: Size,
+    on_run: OnRun,
+) -> None:  # fmt: skip
+    """Make what is missing. on_run: called with what runs before each run; what it raises ends the work."""
+    methods = {method.name: method for _, group in turns for method in group}
+    items = course.items
+    for method in methods.values():
+        on_run("warm up")
+        _make(fast, ledger, method.shortened(), items[0], size)
+    for item, group in turns:
+        for method in group:
+            on_run(method.name)
+            made = None if ledger.failed(method.name) else _make(fast, ledger, method, items[item], size)
+            if made is None:
+                continue
+            result, watch = made
+            run = Run(
+                method=method.name,
+                item=item,
+                session=ledger.session,
+                seconds=dict(result.seconds),
+                moments=watch.moments(),
+                memory=watch.gauge.read(),
+            )
+            if ledger.done(method.name, item):  # the baseline again, for its seconds
+                ledger.add(run)
+            else:
+                ledger.add(run, result.images[0], result.recipes[0])
+
+
+class Watch:
+    """A callback that keeps the pixels of each stage of one picture; a reference costs the run nothing.
+
+    gauge: of the run's peak of memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin with nothing seen."""
+        self.gauge = PeakMemory(device)
+        self.gauge.reset()
+        self._pixels: dict[str, Any] = {}
+
+    def __call__(self, news: Progress) -> None:
+        """Keep what a stage made."""
+        self.gauge(news)
+        if news.pixels is not None and news.stage in _STAGES:
+            self._pixels[news.stage] = news.pixels
+
+    def moments(self) -> dict[str, list[float]]:
+        """Return [red, green, blue, contrast] of each stage, in levels of 255."""
+        found = {stage: moments(pixels[0]) for stage, pixels in self._pixels.items()}
+        return {stage: [*each.mean, each.contrast] for stage, each in found.items()}
+
+
+def _make(
+    fast: MrFlow, ledger: Ledger, method: Method, item: tuple[Question, int], size: Size
+) -> tuple[Result, Watch] | None:
+    """Return what was made; a method that memory does not suffice for is written down, and None returned."""
+    import gc
+
+    import torch
+
+    question, seed = item
+    watch = Watch(fast.model.device)
+    settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1]}
+    try:
+        return method.run(fast, **settings, callback=watch), watch
+    except torch.OutOfMemoryError:
+        ledger.add(Run(method=method.name, item=EVERY, session=ledger.session, failed="out of memory"))
+        gc.collect()
+        if fast.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None

@@ -1,0 +1,164 @@
+"""docs/results.md, written from the results recorded in benchmarks/.
+
+python -m mrflow.bench.document benchmarks docs/results.md
+
+What is not recorded has no figure there, but the command that records it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrflow.bench.report_tables import columns_of, stage_rows, write
+from mrflow.bench.tradeoff import measured
+from mrflow.errors import OutputError
+
+Json = dict[str, Any]
+
+_HEAD = """\
+# Results
+
+Written by `python -m mrflow.bench.document benchmarks docs/results.md` from what is recorded in
+[benchmarks/](../benchmarks); a test keeps it current. Nothing here was typed by hand: what is not recorded has no
+figure, only the command that records it. How figures come about: [benchmarks.md](benchmarks.md).
+"""
+
+# file in benchmarks/: heading, and the commands that record it
+COMPARED = {
+    "compare-vista-cpu.json": (
+        "Quality and speed: vista on a CPU",
+        "mrflow compare --out compare-vista --show 24\n"
+        "cp compare-vista/scores.json benchmarks/compare-vista-cpu.json\n"
+        "cp compare-vista/tradeoff.png docs/images/tradeoff-vista-cpu.png",
+    ),
+}
+BENCHED = {
+    "bench-vista-cpu.json": (
+        "Cost: vista on a CPU",
+        "mrflow bench native native:12 12+1 20+1 --repeats 5 --json > benchmarks/bench-vista-cpu.json",
+    ),
+    "bench-flux1-dev-cuda.json": (
+        "Cost: FLUX.1-dev at full size, random weights, on a GPU",
+        "mrflow bench native:50 12+1 4+1 --random-weights flux1-dev --size 1024 --device cuda --json "
+        "> benchmarks/bench-flux1-dev-cuda.json",
+    ),
+    "bench-qwen-image-cuda.json": (
+        "Cost: Qwen-Image at full size, random weights, on a GPU",
+        "mrflow bench native:50 12+1 4+1 --random-weights qwen-image --size 1024 --device cuda --json "
+        "> benchmarks/bench-qwen-image-cuda.json",
+    ),
+}
+TUNED = {
+    "tuned-vista-cpu.json": (
+        "A tuned plan: vista on a CPU",
+        "mrflow tune --at-least 1.3x --out benchmarks/tuned-vista-cpu.json --work tuning-vista",
+    ),
+}
+
+
+def results_page(folder: Path, images: Path | None = None) -> str:
+    """Return the page about the files in `folder`; images: the folder with plots, linked where they are.
+
+    Raises OutputError for a file that is no such result.
+    """
+    parts = [_HEAD]
+    for files, describe in ((COMPARED, _compared), (TUNED, _tuned), (BENCHED, _benched)):
+        for name, (heading, command) in files.items():
+            parts.append(f"## {heading}\n")
+            path = folder / name
+            parts += list(describe(_read(path))) if path.is_file() else ["Not recorded yet. To record it:\n"]
+            plot = images / f"{name.removesuffix('.json').replace('compare', 'tradeoff')}.png" if images else None
+            if plot is not None and plot.is_file() and path.is_file():
+                parts.append(f"![Quality against speed-up](images/{plot.name})\n")
+            parts.append("\n".join(f"    {line}" for line in command.splitlines()) + "\n")
+    return "\n".join(parts)
+
+
+def _read(path: Path) -> Json:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} is no recorded result: {error}.") from None
+    if not isinstance(data, dict):
+        raise OutputError(f"{path} is no recorded result.")
+    return data
+
+
+def _compared(report: Json) -> Iterator[str]:
+    scores = report["scores"]
+    yield f"{_place(report)}, {report['size'][0]}x{report['size'][1]}, {scores['prompts']} prompts.\n"
+    for heading, note, columns in columns_of(scores):
+        yield f"### {heading}\n\n{note}\n"
+        rows = [
+            [row["name"], *(f"{value} ({note})" if note else value for value, note in _cells(columns, row))]
+            for row in measured(scores)
+        ]
+        yield _table(["method", *(column.name for column in columns)], rows)
+    names, rows = stage_rows(scores)
+    yield "### Seconds by stage\n"
+    yield _table(["method", *names], rows)
+
+
+def _cells(columns: Sequence[Any], row: Json) -> list[tuple[str, str]]:
+    return [column.cell(row) for column in columns]
+
+
+def _tuned(data: Json) -> Iterator[str]:
+    measured_on = data["measured"]
+    yield f"{_place(measured_on)}; against {measured_on['reference']}.\n"
+    yield _table(
+        ["method", "times faster", "composite", "change of composite", "prompts"],
+        [
+            [
+                each["method"],
+                _joined(write(each["times_faster"], 2)),
+                _joined(write(each["composite"], 3)),
+                _joined(write(each["change_of_composite"], 3, True)),
+                str(each["prompts"]),
+            ]
+            for each in measured_on["all"]
+        ],
+    )
+
+
+def _benched(report: Json) -> Iterator[str]:
+    yield f"{_place(report)}, median of {report['course']['repeats']} in turn.\n"
+    rows = []
+    for group in report["groups"]:
+        for method in group["methods"]:
+            if "failed" in method:
+                cells = [method["failed"], ""]
+            else:
+                total, ratio = method["seconds"]["total"], method["speedup"]
+                cells = [
+                    f"{total['median']:.3f} ({total['low']:.3f} to {total['high']:.3f})",
+                    "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+                ]
+            rows.append([method["name"], f"{group['width']}x{group['height']}", str(group["batch"]), *cells])
+    yield _table(["method", "size", "batch", "seconds", "times faster"], rows)
+
+
+def _place(report: Mapping[str, Any]) -> str:
+    place, commit = report["environment"], report["environment"]["commit"] or "unknown"
+    return (
+        f"{report['model']['name']} on {place['device_name']} ({place['device']}, {place['dtype']}, "
+        f"{place['threads']} threads), torch {place['versions']['torch']}, commit {commit[:12]}"
+    )
+
+
+def _joined(cell: tuple[str, str]) -> str:
+    return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[2])
+    target.write_text(results_page(Path(sys.argv[1]), target.parent / "images"), encoding="utf-8")

@@ -1,0 +1,134 @@
+"""Which figures stand in which column, and how they are written: for the page, the terminal and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mrflow.bench.tradeoff import measured
+from mrflow.metrics.attributes import GROUPS
+from mrflow.metrics.learned import LEARNED
+
+Json = dict[str, Any]
+Cell = tuple[str, str]
+"""A figure and its interval, as texts; empty where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. cell: of a method's figures."""
+
+    name: str
+    cell: Callable[[Json], Cell]
+
+
+def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
+    """Return the tables: heading, a line about it, and its columns; without columns that would be empty."""
+    rows = measured(scores)
+    tables = [
+        (
+            "Speed and quality",
+            "Figures with their 95% bootstrap intervals over prompts; changes are to the baseline, in pairs. The "
+            "composite is the share found, times sharpness and contrast relative to the baseline, each at most 1.",
+            [
+                Column("times faster", lambda row: write(row["speed"]["speedup"], 2)),
+                Column("seconds, median", lambda row: (f"{row['speed']['seconds']['total']['median']:.3g}", "")),
+                Column("peak memory, GiB", _memory),
+                Column("composite", lambda row: write(row["quality"]["composite"], 3)),
+                Column("change of composite", lambda row: write(row["quality"]["composite_change"], 3, True)),
+                Column("found", lambda row: write(row["quality"]["found"].get("all"), 3)),
+                Column("change of found", lambda row: write(row["quality"]["found_change"].get("all"), 3, True)),
+                Column("sharpness", lambda row: write(row["quality"]["sharpness"], 3)),
+                Column("contrast", lambda row: write(row["quality"]["contrast"], 3)),
+                Column("Fréchet", _frechet),
+            ],
+        ),
+        (
+            "What is found",
+            f"The share of what prompts ask for that the inspector finds in the pictures. {_own(scores)}",
+            [Column(name, _of("found", name, 3)) for name in GROUPS],
+        ),
+        (
+            "Likeness and colour",
+            "PSNR and SSIM to the baseline's picture of the same seed: staged pictures differ from it by design. "
+            "Colour: channel means less the baseline's, in levels of 255. Diversity: over the seeds of a prompt.",
+            [
+                Column("PSNR, dB", lambda row: write(row["quality"]["psnr"], 2)),
+                Column("SSIM", lambda row: write(row["quality"]["ssim"], 3)),
+                *(Column(name, _of("color", name, 2, True)) for name in ("red", "green", "blue")),
+                Column("diversity", lambda row: write(row["quality"]["diversity"], 2)),
+                *(Column(LEARNED[name].about, _of("learned", name, 3)) for name in LEARNED),
+            ],
+        ),
+        (
+            "Drift from stage to stage",
+            "How channel means and contrast move within the same picture, in levels of 255: by the upscaler, and "
+            "by encoding, refining and decoding.",
+            [
+                Column(f"{stage}: {channel}", _moved(stage, channel))
+                for stage in ("upscale", "refine")
+                for channel in ("red", "green", "blue", "contrast")
+            ],
+        ),
+    ]
+    kept = [
+        (heading, note, [column for column in columns if any(column.cell(row)[0] for row in rows)])
+        for heading, note, columns in tables
+    ]
+    return [table for table in kept if table[2]]
+
+
+def stage_rows(scores: Json) -> tuple[list[str], list[list[str]]]:
+    """Return the stages' names, and a row for each method: its name and median seconds."""
+    rows = measured(scores)
+    names = list(dict.fromkeys(stage for row in rows for stage in row["speed"]["seconds"]))
+    names = [*(name for name in names if name != "total"), "total"]
+    return [name.replace("_", " ") for name in names], [
+        [
+            row["name"],
+            *(
+                f"{row['speed']['seconds'][name]['median']:.3f}" if name in row["speed"]["seconds"] else ""
+                for name in names
+            ),
+        ]
+        for row in rows
+    ]
+
+
+def write(estimate: Json | None, digits: int, signed: bool = False) -> Cell:
+    """Return an estimate as texts, both empty where nothing was measured."""
+    if estimate is None or estimate["value"] is None:
+        return "", ""
+    style = f"{'+' if signed else ''}.{digits}f"
+    return format(estimate["value"], style), f"{estimate['low']:{style}} to {estimate['high']:{style}}"
+
+
+def _own(scores: Json) -> str:
+    """Return how well the inspector reads fresh renders, where that is known."""
+    own = scores.get("inspector") or {}
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in own.items())
+    return f"In fresh renders it names rightly: {shares}." if shares else ""
+
+
+def _memory(row: Json) -> Cell:
+    peak = row["speed"]["peak_memory"]
+    return ("" if peak is None else f"{peak / 2**30:.2f}"), ""
+
+
+def _frechet(row: Json) -> Cell:
+    found = row["quality"]["frechet"]
+    if found is None:
+        return "", ""
+    change = found.get("change")
+    note = f"change {change['value']:+.2f} ({change['low']:+.2f} to {change['high']:+.2f})" if change else ""
+    return f"{found['value']:.2f}", note
+
+
+def _of(table: str, name: str, digits: int, signed: bool = False) -> Callable[[Json], Cell]:
+    """Return what writes one of the quality figures that have a name of their own."""
+    return lambda row: write(row["quality"][table].get(name), digits, signed)
+
+
+def _moved(stage: str, channel: str) -> Callable[[Json], Cell]:
+    return lambda row: write(row["drift"].get(stage, {}).get(channel), 2, True)

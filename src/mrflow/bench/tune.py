@@ -1,0 +1,175 @@
+"""A plan for a target: candidates are measured on few prompts, the better half of them on more, and so on.
+
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) over the machinery of `compare`: every picture is
+kept, so that a later round only adds prompts, and a stopped search goes on. The reference and the best native run
+stay to the end, whatever their place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mrflow.bench.compare import Course, missing, run_turns
+from mrflow.bench.ledger import Json, Ledger
+from mrflow.bench.marks import Examiner, Marks, measure_pictures
+from mrflow.bench.methods import Method
+from mrflow.bench.scores import composite, composite_change, items_of, speedup
+from mrflow.errors import RequestError
+from mrflow.metrics.intervals import Estimate
+
+if TYPE_CHECKING:
+    from mrflow.pipeline import MrFlow
+    from mrflow.sizes import Size
+
+OnRun = Callable[[str], None]
+_FEWEST = 4  # prompts of the first round: below, the order is chance
+_LAST = 3  # candidates in the last round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is looked for, relative to the reference. Checked on creation: raises RequestError.
+
+    at_least: times faster. at_most_loss: of the composite. max_memory: bytes at the peak. None sets no bound.
+    """
+
+    at_least: float | None = None
+    at_most_loss: float | None = None
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_least is None and self.at_most_loss is None and self.max_memory is None:
+            raise RequestError("There is no target. Give --at-least 1.3, --at-most-loss 0.01 or --max-memory 12.")
+        for name, low, high in (("at_least", 0.01, 1000), ("at_most_loss", 0, 1), ("max_memory", 1, 2**50)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise RequestError(f"{name} is {value}; it must lie between {low} and {high}.")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured of a candidate. faster, change: than the reference, and of the composite."""
+
+    method: Method
+    faster: Estimate
+    quality: Estimate
+    change: Estimate
+    memory: int | None
+    prompts: int
+
+    def meets(self, target: Target) -> bool:
+        """Return whether the figures, as measured, are within the target."""
+        faster, change = self.faster.value, self.change.value
+        return (
+            (target.at_least is None or (faster is not None and faster >= target.at_least))
+            and (target.at_most_loss is None or (change is not None and change >= -target.at_most_loss))
+            and (target.max_memory is None or (self.memory is not None and self.memory <= target.max_memory))
+        )
+
+    def rank(self, target: Target) -> tuple[bool, float]:
+        """Return what candidates are ordered by: within the target first, then the better of the open end.
+
+        With a bound on the loss alone the open end is speed; else it is quality.
+        """
+        by_speed = target.at_most_loss is not None and target.at_least is None
+        value = self.faster.value if by_speed else self.quality.value
+        return self.meets(target), -math.inf if value is None else value
+
+    def to_dict(self) -> Json:
+        """Return the figures as plain JSON values."""
+        return {
+            "method": self.method.name,
+            "times_faster": self.faster.to_dict(),
+            "composite": self.quality.to_dict(),
+            "change_of_composite": self.change.to_dict(),
+            "peak_memory": self.memory,
+            "prompts": self.prompts,
+        }
+
+
+def rounds_of(candidates: int, prompts: int) -> list[tuple[int, int]]:
+    """Return (candidates, prompts) of each round: the candidates halve, the prompts double up to all of them."""
+    rounds = []
+    left, count = candidates, min(_FEWEST, prompts)
+    while left > _LAST and count < prompts:
+        rounds.append((left, count))
+        left, count = max(_LAST, math.ceil(left / 2)), min(2 * count, prompts)
+    return [*rounds, (left, prompts)]
+
+
+def search(
+    fast: MrFlow,
+    course: Course,
+    ledger: Ledger,
+    target: Target,
+    examiner: Examiner,
+    size: Size,
+    on_round: Callable[[int, int, int], OnRun],
+) -> list[Finding]:
+    """Return the findings of the last round, the best first.
+
+    course: its methods are the baseline that quality is measured by, the reference, and the candidates.
+    on_round: called with the number of methods, prompts and runs of a round; gives what is told of its runs.
+    """
+    base, reference, *candidates = course.methods
+    findings: list[Finding] = []
+    for left, prompts in rounds_of(len(candidates), len(course.questions)):
+        if findings:
+            candidates = keep(findings, target, left, reference)
+        part = replace(
+            course,
+            methods=[base, reference, *candidates],
+            questions=course.questions[:prompts],
+            timed_against=reference.name,
+        )
+        turns = missing(part, ledger)
+        on_run = on_round(len(candidates), prompts, sum(len(group) for _, group in turns))
+        run_turns(fast, part, ledger, turns, size, on_run)
+        findings = judge(part, ledger, target, examiner)
+    return findings
+
+
+def keep(findings: Sequence[Finding], target: Target, count: int, reference: Method) -> list[Method]:
+    """Return the best `count` candidates, and the best native run if it is not among them."""
+    ranked = [each.method for each in findings if each.method.name != reference.name]
+    native = next((method for method in ranked if method.plan is None), None)
+    kept = ranked[:count]
+    return kept if native is None or native in kept else [*kept, native]
+
+
+def judge(course: Course, ledger: Ledger, target: Target, examiner: Examiner) -> list[Finding]:
+    """Return what was measured of the reference and the candidates, the best first."""
+    base, reference, *candidates = course.methods
+    prompts = list(range(len(course.questions)))
+    items = items_of(course, prompts)
+
+    def marks_of(method: Method) -> Marks:
+        return measure_pictures(ledger, course, prompts, method.name, examiner, lambda _name: None)
+
+    own, other = marks_of(base), marks_of(reference)
+    findings = []
+    for method in (reference, *candidates):
+        if ledger.failed(method.name):
+            continue
+        marks = other if method is reference else marks_of(method)
+        memory = [run.memory for item in items for run in ledger.of(method.name, item) if run.memory is not None]
+        findings.append(
+            Finding(
+                method,
+                speedup(ledger, items, reference.name, method.name)[0],
+                composite(marks, own),
+                composite_change(marks, other, own),
+                max(memory) if memory else None,
+                len(prompts),
+            )
+        )
+    return sorted(findings, key=lambda each: each.rank(target), reverse=True)
+
+
+def choose(findings: Sequence[Finding], target: Target, reference: Method) -> Finding | None:
+    """Return the best plan within the target that no native run within it beats, None if there is none."""
+    best = next((each for each in findings if each.method.name != reference.name and each.meets(target)), None)
+    return best if best is not None and best.method.plan is not None else None

@@ -1,0 +1,49 @@
+"""docs/results.md holds what is recorded, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mrflow.bench.document import BENCHED, COMPARED, TUNED, results_page
+from mrflow.errors import OutputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_page_is_current() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    made = results_page(ROOT / "benchmarks", ROOT / "docs" / "images")
+    assert page == made, "python -m mrflow.bench.document benchmarks docs/results.md"
+
+
+def test_without_records_there_are_commands_and_no_figures(tmp_path: Path) -> None:
+    page = results_page(tmp_path)
+    files = {**COMPARED, **BENCHED, **TUNED}
+    assert page.count("Not recorded yet") == len(files)
+    assert "|" not in page
+    for heading, command in files.values():
+        assert heading in page
+        assert all(f"    {line}" in page for line in command.splitlines())
+
+
+def test_recorded_figures_are_written_as_they_are(tmp_path: Path) -> None:
+    place = {
+        **{"device_name": "a CPU", "device": "cpu", "dtype": "float32", "threads": 2, "commit": None},
+        "versions": {"torch": "2"},
+    }
+    value = {"value": 1.4321, "low": 1.3, "high": 1.5}
+    row = {"method": "8+1", "times_faster": value, "composite": value, "change_of_composite": value, "prompts": 32}
+    measured = {"environment": place, "model": {"name": "tiny"}, "reference": "12+1", "all": [row]}
+    (tmp_path / "tuned-vista-cpu.json").write_text(json.dumps({"format": 1, "plan": {}, "measured": measured}))
+    assert "| 8+1 | 1.43 (1.30 to 1.50) | 1.432 (1.300 to 1.500) | +1.432 (+1.300 to +1.500) | 32 |" in (
+        results_page(tmp_path)
+    )
+
+
+def test_a_broken_record_is_said(tmp_path: Path) -> None:
+    (tmp_path / "bench-vista-cpu.json").write_text("[")
+    with pytest.raises(OutputError, match="no recorded result"):
+        results_page(tmp_path)
