@@ -51,6 +51,8 @@ def load_model(
     pipe = _load_pipeline(path, precision, kwargs)
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
         pipe.to(place)
+    if name == "vista":  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
+        pipe.vae.to(memory_format=torch.channels_last)
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
     backbone = get_backbone(type(pipe).__name__)
     return Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
