@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from mrflow import Plan
+from mrflow import Defaults, MrFlow, Plan
 from mrflow.bench.methods import Method, read_methods
 from mrflow.errors import PlanError, RequestError, UpscalerError
 
@@ -71,6 +73,7 @@ def test_variants_are_read():
     ("text", "words"),
     [
         ("native:25,scale=2", "has 'scale'"),
+        ("native:25,guidance_stop=2", "guidance_stop is 2.0"),
         ("native:cache=teacache@1", "no cache 'teacache'"),
         ("12+0:upscaler=latent", "want refining"),
         ("12+0:cache=", "no cache ''"),
@@ -84,3 +87,15 @@ def test_variants_that_are_none_are_refused(text, words):
 def test_an_upscaler_that_is_not_there_is_refused():
     with pytest.raises(UpscalerError, match="no upscaler file"):
         read_methods(["12+1:upscaler=nowhere.pth"])
+
+
+def test_the_plain_pipeline_is_guided_throughout_unless_asked(pipe: Any) -> None:
+    defaults = Defaults(
+        width=64, height=64, plan=Plan(true_cfg_scale=2.0, guidance_stop=0.5), max_sequence_length=16
+    )
+    fast = MrFlow(pipe, "bicubic", defaults=defaults)
+    stops = [
+        method.run(fast, prompt="a boat", seed=1).recipes[0].plan.guidance_stop
+        for method in read_methods(["native:2", "native:2,guidance_stop=0.5", "2+1", "2+1:guidance_stop=1"])
+    ]
+    assert stops == [1.0, 0.5, 0.5, 1.0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from conftest import make_fast, make_pipe
+from mrflow import Defaults, MrFlow, Plan
 from mrflow.cli.planning import PlanOptions
 from mrflow.errors import PlanError, RequestError
 
@@ -41,3 +44,10 @@ def test_two_guidances_of_one_kind_are_refused(fast):
 def test_given():
     assert PlanOptions(steps=3, scale=2.0).given() == ["steps", "scale"]
     assert PlanOptions().given() == []
+
+
+def test_the_plain_pipeline_is_guided_throughout_unless_asked(pipe: Any) -> None:
+    fast = MrFlow(pipe, "bicubic", defaults=Defaults(plan=Plan(true_cfg_scale=2.0, guidance_stop=0.5)))
+    assert PlanOptions().resolve(fast).guidance_stop == 0.5
+    assert PlanOptions().resolve_native(fast).guidance_stop is None
+    assert PlanOptions(guidance_stop=0.4).resolve_native(fast).guidance_stop == 0.4

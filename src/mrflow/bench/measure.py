@@ -24,6 +24,7 @@ from mrflow.sizes import Size
 if TYPE_CHECKING:
     from mrflow.pipeline import MrFlow
 
+_OF_NATIVE = ("steps", "true_cfg_scale", "guidance_stop")  # of a plan, what the plain pipeline heeds
 FORMAT = 1
 MAX_BATCH = 256
 
@@ -159,7 +160,7 @@ def _describe(method: Method, timed: Timed | None, baseline: Timed | None, batch
     return {
         "name": method.name,
         "kind": method.kind,
-        "plan": plan.to_dict() if method.plan else {"steps": plan.steps, "true_cfg_scale": plan.true_cfg_scale},
+        "plan": plan.to_dict() if method.plan else {name: getattr(plan, name) for name in _OF_NATIVE},
         "seconds": {name: each.to_dict() for name, each in {**seconds, "total": spreads["total"]}.items()},
         "totals": timed.totals,
         "seconds_per_step": {stage: spreads[stage].median / count for stage, count in steps.items()},

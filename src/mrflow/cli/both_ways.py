@@ -23,7 +23,6 @@ from mrflow.files import save_image
 
 if TYPE_CHECKING:
     from mrflow import MrFlow, Progress
-    from mrflow.plan import Plan
 
 _LABELS = ("native", "staged", "draft", "upscaled")
 _WARM_UP_STEPS = 2  # of the native run: every kernel and buffer of a step is used, without the other 48
@@ -62,7 +61,7 @@ def make_both(
     labels = _LABELS if stages else ()
     path = wanted.outputs(out, "{prompt}-{seed}-compare.png", companions=labels, force=force)[0]
     fast = models.load()
-    compared = _measure(fast, wanted.arguments(), plans.resolve(fast), repeats)
+    compared = _measure(fast, wanted.arguments(), plans, repeats)
     save_image(_sheet(compared, wanted.prompts[0]), path, overwrite=force)
     beside = {label: companion(path, label) for label in labels}
     if beside:
@@ -74,14 +73,15 @@ def make_both(
     _tell_seconds(compared)
 
 
-def _measure(fast: MrFlow, arguments: dict[str, Any], plan: Plan, repeats: int) -> Comparison:
-    settings = {**arguments, "plan": plan, "callback": _ignore}
+def _measure(fast: MrFlow, arguments: dict[str, Any], plans: PlanOptions, repeats: int) -> Comparison:
+    staged = {**arguments, "plan": plans.resolve(fast), "callback": _ignore}
+    native = {**staged, "plan": plans.resolve_native(fast)}
     with run_bar(2 * repeats + 2) as on_run:
         on_run("warm up")
-        fast.native(**settings, steps=_WARM_UP_STEPS)
+        fast.native(**native, steps=_WARM_UP_STEPS)
         on_run("warm up")
-        fast(**settings)
-        ways = {"native": lambda: fast.native(**settings), "staged": lambda: fast(**settings, stages=True)}
+        fast(**staged)
+        ways = {"native": lambda: fast.native(**native), "staged": lambda: fast(**staged, stages=True)}
         return Comparison(**time_in_turn(ways, repeats, on_run))
 
 

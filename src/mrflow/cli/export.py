@@ -133,7 +133,7 @@ def export(
         if width is not None and height is not None:
             check_sheet(layout, (width, height), count)
         fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
-        resolved = plans.resolve(fast)
+        resolved = plans.resolve_native(fast) if native else plans.resolve(fast)
         settings = _settings(fast, resolved, (width, height), negative, seeds, native=native, steps=steps)
         check_sheet(layout, (settings["width"], settings["height"]), count)
         folder = out or Path(layout.name)

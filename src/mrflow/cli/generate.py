@@ -89,7 +89,8 @@ def generate(
         fast = models.load()
         with StageBars() as bars:
             if native:
-                result = fast.native(**wanted.arguments(), plan=plans.resolve(fast), steps=steps, callback=bars)
+                plain = plans.resolve_native(fast)
+                result = fast.native(**wanted.arguments(), plan=plain, steps=steps, callback=bars)
             else:
                 result = fast(**wanted.arguments(), plan=plans.resolve(fast), stages=stages, callback=bars)
         pictures = write_result(result, paths, stages=kept, force=force)

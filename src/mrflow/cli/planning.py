@@ -46,6 +46,10 @@ class PlanOptions:
         base = fast.model.defaults.plan if self.plan is None else named_plan(self.plan)
         return self.apply(fast, base)
 
+    def resolve_native(self, fast: MrFlow) -> Plan:
+        """Return the same for the plain pipeline: guided in every step unless the options say otherwise."""
+        return replace(self.resolve(fast), guidance_stop=self.guidance_stop)
+
     def apply(self, fast: MrFlow, base: Plan) -> Plan:
         """Return `base` with the options' numbers; `plan` plays no part."""
         return replace(base, **self._numbers(fast.model.backbone.guidance_field(fast.pipe)))
