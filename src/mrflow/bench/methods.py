@@ -40,7 +40,8 @@ class Method:
     """A way of making pictures. name: the text it was read from. plan: None for the plain pipeline.
 
     steps, guidance_stop: of the plain pipeline; None is the model's own number, and guidance throughout.
-    upscaler: a name or file, LATENT, or None for the model's own. refined: False ends with the upscaled draft. cache: None is none.
+    upscaler: a name or file, LATENT, or None for the model's own. refined: False ends with the
+    upscaled draft. cache: None is none.
     """
 
     name: str
