@@ -143,7 +143,8 @@ def _blocks(service: Service) -> Any:
             comparing: bool,
             request: gr.Request,
         ) -> AsyncIterator[dict[Any, Any]]:
-            wishes = Wishes(prompt or "", negative, plan or "", size, seed, guidance, sigma)
+            fields = (prompt, negative, plan, size, seed, guidance, sigma)
+            wishes = Wishes(*(text or "" for text in fields))  # gradio sends None for what nobody touched
             yield {
                 status: "waiting for a turn",
                 **{image: gr.update(value=None, label=_LABELS[name]) for name, image in images.items()},
@@ -173,7 +174,8 @@ def _blocks(service: Service) -> Any:
             sigma: str,
             request: gr.Request,
         ) -> AsyncIterator[tuple[Any, ...]]:
-            wishes = Wishes(prompt or "", negative, plan or "", size, seed, guidance, sigma)
+            fields = (prompt, negative, plan, size, seed, guidance, sigma)
+            wishes = Wishes(*(text or "" for text in fields))  # gradio sends None for what nobody touched
             yield "waiting for a turn", [], []
             async for text, made in visit.make_drafts(service, _client(request), wishes):
                 shown = [image for _, image, _ in made] or gr.skip()
