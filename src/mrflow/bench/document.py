@@ -39,7 +39,8 @@ COMPARED = {
 BENCHED = {
     "bench-vista-cpu.json": (
         "Cost: vista on a CPU",
-        "mrflow bench native native:12 12+1 20+1 --repeats 5 --json > benchmarks/bench-vista-cpu.json",
+        "mrflow bench native native:50,guidance_stop=0.4 native:12 12+1 20+1 --repeats 5 --json "
+        "> benchmarks/bench-vista-cpu.json",
     ),
     "bench-flux1-dev-cuda.json": (
         "Cost: FLUX.1-dev at full size, random weights, on a GPU",
