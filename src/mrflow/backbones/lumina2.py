@@ -9,7 +9,7 @@ from __future__ import annotations
 from mrflow.backbones import Conditioning, Pipeline, Reading
 from mrflow.backbones.family import Family
 from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import read_text, split_rows
+from mrflow.backbones.prompts import read_text, split_masked
 
 
 class Lumina2Backbone(Family):
@@ -33,12 +33,10 @@ class Lumina2Backbone(Family):
         max_sequence_length: int | None,
     ) -> list[Conditioning]:
         """Return prompt_embeds (1, T, D) and prompt_attention_mask (1, T), and negative_ ones if asked for."""
-        names = ("prompt_embeds", "prompt_attention_mask")
         encoded = pipe.encode_prompt(
             list(prompts),
             negative_prompts is not None,
             negative_prompt=negative_prompts,
             max_sequence_length=max_sequence_length or self.text_length,
         )
-        named = zip((*names, *(f"negative_{name}" for name in names)), encoded, strict=True)
-        return split_rows({name: value for name, value in named if value is not None})
+        return split_masked(encoded)

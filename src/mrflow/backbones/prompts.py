@@ -21,6 +21,13 @@ def split_rows(conditioning: Conditioning) -> list[Conditioning]:
     return [{name: value[k : k + 1].clone() for name, value in conditioning.items()} for k in range(count)]
 
 
+def split_masked(encoded: Sequence[Tensor | None]) -> list[Conditioning]:
+    """Return rows of what some pipelines encode: embeddings, their mask, the same of the negatives or None."""
+    names = ("prompt_embeds", "prompt_attention_mask")
+    named = zip((*names, *(f"negative_{name}" for name in names)), encoded, strict=True)
+    return split_rows({name: value for name, value in named if value is not None})
+
+
 def stack_rows(rows: Sequence[Conditioning]) -> Conditioning:
     """Return rows, which must have the same names, as one batch, shorter texts padded with zeros at the end."""
     return {name: torch.cat(_padded([row[name] for row in rows])) for name in rows[0]}

@@ -16,7 +16,7 @@ from typing import Any
 from mrflow.backbones import Conditioning, Pipeline, Reading
 from mrflow.backbones.family import Family
 from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import read_text, split_rows
+from mrflow.backbones.prompts import read_text, split_masked
 
 
 class _Plain32(Plain):
@@ -46,7 +46,6 @@ class SanaBackbone(Family):
         max_sequence_length: int | None,
     ) -> list[Conditioning]:
         """Return prompt_embeds (1, T, D) and prompt_attention_mask (1, T), and negative_ ones if asked for."""
-        names = ("prompt_embeds", "prompt_attention_mask")
         encoded = pipe.encode_prompt(
             list(prompts),
             negative_prompts is not None,
@@ -54,8 +53,7 @@ class SanaBackbone(Family):
             max_sequence_length=max_sequence_length or self.text_length,
             complex_human_instruction=_instruction(pipe),
         )
-        named = zip((*names, *(f"negative_{name}" for name in names)), encoded, strict=True)
-        return split_rows({name: value for name, value in named if value is not None})
+        return split_masked(encoded)
 
     def call_arguments(
         self,
