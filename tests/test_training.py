@@ -13,7 +13,7 @@ from torch.nn.functional import unfold
 
 pytest.importorskip("numba")
 
-from training import autoencoder
+from training import autoencoder, critic
 from training.check import judge, table
 from training.data import to_tensor
 from training.evaluate import draw, prompts
@@ -89,7 +89,7 @@ def test_components_are_the_best_linear_code(pictures: torch.Tensor) -> None:
 
 def test_gradients_are_balanced_on_the_last_kernel() -> None:
     weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-    loss = autoencoder.balance(weight.square().sum(), 1000 * weight[0], weight, 0.5)
+    loss = critic.balance(weight.square().sum(), 1000 * weight[0], weight, 0.5)
     loss.backward()
     assert torch.allclose(weight.grad, torch.tensor([6.0 + 5.0, 8.0]))  # |(6, 8)| = 10; half of it on the first
 

@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
+from training.critic import Contest
 from training.data import crops, read, to_tensor
 from training.optim import Average, make_optimizers, set_lr
 from training.track import Log, load_state, save_state
@@ -180,31 +181,6 @@ def check(vae: AutoencoderKL, images: Tensor) -> dict[str, float]:
     return {"psnr": psnr, "edges": edge_energy(decoded) / edge_energy(images)}
 
 
-class Critic(nn.Sequential):
-    """A small patch discriminator with spectral norm, for the decoder's and the upscaler's last minutes."""
-
-    def __init__(self, width: int = 32):
-        norm, slope = nn.utils.parametrizations.spectral_norm, 0.2
-        super().__init__(
-            norm(nn.Conv2d(3, width, 3, 1, 1)),
-            nn.LeakyReLU(slope),
-            norm(nn.Conv2d(width, 2 * width, 4, 2, 1)),
-            nn.LeakyReLU(slope),
-            norm(nn.Conv2d(2 * width, 2 * width, 4, 2, 1)),
-            nn.LeakyReLU(slope),
-            nn.Conv2d(2 * width, 1, 3, 1, 1),
-        )
-
-
-def balance(main: Tensor, other: Tensor, weight: nn.Parameter, share: float) -> Tensor:
-    """Return `main` + c * `other`, c their gradients on `weight`, the last kernel, being 1 to `share`.
-
-    A fixed c is soon too small or too large, since a critic's gradients grow and fade (Esser et al., 2021).
-    """
-    size, small = (torch.autograd.grad(x, weight, retain_graph=True)[0].norm() for x in (main, other))
-    return main + (share * size / (small + 1e-6)).clamp(max=1e3).detach() * other
-
-
 def main(
     minutes: Annotated[float, typer.Option(help="Time for the decoder.")] = 10,
     gan: Annotated[float, typer.Option(help="Share of the time, at the end, with the critic.")] = 0.0,
@@ -229,19 +205,18 @@ def main(
     decoder = vae.decoder
     kernels = [p for name, p in decoder.named_parameters() if p.ndim == 4 and not name.startswith("conv_out")]
     optimizers = make_optimizers(decoder, kernels, 1e-3, lr)
-    critic = Critic().to(memory_format=torch.channels_last)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), 4e-4, betas=(0.5, 0.99))
+    contest = Contest(gan_weight, 1 - gan)
     average = Average(decoder, 0.998)
-    modules = {"critic": critic}
-    load_state(RUN, modules, [critic_optimizer])
+    load_state(RUN, {"critic": contest.critic}, [contest.optimizer])
     held_out = to_tensor(pictures[-keep:])
+    projection = read_projection(vae, held_out)
     log = Log("autoencoder")
     start, step = time.monotonic(), 0
     while (progress := (time.monotonic() - start) / (minutes * 60)) < 1:
         set_lr(optimizers, step, progress, 50, 0.5)
         images = crops(pictures, rng, batch, 64, keep).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            latents = encode(vae, images)
+            latents = project(images, *projection)
             latents = latents + LATENT_NOISE * torch.rand(len(images), 1, 1, 1) * torch.randn_like(latents)
         decoded = decoder(latents)
         loss = (decoded - images).abs().mean()
@@ -249,13 +224,8 @@ def main(
             (a - b).abs().mean() for a, b in zip(gradients(decoded), gradients(images), strict=True)
         )
         values = {"loss": loss.item()}
-        if progress > 1 - gan:
-            critic.requires_grad_(False)
-            fooled = nn.functional.softplus(-critic(decoded)).mean()
-            critic.requires_grad_(True)
-            share = gan_weight * min(1.0, (progress - 1 + gan) / (0.2 * gan))
-            loss = balance(loss, fooled, decoder.conv_out.weight, share)
-            values["fooled"] = fooled.item()
+        if contest.begun(progress):
+            loss, values["fooled"] = contest.against(loss, decoded, decoder.conv_out.weight, progress)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -263,13 +233,8 @@ def main(
         for optimizer in optimizers:
             optimizer.step()
         average.update(decoder)
-        if progress > 1 - gan:
-            real, fake = critic(images), critic(decoded.detach())
-            distance = nn.functional.softplus(-real).mean() + nn.functional.softplus(fake).mean()
-            critic_optimizer.zero_grad()
-            distance.backward()
-            critic_optimizer.step()
-            values["critic"] = distance.item()
+        if contest.begun(progress):
+            values["critic"] = contest.learn(images, decoded)
         step += 1
         log.mean(values)
         if step % 100 == 0:
@@ -277,7 +242,7 @@ def main(
     vae.decoder = average.model
     log.write(step, check(vae, held_out))
     vae.to(torch.float16).save_pretrained(FOLDER)
-    save_state(RUN, modules, [critic_optimizer])
+    save_state(RUN, {"critic": contest.critic}, [contest.optimizer])
 
 
 if __name__ == "__main__":

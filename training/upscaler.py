@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from training.autoencoder import FOLDER as VAE
-from training.autoencoder import Critic, balance, edge_energy, encode, gradients
+from training.autoencoder import edge_energy, gradients, project, read_projection
+from training.critic import Contest
 from training.data import read, to_tensor
 from training.optim import Average, make_optimizers, set_lr
 from training.track import Log, load_state, save_state
@@ -54,9 +55,9 @@ def load_or_build() -> Compact:
 
 
 @torch.no_grad()
-def degrade(vae: AutoencoderKL, half: Tensor, rng: torch.Generator) -> Tensor:
+def degrade(vae: AutoencoderKL, projection: tuple[Tensor, Tensor], half: Tensor, rng: torch.Generator) -> Tensor:
     """Return half-size pictures (B, 3, H, W) in [0, 1] as drafts are: decoded, with latent noise, blurred."""
-    latents = encode(vae, half * 2 - 1)
+    latents = project(half * 2 - 1, *projection)
     level = torch.rand(len(half), 1, 1, 1, generator=rng) * 0.15
     decoded = vae.decode(latents + level * torch.randn(latents.shape, generator=rng)).sample.clamp(-1, 1) / 2 + 0.5
     keep = (torch.rand(len(half), 1, 1, 1, generator=rng) < 0.15).float()
@@ -69,6 +70,7 @@ def degrade(vae: AutoencoderKL, half: Tensor, rng: torch.Generator) -> Tensor:
 def pairs(
     pictures: np.ndarray,
     vae: AutoencoderKL,
+    projection: tuple[Tensor, Tensor],
     rng: np.random.Generator,
     noise: torch.Generator,
     count: int,
@@ -82,7 +84,7 @@ def pairs(
         crop = to_tensor(image[None, y : y + 2 * SIDE, x : x + 2 * SIDE]) / 2 + 0.5
         true.append(crop.flip(3) if rng.random() < 0.5 else crop)
     images = torch.cat(true)
-    return degrade(vae, avg_pool2d(images, 2), noise), images
+    return degrade(vae, projection, avg_pool2d(images, 2), noise), images
 
 
 @torch.no_grad()
@@ -111,21 +113,24 @@ def main(
     pictures, _, _ = read((256, 256))
     vae = AutoencoderKL.from_pretrained(VAE, dtype=torch.float32).requires_grad_(False)
     vae.to(memory_format=torch.channels_last)
+    projection = read_projection(vae, to_tensor(pictures[:64]))
     network = load_or_build().to(memory_format=torch.channels_last)
     kernels = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d)][1:-1]
     optimizers = make_optimizers(network, kernels, 1e-3, 3e-3)
-    critic = Critic().to(memory_format=torch.channels_last)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), 4e-4, betas=(0.5, 0.99))
+    contest = Contest(gan_weight, 1 - gan)
     average = Average(network, 0.995)
-    load_state(RUN, {"critic": critic}, [critic_optimizer])
+    load_state(RUN, {"critic": contest.critic}, [contest.optimizer])
     keep = 32
-    held_out = pairs(pictures[-keep:], vae, np.random.default_rng(1), torch.Generator().manual_seed(1), 32, 0)
+    held_out = pairs(
+        pictures[-keep:], vae, projection, np.random.default_rng(1), torch.Generator().manual_seed(1), 32, 0
+    )
     log = Log("upscaler")
     start, step = time.monotonic(), 0
     while (progress := (time.monotonic() - start) / (minutes * 60)) < 1:
         set_lr(optimizers, step, progress, 50, 0.5)
         small, true = (
-            x.contiguous(memory_format=torch.channels_last) for x in pairs(pictures, vae, rng, noise, batch, keep)
+            x.contiguous(memory_format=torch.channels_last)
+            for x in pairs(pictures, vae, projection, rng, noise, batch, keep)
         )
         images = network(small)
         loss = (images - true).abs().mean()
@@ -133,13 +138,8 @@ def main(
             (a - b).abs().mean() for a, b in zip(gradients(images), gradients(true), strict=True)
         )
         values = {"loss": loss.item()}
-        with_critic = progress > 1 - gan
-        if with_critic:
-            critic.requires_grad_(False)
-            fooled = nn.functional.softplus(-critic(images * 2 - 1)).mean()
-            critic.requires_grad_(True)
-            share = gan_weight * min(1.0, (progress - 1 + gan) / (0.2 * gan))
-            loss = balance(loss, fooled, network.body[-1].weight, share)
+        if contest.begun(progress):
+            loss, values["fooled"] = contest.against(loss, images * 2 - 1, network.body[-1].weight, progress)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -147,13 +147,8 @@ def main(
         for optimizer in optimizers:
             optimizer.step()
         average.update(network)
-        if with_critic:
-            real, fake = critic(true * 2 - 1), critic(images.detach() * 2 - 1)
-            distance = nn.functional.softplus(-real).mean() + nn.functional.softplus(fake).mean()
-            critic_optimizer.zero_grad()
-            distance.backward()
-            critic_optimizer.step()
-            values["critic"] = distance.item()
+        if contest.begun(progress):
+            values["critic"] = contest.learn(true * 2 - 1, images * 2 - 1)
         step += 1
         log.mean(values)
         if step % 100 == 0:
@@ -161,7 +156,7 @@ def main(
     log.write(step, check(average.model, *held_out))
     FILE.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in average.model.state_dict().items()}, FILE)
-    save_state(RUN, {"critic": critic}, [critic_optimizer])
+    save_state(RUN, {"critic": contest.critic}, [contest.optimizer])
 
 
 if __name__ == "__main__":
