@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from mrflow import MrFlow, save_image
-from mrflow.batch.lanes import check_lanes
 from mrflow.batch.output import Output
 from mrflow.batch.rows import Row
 from mrflow.batch.run import run_batch
 from mrflow.batch.tasks import read_request
 from mrflow.bench.environment import describe_environment
 from mrflow.bench.timing import Spread
+from mrflow.sharing import check_lanes
 
 Way = Callable[[MrFlow, Sequence[str], Path], None]
 

@@ -109,10 +109,10 @@ class Server:
 
 @contextmanager
 def serving(
-    model: Model | None = None, *, keys: Sequence[str] = (), page: bool = False, **settings: Any
+    model: Model | None = None, *, keys: Sequence[str] = (), page: bool = False, lanes: int = 1, **settings: Any
 ) -> Iterator[Server]:
     """Give a running server; settings as in Settings."""
-    app = create_app(model or tiny_model(), Settings(**settings), keys=Keys(keys), page=page)
+    app = create_app(model or tiny_model(), Settings(lanes=lanes, **settings), keys=Keys(keys), page=page)
     server = Server(app)
     try:
         yield server

@@ -15,10 +15,10 @@ import torch
 import families
 from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow
-from mrflow.batch import engine, lanes
-from mrflow.batch.lanes import Lanes, check_lanes
+from mrflow.batch import engine
+from mrflow.batch.lanes import Lanes
 from mrflow.batch.run import News
-from mrflow.errors import BatchError, RequestError
+from mrflow.errors import BatchError
 from test_batch_run import IDS, ROWS, assert_complete, files, manifest, run
 
 
@@ -145,40 +145,3 @@ def test_results_come_in_order_and_no_more_is_begun_than_lanes_and_one(model):
             assert len(begun) <= len(made) + 3
         made += two.rest()
     assert made == list(range(7))
-
-
-def test_small_models_get_a_lane_for_each_thread(model, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert check_lanes(model.model, None) == 3
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert check_lanes(model.model, None) == lanes.MOST
-    monkeypatch.setattr(lanes, "SMALL", 0)
-    assert check_lanes(model.model, None) == 1
-
-
-def test_models_that_keep_state_between_calls_get_one_lane(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    fast = make_fast(make_pipe())
-    fast.pipe.transformer.compile()
-    assert check_lanes(fast.model, None) == 1
-    with pytest.raises(RequestError, match=r"lanes is 2; a model that is offloaded.* Try 1\."):
-        check_lanes(fast.model, 2)
-    assert check_lanes(fast.model, 1) == 1
-
-
-def test_a_cached_transformer_gets_one_lane(monkeypatch):
-    from diffusers import FirstBlockCacheConfig
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    fast = make_fast(make_pipe())
-    assert check_lanes(fast.model, None) == 4
-    fast.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
-    assert check_lanes(fast.model, None) == 1
-    fast.pipe.transformer.disable_cache()
-    assert check_lanes(fast.model, None) == 4
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_numbers_that_make_no_sense(model, count):
-    with pytest.raises(RequestError, match=f"lanes is {count}"):
-        check_lanes(model.model, count)

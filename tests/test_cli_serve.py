@@ -37,7 +37,8 @@ def test_other_addresses_need_a_key(host: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--keys", "no such file"], ["--queue", "1"], ["--timeout", "0"], ["--port", "99999"]]
+    "arguments",
+    [["--keys", "no such file"], ["--queue", "1"], ["--timeout", "0"], ["--port", "99999"], ["--lanes", "0"]],
 )
 def test_wrong_usage_is_told_before_a_model_is_loaded(arguments: list[str]) -> None:
     result = runner.invoke(app, ["serve", "--model", "no such model", *arguments])

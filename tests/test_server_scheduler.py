@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,17 @@ import torch
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow
 from mrflow.errors import RequestError
+from mrflow.model import Model
 from mrflow.plan import Plan
 from mrflow.progress import Progress
+from mrflow.server.keys import Keys
 from mrflow.server.line import Line
 from mrflow.server.refusals import Refusal
+from mrflow.server.service import Service
 from mrflow.server.settings import MAX_DRAFTS, Settings
 from mrflow.server.ticket import Ticket
+from mrflow.server.worker import Worker
+from mrflow.sharing import copy_lane
 from serving import Gate, scheduling, ticket, tiny_model, until
 
 PROMPTS = ("a red boat", "a blue house at dusk", "a big lake and a boat")
@@ -41,25 +47,37 @@ class Finals:
             self.pixels = news.pixels.clone()
 
 
-@pytest.mark.parametrize("finish_batch", [1, 4])
-def test_pictures_made_under_load_equal_those_made_alone(finish_batch: int) -> None:
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """Have torch take four threads for an operation, for workers to divide."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize("count", [16, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("lanes", "finish_batch"), [(1, 4), (2, 1)])
+def test_pictures_made_under_load_equal_those_made_alone(lanes: int, finish_batch: int, count: int) -> None:
     """Mixed prompts, seeds, sizes, plans and clients, in shared batches: 1e-5 for each of the two passes."""
     model = tiny_model()
+    copies = [copy_lane(model) for _ in range(lanes - 1)]
     alone = MrFlow(make_pipe(), "bicubic", defaults=model.defaults, batch_size=1)
     draw = random.Random(0)
     asked = [
         (draw.choice(PROMPTS), seed, draw.choice([(64, 64), (64, 96)]), draw.choice(["1+1", "2+1"]))
-        for seed in range(16)
+        for seed in range(count)
     ]
     finals = [Finals() for _ in asked]
-    with scheduling(model, draft_batch=8, finish_batch=finish_batch) as scheduler:
+    with scheduling(model, *copies, draft_batch=8, finish_batch=finish_batch) as scheduler:
         tickets = [
             ticket(model, prompt, seed, size=size, plan=plan, client=str(seed % 3), on_news=final)
             for (prompt, seed, size, plan), final in zip(asked, finals, strict=True)
         ]
         for one in tickets:
             scheduler.submit([one])
-        made = [one.future.result(60) for one in tickets]
+        made = [one.future.result(600) for one in tickets]
     for (prompt, seed, (width, height), plan), picture, final in zip(asked, made, finals, strict=True):
         drafts = alone.draft(prompt, seed=seed, width=width, height=height, plan=plan)
         seen: list[Progress] = []
@@ -95,6 +113,61 @@ def test_turns_go_round_the_clients() -> None:
     turns = [[one.client for one in line.take(lambda _: 3)] for _ in range(4)]
     assert turns == [["greedy", "b", "c"], ["b", "c", "greedy"], ["greedy"] * 3, ["greedy"]]
     assert len(line) == 0
+
+
+def test_what_is_begun_ends_before_more_begins() -> None:
+    model = tiny_model()
+    line = Line()
+    line.join(ticket(model, seed=k, client=name) for name in "abcd" for k in range(2))
+    begun = line.take(lambda _: 2)
+    line.rejoin(begun)
+    turns = [[(one.client, one.job.seed) for one in line.take(lambda _: 1)] for _ in range(4)]
+    assert turns == [[("a", 0)], [("b", 0)], [("c", 0)], [("d", 0)]]  # and nobody has two turns before others
+
+
+def test_few_tickets_are_divided_between_workers() -> None:
+    model = tiny_model()
+    line = Line()
+    line.join(ticket(model, seed=k, client="ab"[k % 2]) for k in range(7))
+    assert [len(line.take(lambda _: 8, idle)) for idle in (3, 2, 1)] == [3, 2, 2]
+    line.join(ticket(model, seed=k) for k in range(40))
+    assert len(line.take(lambda _: 8, 2)) == 8
+
+
+def test_a_small_model_gets_a_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    model, other = tiny_model(), tiny_model()
+
+    def workers(*models: Model, **settings: Any) -> list[Worker]:
+        return Service.of(models, Settings(**settings), Keys(), []).scheduler.workers
+
+    lanes = workers(model)
+    assert len(lanes) == 3
+    assert len({id(worker.model.pipe) for worker in lanes}) == 3
+    assert len({id(worker.reading) for worker in lanes}) == 1  # they share tokenizers
+    assert len(workers(model, lanes=1)) == 1
+    both = workers(model, other)  # as many as were asked for
+    assert len({id(worker.reading) for worker in both}) == len(both) == 2
+    assert len(workers(model, other, lanes=2)) == 4
+    model.pipe.transformer.compile()
+    assert len(workers(model)) == 1
+    with pytest.raises(RequestError, match="lanes is 2"):
+        workers(model, lanes=2)
+
+
+def test_lanes_work_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    met, decode = threading.Barrier(2), type(model.backbone).decode
+
+    def meeting(self: Any, *arguments: Any) -> Any:
+        met.wait(60)  # breaks if nobody else comes
+        return decode(self, *arguments)
+
+    monkeypatch.setattr(type(model.backbone), "decode", meeting)
+    with scheduling(model, copy_lane(model)) as scheduler:
+        tickets = [ticket(model, seed=k, todo=["draft"]) for k in range(2)]
+        scheduler.submit(tickets)
+        assert all(one.future.result(60).batch == 1 for one in tickets)
 
 
 def test_what_does_not_fit_together_is_not_mixed() -> None:
@@ -277,6 +350,8 @@ def test_stopping_refuses_what_does_not_get_done_in_time(monkeypatch: pytest.Mon
         {"timeout": float("nan")},
         {"max_waiting": 2 * MAX_DRAFTS - 1},
         {"draft_batch": 0},
+        {"lanes": 0},
+        {"lanes": "2"},
         {"draft_batch": 1.5},
         {"max_pixels": True},
         {"max_prompt": 10**6},

@@ -1,35 +1,20 @@
-"""Pictures made side by side on a CPU: several threads with one set of weights, each with a single thread inside.
-
-A small model can't keep several cores busy with one picture: its operations are too short to be divided. Measured
-by `benchmarks/batch_throughput.py`; the figure is in docs/scale.md.
-
-Each lane has a copy of the pipeline object and of its modules, shallow, so that the weights are shared. What a
-call changes belongs to those copies: the scheduler and the guidance to the pipeline, the caches of convolutions to
-the video autoencoders (`_feat_map`, diffusers 0.42.1, autoencoder_kl_qwenimage.py). Prompts are encoded by one
-thread alone, for tokenizers that are called from two raise "Already borrowed".
-"""
+"""Pictures of a batch made side by side on a CPU, by threads with one set of weights (mrflow.sharing)."""
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
 
-from mrflow.errors import RequestError
 from mrflow.model import Model
 from mrflow.passes import borrowed
-
-SMALL = 500_000_000  # parameters of the transformer; a guess between vista's 11 million and the billions of others
-MOST = 8  # lanes by themselves: between their operations all take turns at one interpreter lock; not measured
+from mrflow.sharing import copy_lane
 
 Made = TypeVar("Made")
 
@@ -68,7 +53,7 @@ class Lanes(Generic[Made]):
         """
         if self.count > 1:
             for _ in range(self.count):
-                self._free.put(replace(self._model, pipe=_copied(self._model.pipe)))
+                self._free.put(copy_lane(self._model))
             torch.set_num_threads(1)
             self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lane")
         return self
@@ -110,44 +95,3 @@ class Lanes(Generic[Made]):
                 return list(work(model))
         finally:
             self._free.put(model)
-
-
-def check_lanes(model: Model, count: int | None) -> int:
-    """Return how many lanes to use: `count`, or what suits the model, one for each CPU thread where it is small.
-
-    Raises RequestError for more than one on another device, or where modules carry hooks (offloading, step
-    caches) or are compiled, for these keep state between calls.
-    """
-    able = model.device.type == "cpu" and not _keeps_state(model.pipe)
-    if count is None:
-        size = sum(weight.numel() for weight in model.pipe.transformer.parameters())
-        return min(torch.get_num_threads(), MOST) if able and size < SMALL else 1
-    if count < 1:
-        raise RequestError(f"lanes is {count}; it must be at least 1. Try 1.")
-    if count > 1 and not able:
-        reason = "offloaded, cached or compiled" if model.device.type == "cpu" else f"on {model.device.type}"
-        raise RequestError(f"lanes is {count}; a model that is {reason} makes one picture at a time. Try 1.")
-    return count
-
-
-def _copied(pipe: Any) -> Any:
-    """Return a pipeline with attributes of its own, as have its modules, and the same weights."""
-    other = copy.copy(pipe)
-    for name, part in pipe.components.items():
-        if isinstance(part, nn.Module):
-            setattr(other, name, copy.copy(part))
-    return other
-
-
-def _keeps_state(pipe: Any) -> bool:
-    if getattr(pipe, "_all_hooks", None) or getattr(pipe, "hf_device_map", None):
-        return True
-    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    return any(_is_hooked(module) for part in parts for module in part.modules())
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Return whether accelerate, diffusers or torch.compile wraps the module's calls."""
-    registry = getattr(module, "_diffusers_hook", None)
-    compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-    return hasattr(module, "_hf_hook") or bool(getattr(registry, "hooks", None)) or compiled

@@ -10,7 +10,6 @@ from threading import Lock
 from typing import Any
 
 from mrflow.batch.engine import Engine
-from mrflow.batch.lanes import check_lanes
 from mrflow.batch.manifest import MANIFEST, Entry
 from mrflow.batch.output import Found, Output
 from mrflow.batch.sinks import RemoteSink, Sink
@@ -21,6 +20,7 @@ from mrflow.model import Model
 from mrflow.pipeline import MrFlow
 from mrflow.plan import Plan
 from mrflow.progress import Progress
+from mrflow.sharing import check_lanes
 
 _OVERHEAD = 8192  # bytes of a picture's file besides its pixels: header, recipe, manifest line
 
@@ -113,7 +113,7 @@ def run_batch(
 
     batch_size: pictures that share a pass. None is what `fast` says on a CPU (one, bit-equal to pictures made
     alone) and found by trying elsewhere. lanes: pictures made side by side, on a CPU; None is what suits the
-    model, see mrflow.batch.lanes. on_prepared: told before any work. on_news: told of each step, picture and
+    model, see mrflow.sharing. on_prepared: told before any work. on_news: told of each step, picture and
     failure, from several threads, one at a time; what it raises ends the run.
     Raises OutputError if the folder is in use or can't be written, BatchError if everything fails. Pictures that
     were finished before are safe in any case.

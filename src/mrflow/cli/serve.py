@@ -67,6 +67,17 @@ def serve(
     page: Annotated[
         bool, typer.Option("--page/--no-page", help="Serve the page at /.", rich_help_panel=_WHERE)
     ] = True,
+    lanes: Annotated[
+        int | None,
+        typer.Option(
+            "--lanes",
+            metavar="N",
+            min=1,
+            help="Batches side by side on a CPU, with one set of weights.",
+            rich_help_panel=_SHARE,
+            show_default="one for each core, for a small model",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -133,6 +144,7 @@ def serve(
         from mrflow.server.settings import Settings
 
         settings = Settings(
+            lanes=lanes,
             draft_batch=batch_size,
             finish_batch=finish_batch,
             max_waiting=queue,

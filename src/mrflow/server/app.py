@@ -36,7 +36,8 @@ def create_app(
 ) -> FastAPI:
     """Return the ASGI application; its workers start and end with its lifespan.
 
-    models: one for each device, the same otherwise; the application uses them alone from then on.
+    models: one for each device, the same otherwise; the application uses them alone from then on. A single small
+        one on a CPU gets a worker for each core, see Settings.lanes.
     keys: None or empty lets everybody in. aliases: further names that requests may give for the model.
     hosts: names under which the server may be called, None for any. page: serve the page at `/`.
     `app.state.service` holds the parts; `app.state.service.scheduler.stop()` begins an orderly end.

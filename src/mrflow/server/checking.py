@@ -141,7 +141,7 @@ def _reading(scheduler: Scheduler) -> Iterator[list[str]]:
     The lock also keeps `catch_warnings`, which is not made for threads, to one thread at a time.
     """
     texts: list[str] = []
-    if not scheduler.reading.acquire(timeout=10):
+    if not scheduler.reading.acquire(timeout=30):
         raise refusals.hung()
     try:
         with warnings.catch_warnings(record=True) as caught:

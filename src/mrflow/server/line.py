@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 
 from mrflow.server.ticket import Ticket
 
@@ -32,24 +31,30 @@ class Line:
             self._clients.setdefault(ticket.client, deque()).append(ticket)
 
     def rejoin(self, tickets: Iterable[Ticket]) -> None:
-        """Put tickets that have more to do at the front of their clients' lines, in their order."""
-        for ticket in reversed(list(tickets)):
-            self._clients.setdefault(ticket.client, deque()).appendleft(ticket)
+        """Put tickets that have more to do first of all, in their order: what is begun ends before more begins.
 
-    def take(self, most: Callable[[Ticket], int]) -> list[Ticket]:
+        Otherwise 200 clients at once would all wait for the last draft before the first picture is finished.
+        """
+        for ticket in reversed(list(tickets)):
+            mine = self._clients.pop(ticket.client, deque())
+            mine.appendleft(ticket)
+            self._clients = {ticket.client: mine, **self._clients}
+
+    def take(self, most: Callable[[Ticket], int], workers: int = 1) -> list[Ticket]:
         """Remove and return tickets that can go through the model together; none if nobody waits.
 
         The client whose turn it is decides the kind of work with its first ticket; then each client in turn
-        adds one that fits, until there are as many as `most` says for that first ticket.
+        adds one that fits, until there are as many as `most` says for that first ticket. workers: how many are
+        idle, the one that asks included; few tickets are divided between them.
         """
         if not self._clients:
             return []
         client, tickets = next(iter(self._clients.items()))
-        key, room = tickets[0].key, most(tickets[0])
+        key = tickets[0].key
         fitting = {
-            name: deque(islice((ticket for ticket in queue if ticket.key == key), room))
-            for name, queue in self._clients.items()
+            name: deque(ticket for ticket in queue if ticket.key == key) for name, queue in self._clients.items()
         }
+        room = min(most(tickets[0]), -(-sum(map(len, fitting.values())) // max(workers, 1)))
         taken: list[Ticket] = []
         while len(taken) < room and any(fitting.values()):
             for queue in fitting.values():

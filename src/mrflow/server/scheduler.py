@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -15,6 +16,7 @@ from mrflow.server.refusals import Refusal
 from mrflow.server.settings import Settings
 from mrflow.server.ticket import Ticket
 from mrflow.server.worker import Worker
+from mrflow.sharing import Cores, weights_id
 
 State = Literal["ok", "hung", "stopping"]
 
@@ -23,9 +25,17 @@ class Scheduler:
     """One line of tickets, one worker per model, and a watchdog. Every method may be called from any thread."""
 
     def __init__(self, models: Sequence[Model], settings: Settings, metrics: Metrics) -> None:
-        """Work with `models`, which are the same but for their devices; nothing runs before `start`."""
+        """Work with `models`, which are the same but for their devices; nothing runs before `start`.
+
+        They may share their weights (mrflow.sharing); those on a CPU divide its threads between them.
+        """
         self.settings = settings
-        self.workers = [Worker(model, settings, metrics, self._take, self._done) for model in models]
+        reading: dict[int, threading.Lock] = defaultdict(threading.Lock)
+        cores = Cores()
+        self.workers = [
+            Worker(model, settings, metrics, self._take, self._done, reading[weights_id(model)], cores)
+            for model in models
+        ]
         self._metrics = metrics
         metrics.waiting.set_function(lambda: self.waiting)
         self._line = Line()
@@ -119,7 +129,8 @@ class Scheduler:
         with self._news:
             while True:
                 self._line.remove([ticket for ticket in self._line if ticket.over])
-                worker.tickets = self._line.take(worker.most)
+                idle = sum(not other.tickets and not other.hung for other in self.workers)
+                worker.tickets = self._line.take(worker.most, idle)
                 if worker.tickets:
                     break
                 if self._stopping and not any(other.tickets for other in self.workers):

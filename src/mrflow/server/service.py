@@ -15,6 +15,7 @@ from mrflow.server.refusals import Refusal
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
 from mrflow.server.store import Store
+from mrflow.sharing import check_lanes, copy_lane
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,12 @@ class Service:
 
     @classmethod
     def of(cls, models: Sequence[Model], settings: Settings, keys: Keys, aliases: Sequence[str]) -> Service:
-        """Return the parts around models that are the same but for their devices; nothing runs yet."""
-        public = [_public(model) for model in models]
+        """Return the parts around models that are the same but for their devices; nothing runs yet.
+
+        Raises RequestError where a model can't have as many lanes as the settings say.
+        """
+        wanted = settings.lanes or (None if len(models) == 1 else 1)
+        public = [lane for model in models for lane in _lanes(_public(model), check_lanes(model, wanted))]
         metrics = Metrics([model.device for model in public])
         return cls(
             scheduler=Scheduler(public, settings, metrics),
@@ -81,6 +86,10 @@ class Service:
                 code="draft_not_found",
             )
         return drafts
+
+
+def _lanes(model: Model, count: int) -> list[Model]:
+    return [model, *(copy_lane(model) for _ in range(count - 1))]
 
 
 def _public(model: Model) -> Model:

@@ -16,6 +16,8 @@ MAX_DRAFTS = 16
 class Settings:
     """Limits and patience of a server. Checked on creation: raises RequestError.
 
+    lanes: pictures made side by side on a CPU with one set of weights, a worker each; None is one for each core
+        where there is one model and it is small (mrflow.sharing), else 1.
     draft_batch, finish_batch: pictures that go through the model at once; None is 8 for drafts, and for
         finishing 1 on a CPU and 4 elsewhere. On a CPU a draft in a batch of 8 took .6 of its time alone,
         finishing in a batch of 4 took 1.3 (vista, one thread), since only the small pass is mostly overhead.
@@ -30,6 +32,7 @@ class Settings:
     body_seconds: patience between two pieces of a request's body.
     """
 
+    lanes: int | None = None
     draft_batch: int | None = None
     finish_batch: int | None = None
     max_waiting: int = 128
@@ -49,7 +52,7 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if value is None and item.name in ("draft_batch", "finish_batch"):
+            if value is None and item.name in ("lanes", "draft_batch", "finish_batch"):
                 continue
             whole = "float" not in str(item.type)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:

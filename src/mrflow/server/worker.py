@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -21,6 +22,7 @@ from mrflow.server import refusals
 from mrflow.server.metrics import Metrics
 from mrflow.server.settings import Settings
 from mrflow.server.ticket import Kind, Ticket
+from mrflow.sharing import Cores
 from mrflow.stages import EncodedStages, Stages
 
 log = logging.getLogger("mrflow.server")
@@ -34,7 +36,8 @@ class Worker:
     """Makes the batches that `take` gives, until it gives None, and says after each how long it took.
 
     tickets: those at hand; the scheduler, whose lock guards them, sets them.
-    reading: held while the model's tokenizers are in use, which do not bear two threads at once.
+    reading: held while the model's tokenizers are in use, which do not bear two threads at once; workers with one
+        set of weights share it. cores: the CPU threads, divided between workers; those of other devices have none.
     """
 
     def __init__(
@@ -44,13 +47,16 @@ class Worker:
         metrics: Metrics,
         take: Callable[[Worker], list[Ticket] | None],
         done: Callable[[Worker, float], None],
+        reading: threading.Lock,
+        cores: Cores,
     ) -> None:
         """Own `model`; nothing runs before `start`."""
         self.model = model
-        self.reading = threading.Lock()
+        self.reading = reading
         self.tickets: list[Ticket] = []
         self._metrics, self._take, self._done = metrics, take, done
         cpu = model.device.type == "cpu"
+        self._cores = cores if cpu else None
         self._sizes: dict[Kind, BatchSizes] = {
             "draft": BatchSizes(settings.draft_batch or 8, grow=False),
             "finish": BatchSizes(settings.finish_batch or (1 if cpu else 4), grow=False),
@@ -96,7 +102,7 @@ class Worker:
     def _make(self, tickets: list[Ticket]) -> None:
         first = tickets[0]
         size = self._sizes[first.kind].of(first.kind, first.size)
-        with borrowed(self.model.pipe, quiet=True):
+        with borrowed(self.model.pipe, quiet=True), self._cores.at_work() if self._cores else nullcontext():
             for _ in in_batches(tickets, size, self._work[first.kind], self._failed, self._clean_up):
                 pass
 
@@ -164,8 +170,10 @@ class Worker:
             torch.cuda.empty_cache()
 
     def beat(self) -> None:
-        """Show a sign of life."""
+        """Show a sign of life, and see how many of the cores are left to this worker by the others."""
         self._beat = time.monotonic()
+        if self._cores is not None:
+            self._cores.divide()
 
 
 class _Audience:

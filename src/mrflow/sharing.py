@@ -1,0 +1,109 @@
+"""Pictures side by side on a CPU with one set of weights: lanes of a model, and the cores divided between them.
+
+A small model can't keep several cores busy with one picture: its operations are too short to be divided. Measured
+by `benchmarks/batch_throughput.py` (docs/scale.md) and `benchmarks/load.py` (docs/serving.md).
+
+A lane has a copy of the pipeline object and of its modules, shallow, so that the weights are shared. What a call
+changes belongs to those copies: the scheduler and the guidance to the pipeline, the caches of convolutions to the
+video autoencoders (`_feat_map`, diffusers 0.42.1, autoencoder_kl_qwenimage.py). Prompts must be encoded by one
+lane at a time, for tokenizers that are called from two threads raise "Already borrowed".
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from mrflow.backbones import Pipeline
+from mrflow.errors import RequestError
+from mrflow.model import Model
+
+SMALL = 500_000_000  # parameters of the transformer; a guess between vista's 11 million and the billions of others
+MOST = 8  # lanes by themselves: between their operations all take turns at one interpreter lock; not measured
+
+
+def check_lanes(model: Model, count: int | None) -> int:
+    """Return how many lanes to use: `count`, or what suits the model, one for each CPU thread where it is small.
+
+    Raises RequestError for more than one on another device, or where modules carry hooks (offloading, step
+    caches) or are compiled, for these keep state between calls.
+    """
+    able = model.device.type == "cpu" and not _keeps_state(model.pipe)
+    if count is None:
+        size = sum(weight.numel() for weight in model.pipe.transformer.parameters())
+        return min(torch.get_num_threads(), MOST) if able and size < SMALL else 1
+    if count < 1:
+        raise RequestError(f"lanes is {count}; it must be at least 1. Try 1.")
+    if count > 1 and not able:
+        reason = "offloaded, cached or compiled" if model.device.type == "cpu" else f"on {model.device.type}"
+        raise RequestError(f"lanes is {count}; a model that is {reason} makes one picture at a time. Try 1.")
+    return count
+
+
+def copy_lane(model: Model) -> Model:
+    """Return a model whose pipeline has attributes of its own, as have its modules, and the same weights."""
+    pipe = copy.copy(model.pipe)
+    for name, part in model.pipe.components.items():
+        if isinstance(part, nn.Module):
+            setattr(pipe, name, copy.copy(part))
+    return replace(model, pipe=pipe)
+
+
+def weights_id(model: Model) -> int:
+    """Return a number that lanes of one model share, and no other model that is alive has."""
+    return id(next(model.pipe.transformer.parameters()))
+
+
+class Cores:
+    """The CPU threads of torch, divided equally between those who compute at the moment, at least one each.
+
+    torch keeps their number for each calling thread where it is built with OpenMP, as its packages are, once that
+    thread has asked for it; before, it takes over what any other has set (ATen/ParallelOpenMP.cpp). Matrix
+    products and convolutions follow it too (tried with torch 2.15: processor seconds of each thread). Other builds
+    know one number for the whole process, which is left alone.
+    """
+
+    def __init__(self) -> None:
+        """Divide as many as the calling thread has."""
+        self.total = torch.get_num_threads()
+        self._divides = "backend: OpenMP" in torch.__config__.parallel_info()
+        self._busy = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Count the calling thread among those who compute."""
+        with self._lock:
+            self._busy += 1
+        try:
+            self.divide()
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def divide(self) -> None:
+        """Give the calling thread, which is at work, its share; to be called whenever that may have changed."""
+        share = max(self.total // self._busy, 1)
+        if self._divides and torch.get_num_threads() != share:  # asked first, see above
+            torch.set_num_threads(share)
+
+
+def _keeps_state(pipe: Pipeline) -> bool:
+    if getattr(pipe, "_all_hooks", None) or getattr(pipe, "hf_device_map", None):
+        return True
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return any(_is_hooked(module) for part in parts for module in part.modules())
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Return whether accelerate, diffusers or torch.compile wraps the module's calls."""
+    registry = getattr(module, "_diffusers_hook", None)
+    compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    return hasattr(module, "_hf_hook") or bool(getattr(registry, "hooks", None)) or compiled
