@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -28,6 +30,11 @@ def test_a_recipe_survives_json() -> None:
     assert text.isascii()
     assert json.loads(text)["format"] == FORMAT
     assert Recipe.from_json(text) == recipe
+
+
+def test_a_recipe_goes_to_another_process() -> None:
+    assert pickle.loads(pickle.dumps(make_recipe())) == make_recipe()
+    assert copy.deepcopy(make_recipe()) == make_recipe()
 
 
 def test_fields_of_later_versions_are_ignored() -> None:

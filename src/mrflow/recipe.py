@@ -91,6 +91,10 @@ class Recipe:
                 _check(name, key, str)
                 _check(f"{name}[{key[:40]!r}]", value, str)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy.deepcopy take along: neither knows a read-only mapping."""
+        return {**self.__dict__, **{name: dict(getattr(self, name)) for name in _TEXTS}}
+
     def to_json(self) -> str:
         """Return the recipe as one JSON object of ASCII text, with its format number."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
