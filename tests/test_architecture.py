@@ -29,7 +29,7 @@ OUTSIDE = {
     "gradio": {"server"},
     "uvicorn": {"server"},
     "prometheus_client": {"server"},
-    "ray": {"batch"},
+    "ray": {"ray_connection"},
     "fsspec": {"batch"},
     "pyarrow": {"batch"},
 }

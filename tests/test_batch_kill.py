@@ -38,7 +38,7 @@ class Worker:
         )
         assert self._read() == "ready"
 
-    def start(self, *arguments: str | Path) -> int:
+    def start(self, *arguments: str | Path | int) -> int:
         """Begin a batch and return its process id."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(["batch", *map(str, arguments)]) + "\n")
@@ -68,9 +68,12 @@ def worker() -> Iterator[Worker]:
 
 
 def kill_again_and_again(
-    worker: Worker, folder: Path, form: str, pictures: int, rounds: int, size: int = 32
+    worker: Worker, folder: Path, form: str, pictures: int, rounds: int, size: int = 32, lanes: int = 1
 ) -> int:
-    """Return how many of the kills met a running batch; asserts that nothing is lost, twice or left over."""
+    """Return how many of the kills met a running batch; asserts that nothing is lost, twice or left over.
+
+    lanes: of the runs that are killed; the whole one that they are compared with has one.
+    """
     rows = [
         json.dumps({"prompt": ("a big lake at dusk", "a red house")[k % 2], "id": f"p{k}"})
         for k in range(pictures)
@@ -82,7 +85,7 @@ def kill_again_and_again(
     draw = random.Random(pictures)
     killed = 0
     for _ in range(rounds):
-        child = worker.start(*usual, "--out", folder / "out")
+        child = worker.start(*usual, "--out", folder / "out", "--lanes", lanes)
         wait_for_lines(folder / "out" / "manifest.jsonl", child, draw.randrange(2 * pictures // (3 * rounds) + 1))
         time.sleep(draw.random() * 0.1)  # about what a picture takes
         with suppress(ProcessLookupError):  # it has ended meanwhile
@@ -122,9 +125,9 @@ def ended(child: int) -> bool:
     return ") Z" in status
 
 
-@pytest.mark.parametrize("form", ["png", "wds"])
-def test_killed_at_random_moments(worker, tmp_path, form):
-    assert kill_again_and_again(worker, tmp_path, form, pictures=12, rounds=3) >= 2
+@pytest.mark.parametrize(("form", "lanes"), [("png", 1), ("wds", 3)])
+def test_killed_at_random_moments(worker, tmp_path, form, lanes):
+    assert kill_again_and_again(worker, tmp_path, form, pictures=12, rounds=3, lanes=lanes) >= 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from conftest import make_fast, make_pipe
 from mrflow import MrFlow, read_recipe
 from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
+from mrflow.errors import RequestError
 
 SMALL = ["--size", "32", "--plan", "1+1", "--out", "out"]
 
@@ -121,6 +123,12 @@ def test_many_failures_are_not_all_shown():
         (["p.txt", "--out", "s3://bucket/x"], 2, "--state"),
         (["p.txt", "--out", "p.txt"], 1, "is a file"),
         (["p.txt", "--out", "out", "--sigma", "2"], 2, "refine_sigma is 2"),
+        (
+            ["p.txt", "--out", "out", "--draft-workers", "2"],
+            2,
+            "--draft-workers says how Ray is to work. Add --ray.",
+        ),
+        (["p.txt", "--out", "out", "--worker-threads", "2"], 2, "--worker-threads says"),
         (["p.txt", "--out", "out", "--size", "huge"], 2, "'huge'"),
         (["p.txt", "--out", "theirs"], 1, "no manifest.jsonl"),
     ],
@@ -140,3 +148,47 @@ def test_a_damaged_picture_is_named_and_made_again():
     stderr = run("p.txt", *SMALL).stderr
     assert "1 pictures are missing or damaged" in stderr
     assert "1 made, 1 skipped" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        (["p.txt", *SMALL, "--ray"], "local"),
+        (["--ray", "p.txt", *SMALL], "local"),
+        (["--ray", "auto", "p.txt", *SMALL], "auto"),
+        (["p.txt", "--ray", "ray://head:10001", *SMALL], "ray://head:10001"),
+        (["p.txt", "--ray", "10.0.0.1:6379", *SMALL], "10.0.0.1:6379"),
+        (["p.txt", *SMALL, "--ray=host:1"], "host:1"),
+    ],
+)
+def test_ray_needs_no_address(monkeypatch, arguments, address):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrflow[ray]'")
+    Path("p.txt").write_text("a boat\n")
+    asked: list[Any] = []
+
+    def run_batch(*_: Any, cluster: Any, **__: Any) -> Any:
+        asked.append(cluster)
+        raise RequestError("enough")
+
+    monkeypatch.setattr("mrflow.batch.run.run_batch", run_batch)
+    run(*arguments, "--finish-workers", "3", "--finish-gpus", "0.5", code=2)
+    (cluster,) = asked
+    assert (cluster.address, cluster.draft_workers, cluster.finish_workers) == (address, 1, 3)
+    assert (cluster.draft_gpus, cluster.finish_gpus) == (None, 0.5)
+
+
+def test_a_command_without_anything_says_what_is_missing():
+    assert "Missing argument" in run(code=2).stderr
+
+
+def test_ray_and_lanes_do_not_go_together():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrflow[ray]'")
+    Path("p.txt").write_text("a boat\n")
+    refuse("p.txt", *SMALL, "--ray", "--lanes", "2", code=2, words="--lanes")
+    refuse("p.txt", *SMALL, "--ray", "--finish-gpus", "1.5", code=2, words="finish_gpus is 1.5")
+
+
+def test_ray_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    Path("p.txt").write_text("a boat\n")
+    refuse("p.txt", *SMALL, "--ray", code=1, words="pip install 'mrflow[ray]'")

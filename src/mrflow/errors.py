@@ -63,6 +63,10 @@ class BusyError(MrFlowError, RuntimeError):
     """The pipeline is in the middle of another call."""
 
 
+class ClusterError(MrFlowError, RuntimeError):
+    """Ray can't be reached or started, or its workers can't."""
+
+
 class BatchError(MrFlowError, RuntimeError):
     """A batch stopped before its end, for a reason that is not one row's."""
 

@@ -49,13 +49,14 @@ class Lanes(Generic[Made]):
         """Copy the pipeline for each lane.
 
         The number of threads is one for the whole process meanwhile: a thread takes it over when it first
-        computes (ATen/ParallelOpenMP.cpp), and some builds of torch know no other.
+        computes (ATen/ParallelOpenMP.cpp), the one that encodes texts too, and some builds of torch know no
+        other. MKL's is each thread's own.
         """
         if self.count > 1:
             for _ in range(self.count):
                 self._free.put(copy_lane(self._model))
             torch.set_num_threads(1)
-            self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lane")
+            self._pool = ThreadPoolExecutor(self.count, "lane", torch.set_num_threads, (1,))
         return self
 
     def __exit__(

@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+import torch
+
+from mrflow.batch.cluster import Cluster, ClusterEngine
 from mrflow.batch.engine import Engine
+from mrflow.batch.maker import describe_error
 from mrflow.batch.manifest import MANIFEST, Entry
 from mrflow.batch.output import Found, Output
 from mrflow.batch.sinks import RemoteSink, Sink
 from mrflow.batch.tasks import Failure, Request, Task, resolve_wanted
+from mrflow.batch.workers import Setting, identify
 from mrflow.batch.writer import Writer
 from mrflow.fitting import BatchSizes
 from mrflow.model import Model
@@ -105,6 +110,7 @@ def run_batch(
     *,
     batch_size: int | None = None,
     lanes: int | None = None,
+    cluster: Cluster | None = None,
     remake: bool = False,
     on_prepared: Callable[[Prepared], None] | None = None,
     on_news: OnNews | None = None,
@@ -113,7 +119,8 @@ def run_batch(
 
     batch_size: pictures that share a pass. None is what `fast` says on a CPU (one, bit-equal to pictures made
     alone) and found by trying elsewhere. lanes: pictures made side by side, on a CPU; None is what suits the
-    model, see mrflow.sharing. on_prepared: told before any work. on_news: told of each step, picture and
+    model, see mrflow.sharing. cluster: make them with Ray rather than here; `fast` then only checks the rows, and
+    may be on any device. on_prepared: told before any work. on_news: told of each step, picture and
     failure, from several threads, one at a time; what it raises ends the run.
     Raises OutputError if the folder is in use or can't be written, BatchError if everything fails. Pictures that
     were finished before are safe in any case.
@@ -129,7 +136,16 @@ def run_batch(
             output.add_failures(prepared.failures)
             try:
                 with Writer(sink, ledger, tally.saved, tally.failed) as writer:
-                    engine = Engine(fast.model, sizes, writer.put, tally.failed, tally.progressed, side_by_side)
+                    engine: Engine | ClusterEngine
+                    if cluster is None:
+                        engine = Engine(
+                            fast.model, sizes, writer.put, tally.failed, tally.progressed, side_by_side
+                        )
+                    else:
+                        setting = _setting(fast, cluster, sink, batch_size, side_by_side)
+                        engine = ClusterEngine(
+                            cluster, setting, writer.put_encoded, tally.add, batch_size=batch_size
+                        )
                     engine.run(prepared.todo)
             finally:
                 tally.summary.seconds = time.perf_counter() - tally.begin
@@ -158,7 +174,9 @@ class _Tally:
             self._tell(News(self.summary, entry=entry))
 
     def failed(self, task: Task, error: Exception) -> None:
-        failure = Failure(task.row, task.id, f"{type(error).__name__}: {error}")
+        self.add(Failure(task.row, task.id, describe_error(error)))
+
+    def add(self, failure: Failure) -> None:
         with self._lock:
             self._output.add_failures([failure])
             self.summary.failed += 1
@@ -172,6 +190,19 @@ class _Tally:
         self.summary.seconds = time.perf_counter() - self.begin
         if self._on_news is not None:
             self._on_news(news)
+
+
+def _setting(fast: MrFlow, cluster: Cluster, sink: Sink, batch_size: int | None, lanes: int) -> Setting:
+    """Return what makes a worker's pictures those of a run without Ray: its threads for each picture above all."""
+    threads = cluster.worker_threads or (1 if lanes > 1 else torch.get_num_threads())
+    return Setting(
+        load=cluster.load,
+        identity=identify(fast.model),
+        threads=threads,
+        batch_size=batch_size or 1,
+        grow=False,
+        suffix=sink.suffix,
+    )
 
 
 def _sizes(fast: MrFlow, batch_size: int | None) -> BatchSizes:

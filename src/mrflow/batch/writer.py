@@ -40,6 +40,16 @@ class Finished:
     seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A finished picture as a file's bytes. seconds: stage to seconds; "write" is what encoding took."""
+
+    task: Task
+    data: bytes
+    recipe: Recipe
+    seconds: Mapping[str, float]
+
+
 class Writer:
     """Writes pictures and then their lines, in the order in which they come.
 
@@ -62,7 +72,7 @@ class Writer:
         self._ledger = ledger
         self._on_saved = on_saved
         self._on_failed = on_failed
-        self._queue: Queue[tuple[Finished, Future[tuple[bytes, float]]] | None] = Queue(_WAITING)
+        self._queue: Queue[tuple[Task, Future[Encoded]] | None] = Queue(_WAITING)
         self._encoders = ThreadPoolExecutor(min(_ENCODERS, os.cpu_count() or 1), thread_name_prefix="encode")
         self._thread = threading.Thread(target=self._write_all, name="write", daemon=True)
         self._broken: BaseException | None = None
@@ -85,7 +95,14 @@ class Writer:
     def put(self, finished: Finished) -> None:
         """Hand over a picture; waits where many are waiting. Raises OutputError if nothing can be written."""
         self._check()
-        self._queue.put((finished, self._encoders.submit(_encode, finished, self._sink.suffix)))
+        self._queue.put((finished.task, self._encoders.submit(encode, finished, self._sink.suffix)))
+
+    def put_encoded(self, encoded: Encoded) -> None:
+        """Hand over a picture that was encoded elsewhere, for the sink's suffix."""
+        self._check()
+        ready: Future[Encoded] = Future()
+        ready.set_result(encoded)
+        self._queue.put((encoded.task, ready))
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -99,20 +116,19 @@ class Writer:
                 except BaseException as error:  # raised where the main thread will see it
                     self._broken = error
 
-    def _write(self, finished: Finished, encoding: Future[tuple[bytes, float]]) -> None:
-        task = finished.task
+    def _write(self, task: Task, encoding: Future[Encoded]) -> None:
         try:
-            data, encoded = encoding.result()
+            encoded = encoding.result()
             begin = time.perf_counter()
-            path = self._save(task.id, data, finished.recipe)
+            path = self._save(task.id, encoded.data, encoded.recipe)
         except (MrFlowError, OSError, ValueError) as error:
             if self._broken is not None:
                 raise
             self._on_failed(task, error)
             return
-        seconds = {**finished.seconds, "write": encoded + time.perf_counter() - begin}
-        digest = hashlib.sha256(data).hexdigest()
-        entry = Entry.of(task.id, path, digest, len(data), finished.recipe, seconds)
+        seconds = {**encoded.seconds, "write": encoded.seconds["write"] + time.perf_counter() - begin}
+        digest = hashlib.sha256(encoded.data).hexdigest()
+        entry = Entry.of(task.id, path, digest, len(encoded.data), encoded.recipe, seconds)
         self._ledger.append(entry)
         self._on_saved(entry)
 
@@ -127,7 +143,9 @@ class Writer:
             raise
 
 
-def _encode(finished: Finished, suffix: str) -> tuple[bytes, float]:
+def encode(finished: Finished, suffix: str) -> Encoded:
+    """Return the picture as the bytes of a file with that suffix, its recipe inside."""
     begin = time.perf_counter()
     data = encode_image(finished.image, suffix, finished.recipe)
-    return data, time.perf_counter() - begin
+    seconds = {**finished.seconds, "write": time.perf_counter() - begin}
+    return Encoded(finished.task, data, finished.recipe, seconds)

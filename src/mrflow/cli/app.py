@@ -17,6 +17,7 @@ from mrflow.cli.export import export
 from mrflow.cli.finish import finish
 from mrflow.cli.generate import generate
 from mrflow.cli.models import models
+from mrflow.cli.ray_options import RayCommand
 from mrflow.cli.replay import replay
 from mrflow.cli.serve import serve
 from mrflow.cli.tune import tune
@@ -51,4 +52,4 @@ for command in (
     *(generate, draft, finish, enhance, replay, batch, serve, models),
     *(bench, balance, compare, tune, export),
 ):
-    app.command()(command)
+    app.command(cls=RayCommand if command is batch else None)(command)

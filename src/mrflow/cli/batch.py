@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from mrflow.batch.rows import COLUMNS, read_rows
 from mrflow.batch.tasks import Request, RowDefaults, read_request
-from mrflow.cli import options
+from mrflow.cli import options, ray_options
 from mrflow.cli.batch_report import Report
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.planning import PlanOptions
@@ -100,6 +101,12 @@ def batch(
             show_default="one per thread for small models, else 1",
         ),
     ] = None,
+    ray: ray_options.Ray = None,
+    draft_workers: ray_options.DraftWorkers = None,
+    finish_workers: ray_options.FinishWorkers = None,
+    draft_gpus: ray_options.DraftGpus = None,
+    finish_gpus: ray_options.FinishGpus = None,
+    worker_threads: ray_options.WorkerThreads = None,
     model: options.Model = "vista",
     upscaler: options.Upscaler = None,
     device: options.Device = None,
@@ -144,6 +151,7 @@ def batch(
       mrflow batch prompts.jsonl --out pictures
       mrflow batch prompts.csv --out pictures --dry-run
       mrflow batch prompts.txt --out shards --format wds --size 320x192 --plan 20+1
+      mrflow batch prompts.jsonl --out pictures --ray --draft-workers 2
     """
     report = Report(as_json=as_json)
     with reporting(debug), report:
@@ -162,7 +170,21 @@ def batch(
         output = _output(out, form, state, per_shard)
         request = _read(prompts, input_form, defaults, dots=form != "wds")
         output.check()
-        fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
+        chosen_model = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype)
+        cluster = ray_options.make_cluster(
+            ray,
+            chosen_model,
+            draft_workers=draft_workers,
+            finish_workers=finish_workers,
+            draft_gpus=draft_gpus,
+            finish_gpus=finish_gpus,
+            worker_threads=worker_threads,
+        )
+        if cluster is not None:
+            if lanes is not None:
+                raise RequestError("--lanes are threads of one process; with --ray there are workers instead.")
+            chosen_model = replace(chosen_model, device="cpu")  # here it only checks the rows
+        fast = chosen_model.load()
 
         from mrflow.batch.run import prepare, run_batch
 
@@ -177,6 +199,7 @@ def batch(
             chosen,
             batch_size=batch_size,
             lanes=lanes,
+            cluster=cluster,
             remake=force,
             on_prepared=report.tell_prepared,
             on_news=report.tell_news,

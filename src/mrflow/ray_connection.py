@@ -1,0 +1,78 @@
+"""Ray, a running one or one of this machine alone that is started and stopped here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from mrflow.errors import ClusterError, MissingExtraError
+
+LOCAL = "local"  # Ray's own word for a cluster of this machine, started and stopped by us
+
+_STORE = 512 * 2**20  # bytes of shared memory of a local Ray; a 1024x1024 draft with FLUX's text takes 8 MB
+_STARTS = 2  # Ray 2.60 gives its own agents 15 s, too few on a busy machine (ray-project/ray, issue 65983)
+
+
+def check_ray(library: str) -> None:
+    """Raise MissingExtraError unless Ray and this library of its, "data" or "serve", are installed."""
+    try:
+        for module in ("ray", f"ray.{library}"):
+            import_module(module)
+    except ImportError:
+        raise MissingExtraError(f"Ray {library.capitalize()}", "ray") from None
+
+
+@contextmanager
+def connected(address: str, cpus: int) -> Iterator[Any]:
+    """Give ray, connected; a Ray that was started here is stopped afterwards, a connection made here is closed.
+
+    address: as ray.init takes it, or LOCAL. cpus: that a local Ray is to believe in.
+    Raises ClusterError if no Ray answers at the address or none can be started.
+    """
+    import ray
+
+    if ray.is_initialized():  # the caller's own
+        yield ray
+        return
+    _connect(ray, address, cpus)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, address: str, cpus: int) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    attempts, what = 1, f"No Ray answers at {address}"
+    if address == LOCAL:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE}
+        attempts, what = _STARTS, "Ray can't be started here"
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(address, **options)
+            return
+        except Exception as error:  # Ray raises plain ones, too
+            ray.shutdown()
+            if attempt == attempts:
+                raise ClusterError(f"{what}: {describe_reason(error)}{_hint(error)}") from error
+
+
+def describe_reason(error: BaseException) -> str:
+    """Return the last line of an error's text: Ray's texts hold the worker's whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _hint(error: BaseException) -> str:
+    """Return what to do about a cluster that wants Ray's token, which Ray's message buries."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ == "AuthenticationError":
+            return ". It asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token."
+        cause = cause.__cause__ or cause.__context__
+    return ""
