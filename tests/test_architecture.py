@@ -29,7 +29,7 @@ OUTSIDE = {
     "gradio": {"server"},
     "uvicorn": {"server"},
     "prometheus_client": {"server"},
-    "ray": {"ray_connection"},
+    "ray": {"ray_connection", "server"},
     "fsspec": {"batch"},
     "pyarrow": {"batch"},
 }

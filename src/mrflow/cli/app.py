@@ -52,4 +52,4 @@ for command in (
     *(generate, draft, finish, enhance, replay, batch, serve, models),
     *(bench, balance, compare, tune, export),
 ):
-    app.command(cls=RayCommand if command is batch else None)(command)
+    app.command(cls=RayCommand if command in (batch, serve) else None)(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mrflow.batch.cluster import Cluster
     from mrflow.cli.loading import ModelOptions
     from mrflow.pipeline import MrFlow
+    from mrflow.server.replicas import Replicas as ServeReplicas
 
 _LOCAL = "local"
 _ADDRESS = re.compile(r"local|auto|ray://\S+|[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
@@ -41,7 +43,7 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         metavar="[ADDRESS]",
-        help="Make them with Ray: auto, HOST:PORT or ray://HOST:PORT; without an address one is started here.",
+        help="Work with Ray: auto, HOST:PORT or ray://HOST:PORT; without an address one is started here.",
         rich_help_panel="Ray",
         show_default=False,
     ),
@@ -84,6 +86,16 @@ WorkerThreads = Annotated[
         show_default="as many as a picture has without Ray",
     ),
 ]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        "--replicas",
+        min=1,
+        help="Processes with a model each, behind one address.",
+        rich_help_panel="Ray",
+        show_default="2",
+    ),
+]
 
 
 def make_cluster(address: str | None, model: ModelOptions, **workers: float | None) -> Cluster | None:
@@ -91,10 +103,8 @@ def make_cluster(address: str | None, model: ModelOptions, **workers: float | No
 
     Raises RequestError for a cluster's options without --ray, MissingExtraError without Ray.
     """
-    given = {name: value for name, value in workers.items() if value is not None}
+    given = _given(address, workers)
     if address is None:
-        if given:
-            raise RequestError(f"--{next(iter(given)).replace('_', '-')} says how Ray is to work. Add --ray.")
         return None
     from mrflow.batch.cluster import Cluster
     from mrflow.ray_connection import check_ray
@@ -104,6 +114,34 @@ def make_cluster(address: str | None, model: ModelOptions, **workers: float | No
         given = {"draft_gpus": 0, "finish_gpus": 0} | given
     load = partial(_load, model.model, model.upscaler, model.dtype)
     return Cluster(load=load, address=address, **given)  # type: ignore[arg-type]  # checked there
+
+
+def make_replicas(
+    address: str | None, model: ModelOptions, *, replicas: int | None, worker_threads: int | None
+) -> ServeReplicas | None:
+    """Return the replicas that the options ask for, None for none.
+
+    Raises RequestError for a replica's options without --ray, MissingExtraError without Ray.
+    """
+    _given(address, {"replicas": replicas, "worker_threads": worker_threads})
+    if address is None:
+        return None
+    from mrflow.ray_connection import check_ray
+
+    check_ray("serve")
+    from mrflow.server.replicas import Replicas as Found
+
+    load = partial(_load, model.model, model.upscaler, model.dtype)
+    gpus = 0.0 if model.device == "cpu" else None
+    return Found(load=load, count=replicas or 2, address=address, gpus=gpus, threads=worker_threads)
+
+
+def _given(address: str | None, options: Mapping[str, float | None]) -> dict[str, float]:
+    """Return those options that were given; raises RequestError for any without --ray."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and address is None:
+        raise RequestError(f"--{next(iter(given)).replace('_', '-')} says how Ray is to work. Add --ray.")
+    return given
 
 
 def _load(model: str, upscaler: str | None, dtype: str | None, device: str) -> MrFlow:

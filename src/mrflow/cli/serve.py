@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
+import threading
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrflow.cli import options
+from mrflow.cli import options, ray_options
 from mrflow.cli.loading import ModelOptions, best_device
 from mrflow.cli.reporting import reporting, say
 from mrflow.errors import MissingExtraError, RequestError
@@ -129,6 +131,9 @@ def serve(
         int,
         typer.Option("--max-pixels", metavar="N", help="Of a finished picture.", rich_help_panel=_SHARE),
     ] = 2048 * 2048,
+    ray: ray_options.Ray = None,
+    replicas: ray_options.Replicas = None,
+    worker_threads: ray_options.WorkerThreads = None,
     debug: options.Debug = False,
 ) -> None:
     """Serve an OpenAI-compatible images API, and a page to use it, until Ctrl-C or SIGTERM.
@@ -137,9 +142,10 @@ def serve(
       mrflow serve
       mrflow serve --model black-forest-labs/FLUX.1-dev --upscaler RealESRGAN_x2plus.pth --device cuda:0
       mrflow serve --host 0.0.0.0 --port 80 --keys keys.txt --alias gpt-image-1
+      mrflow serve --ray --replicas 4
     """
     with reporting(debug):
-        _check_installed(page)
+        _check_installed(page and ray is None)
         from mrflow.server.keys import Keys
         from mrflow.server.settings import Settings
 
@@ -155,6 +161,19 @@ def serve(
         )
         known = Keys.read(keys)
         local = _check_host(host, known, anyone=anyone)
+        # beside the names of this machine nobody calls a local server, but other sites through a browser
+        hosts = _LOOPBACK_NAMES if local and not known else None
+        if len(device or ()) > 1 and ray is not None:
+            raise RequestError("--device is given several times; with --ray there are --replicas instead.")
+        chosen = ModelOptions(model=model, upscaler=upscaler, device=device[0] if device else None, dtype=dtype)
+        spread = ray_options.make_replicas(ray, chosen, replicas=replicas, worker_threads=worker_threads)
+        if spread is not None:
+            from mrflow.server.replicas import serving
+
+            with serving(spread, settings, host, port, keys=known, aliases=alias or (), hosts=hosts) as url:
+                _tell(url)
+                _wait()
+            return
         models = [
             ModelOptions(model=model, upscaler=upscaler, device=each, dtype=dtype).load()
             for each in device or [best_device()]
@@ -162,14 +181,24 @@ def serve(
         from mrflow.server.app import create_app
         from mrflow.server.running import run
 
-        # beside the names of this machine nobody calls a local server, but other sites through a browser
-        hosts = _LOOPBACK_NAMES if local and not known else None
         app = create_app(models, settings, keys=known, aliases=alias or (), hosts=hosts, page=page)
         run(app, host, port, _tell)
 
 
 def _tell(url: str) -> None:
     say(f"{url} is ready; the API is at {url}/v1, its description at {url}/docs", "Serving", "green")
+
+
+def _wait() -> None:
+    """Return at SIGTERM or Ctrl-C."""
+    told = threading.Event()
+    before = {each: signal.signal(each, lambda *_: told.set()) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while not told.wait(1):  # in turns: Windows sees no signal during a wait without end
+            pass
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _check_installed(page: bool) -> None:

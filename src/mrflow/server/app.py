@@ -21,7 +21,7 @@ from mrflow.server.information import information_routes
 from mrflow.server.keys import Keys
 from mrflow.server.refusals import Refusal
 from mrflow.server.routes import image_routes
-from mrflow.server.service import Service
+from mrflow.server.service import Kept, Service
 from mrflow.server.settings import Settings
 
 
@@ -33,6 +33,7 @@ def create_app(
     aliases: Sequence[str] = (),
     hosts: Collection[str] | None = None,
     page: bool = True,
+    kept: Kept | None = None,
 ) -> FastAPI:
     """Return the ASGI application; its workers start and end with its lifespan.
 
@@ -40,12 +41,13 @@ def create_app(
         one on a CPU gets a worker for each core, see Settings.lanes.
     keys: None or empty lets everybody in. aliases: further names that requests may give for the model.
     hosts: names under which the server may be called, None for any. page: serve the page at `/`.
+    kept: stores for drafts and files, where they are shared with other processes.
     `app.state.service` holds the parts; `app.state.service.scheduler.stop()` begins an orderly end.
     """
     given = models if isinstance(models, Sequence) else [models]
     settings, keys = settings or Settings(), keys or Keys()
     loaded = [each.model if isinstance(each, MrFlow) else each for each in given]
-    service = Service.of(loaded, settings, keys, aliases)
+    service = Service.of(loaded, settings, keys, aliases, kept)
     app = FastAPI(
         title="mrflow",
         version=mrflow.__version__,

@@ -32,7 +32,7 @@ def information_routes(service: Service) -> APIRouter:
         return model_object(name)
 
     @router.get("/v1/files/{name}")
-    async def file(name: str) -> Response:
+    def file(name: str) -> Response:
         """Give out a picture that was asked for as a url, for a limited time."""
         found = service.files.get(name)
         if found is None:

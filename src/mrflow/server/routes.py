@@ -135,7 +135,7 @@ def image_routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         form = Form.of(body, str(request.base_url))
         service.scheduler.check_open()
-        kept = service.kept_drafts(body.drafts)
+        kept = await run_in_threadpool(service.kept_drafts, body.drafts)
         drafts = await run_in_threadpool(check_drafts, service.scheduler, kept, body.plan, body.refine_sigma)
         checked = of_drafts(drafts)
         show = previews(body.partial_images, drafted=False) if body.stream else ()

@@ -19,6 +19,22 @@ from mrflow.sharing import check_lanes, copy_lane
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is kept for a while."""
+
+    files: Store[StoredFile]
+    drafts: Store[Draft]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Kept:
+        """Return empty stores of this process."""
+        return cls(
+            files=Store(settings.keep_seconds, settings.keep_bytes, ""),
+            drafts=Store(settings.keep_seconds, settings.keep_bytes, "draft_"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Service:
     """One server's parts. names: under which the model can be asked for, its own first."""
 
@@ -32,11 +48,20 @@ class Service:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, models: Sequence[Model], settings: Settings, keys: Keys, aliases: Sequence[str]) -> Service:
+    def of(
+        cls,
+        models: Sequence[Model],
+        settings: Settings,
+        keys: Keys,
+        aliases: Sequence[str],
+        kept: Kept | None = None,
+    ) -> Service:
         """Return the parts around models that are the same but for their devices; nothing runs yet.
 
+        kept: stores that are shared with others.
         Raises RequestError where a model can't have as many lanes as the settings say.
         """
+        kept = kept or Kept.of(settings)
         wanted = settings.lanes or (None if len(models) == 1 else 1)
         public = [lane for model in models for lane in _lanes(_public(model), check_lanes(model, wanted))]
         metrics = Metrics([model.device for model in public])
@@ -44,8 +69,8 @@ class Service:
             scheduler=Scheduler(public, settings, metrics),
             settings=settings,
             metrics=metrics,
-            files=Store(settings.keep_seconds, settings.keep_bytes, ""),
-            drafts=Store(settings.keep_seconds, settings.keep_bytes, "draft_"),
+            files=kept.files,
+            drafts=kept.drafts,
             keys=keys,
             sessions=Sessions(),
             names=tuple(dict.fromkeys((public[0].name, *aliases))),

@@ -1,0 +1,204 @@
+"""The application in several replicas, through Ray Serve: one address, and one shelf for what is kept.
+
+    proxy (host:port) -> replicas, each the application of app.py with a model and a line of its own
+                      -> the shelf, an actor with the drafts and files of all of them
+
+Ray Serve places the replicas, shares requests among them, and starts those again that die or say that they hang.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from fastapi import FastAPI
+
+from mrflow.errors import ClusterError, RequestError
+from mrflow.pipeline import MrFlow
+from mrflow.ray_connection import LOCAL, check_ray, connected, describe_reason
+from mrflow.server.app import create_app
+from mrflow.server.keys import Keys
+from mrflow.server.service import Kept
+from mrflow.server.settings import Settings
+from mrflow.server.store import Store
+
+Item = TypeVar("Item")
+
+NAME = "mrflow"  # of the application at Ray Serve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicas:
+    """What the replicas are and where they run. Checked on creation: raises RequestError.
+
+    load: gives the model on "cpu" or "cuda"; pickled, and called in each replica. count: of replicas. address: of
+    a running Ray, as ray.init takes it, or "local". gpus: of each replica, a part of one if it shares; None is one
+    where the cluster has any. threads: of each replica on a CPU; None divides torch's among them.
+    """
+
+    load: Callable[[str], MrFlow]
+    count: int = 2
+    address: str = LOCAL
+    gpus: float | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("count", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name} is {value}; it must be at least 1. Try 1.")
+        if self.gpus is not None and not (0 <= self.gpus <= 1 or self.gpus == int(self.gpus) > 0):
+            raise RequestError(f"gpus is {self.gpus}; it must be a part of one GPU or a whole number. Try 1.")
+
+
+class Shelf:
+    """Drafts and files of all replicas; an actor, which dies with Ray and with it what it keeps."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Keep nothing yet; settings say how much and for how long."""
+        kept = Kept.of(settings)
+        self._stores: dict[str, Store[Any]] = {"files": kept.files, "drafts": kept.drafts}
+
+    def put(self, store: str, item: Any, size: int) -> str:
+        """Keep an item and return its name."""
+        return self._stores[store].put(item, size)
+
+    def get(self, store: str, name: str) -> Any:
+        """Return the item or None."""
+        return self._stores[store].get(name)
+
+    def count(self, store: str) -> int:
+        """Return how many items a store has."""
+        return len(self._stores[store])
+
+
+class SharedStore(Store[Item]):
+    """One of the shelf's stores, as a replica uses it: from a thread, for it waits for the shelf."""
+
+    def __init__(self, call: Callable[..., Any], name: str, seconds: float) -> None:
+        """call: has a method of the shelf done, with its arguments, and returns the outcome."""
+        self.seconds = seconds
+        self._call, self._name = call, name
+
+    def __len__(self) -> int:
+        return int(self._call("count", self._name))
+
+    def put(self, item: Item, size: int) -> str:
+        """Keep an item of so many bytes and return its name."""
+        return str(self._call("put", self._name, item, size))
+
+    def get(self, name: str) -> Item | None:
+        """Return the item, or None if there is none of this name any more."""
+        found: Item | None = self._call("get", self._name, name)
+        return found
+
+
+class Replica:
+    """One copy of the application. Ray Serve calls the methods."""
+
+    def __init__(self, make: Callable[[], FastAPI]) -> None:
+        """Load the model; the application starts with its lifespan."""
+        self._application = make()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._application
+
+    def check_health(self) -> None:
+        """Raise if the worker hangs, so that the replica is replaced."""
+        if self._application.state.service.scheduler.state == "hung":
+            raise RuntimeError("The worker hangs.")
+
+
+def make_application(
+    load: Callable[[str], MrFlow],
+    device: str,
+    settings: Settings,
+    call: Callable[..., Any],
+    keys: Keys,
+    aliases: Sequence[str],
+    hosts: Collection[str] | None,
+) -> FastAPI:
+    """Return a replica's application. call: as SharedStore has it. No page: it needs one process."""
+    kept = Kept(
+        files=SharedStore(call, "files", settings.keep_seconds),
+        drafts=SharedStore(call, "drafts", settings.keep_seconds),
+    )
+    return create_app(load(device), settings, keys=keys, aliases=aliases, hosts=hosts, page=False, kept=kept)
+
+
+@contextmanager
+def serving(
+    replicas: Replicas,
+    settings: Settings,
+    host: str,
+    port: int,
+    *,
+    keys: Keys,
+    aliases: Sequence[str] = (),
+    hosts: Collection[str] | None = None,
+) -> Iterator[str]:
+    """Give the address once all replicas take requests; they and what was started for them end with the block.
+
+    Raises MissingExtraError without Ray Serve, RequestError if the port can't be had, ClusterError if Ray or a
+    replica can't start.
+    """
+    check_ray("serve")
+    port = _free(host, port)
+    threads = replicas.threads or max(1, torch.get_num_threads() // replicas.count)
+    cpus = max(os.cpu_count() or 1, threads * replicas.count)
+    with connected(replicas.address, cpus) as ray:
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it tells stderr of each step
+        if ray.serve.status().proxies:
+            raise ClusterError("Ray Serve already runs there, at an address of its own. Stop it: serve shutdown")
+        gpus = replicas.gpus
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+        shelf = ray.remote(Shelf).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(settings)
+        make = partial(
+            make_application,
+            *(replicas.load, "cuda" if gpus else "cpu", settings, partial(_ask, shelf), keys, aliases, hosts),
+        )
+        deployment = ray.serve.deployment(
+            ray.serve.ingress()(Replica),
+            name=NAME,
+            num_replicas=replicas.count,
+            max_ongoing_requests=4 * settings.max_waiting,  # the application itself says 429, and why
+            graceful_shutdown_timeout_s=settings.drain,
+            ray_actor_options={"num_cpus": threads, "num_gpus": gpus},
+        )
+        try:
+            _start(ray, deployment.bind(make), host, port)
+            yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        finally:
+            ray.serve.shutdown()
+
+
+def _start(ray: Any, application: Any, host: str, port: int) -> None:
+    try:
+        ray.serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        ray.serve.run(application, name=NAME, route_prefix="/")
+    except (RuntimeError, ray.exceptions.RayError) as error:  # so Ray Serve says that a deployment failed
+        raise ClusterError(f"The replicas can't start: {describe_reason(error)}") from error
+
+
+def _ask(shelf: Any, method: str, *arguments: Any) -> Any:
+    import ray
+
+    return ray.get(getattr(shelf, method).remote(*arguments))
+
+
+def _free(host: str, port: int) -> int:
+    """Return the port, for 0 a free one; raises RequestError if it can't be had. Ray Serve says nothing of it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as listening:
+            return int(listening.getsockname()[1])
+    except OSError as error:
+        raise RequestError(f"{host}:{port} can't be listened on: {error.strerror}. Take another --port.") from None
