@@ -1,11 +1,17 @@
 """Our two passes against diffusers itself, on the same random components: the oracle is theirs."""
 
+import copy
+
+import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from conftest import make_fast, make_pipe
-from mrflow import Plan
+from families import CASES
+from mrflow import Defaults, MrFlow, Plan
+from mrflow.backbones.families import FAMILIES
 from mrflow.progress import Progress
 from mrflow.sampling import draft_generators, refine_generators
 
@@ -111,3 +117,66 @@ def test_a_leftover_use_flow_sigmas_does_not_take_our_sigmas_away(pipe) -> None:
     plan = Plan(true_cfg_scale=1.0)
     make_fast(pipe).enhance(torch.zeros(1, 3, 32, 32), "a boat", plan=plan, seed=1)
     assert seen == pytest.approx([0.12], abs=1e-7)
+
+
+# --- every family that has an image-to-image pipeline ---
+
+IMAGE_TO_IMAGE = {
+    name: oracle
+    for name in FAMILIES
+    if (oracle := name.replace("Pipeline", "Img2ImgPipeline")) in dir(diffusers)
+}
+
+
+def test_no_image_to_image_pipeline_is_forgotten() -> None:
+    assert set(IMAGE_TO_IMAGE) == {
+        "FluxPipeline",
+        "QwenImagePipeline",
+        "StableDiffusion3Pipeline",
+        "ChromaPipeline",
+        "ZImagePipeline",
+    }
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # by diffusers' own Chroma
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", IMAGE_TO_IMAGE)
+def test_refining_a_picture_is_the_familys_own_image_to_image(
+    name: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, pipe, seeds, prompts = CASES[name], CASES[name].make(), [7, 8], ["a red boat", "a big blue house"]
+    seen: list[Progress] = []
+    plan = Plan(refine_steps=steps, refine_sigma=0.3, **case.plan)
+    fast = MrFlow(pipe, "bicubic", defaults=Defaults(max_sequence_length=case.text_length), batch_size=2)
+    images = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(3))
+    fast.enhance(list(images.split(1)), prompts, width=128, height=64, plan=plan, seed=seeds, callback=seen.append)
+    upscaled, refined = (
+        next(p.pixels for p in seen if p.stage == s and p.step == 1) for s in ("upscale", "decode")
+    )
+    assert upscaled is not None
+    assert refined is not None
+
+    # theirs draws from the posterior, with the generators that then make the noise; ours takes its mode
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    kind = getattr(diffusers, IMAGE_TO_IMAGE[name])
+    oracle = kind(**{**pipe.components, "scheduler": FlowMatchEulerDiscreteScheduler()})
+    oracle.set_progress_bar_config(disable=True)
+    if hasattr(pipe, "prompt_template_encode"):
+        oracle.prompt_template_encode = pipe.prompt_template_encode
+    by_hand = {**copy.deepcopy(case.by_hand), "negative_prompt": ["", ""]}
+    expected = oracle(
+        prompt=list(prompts),
+        image=upscaled,
+        width=128,
+        height=64,
+        strength=1.0,
+        num_inference_steps=steps,
+        sigmas=[0.3 * (steps - k) / steps for k in range(steps)],
+        generator=refine_generators(seeds),
+        max_sequence_length=case.text_length,
+        output_type="pt",
+        **by_hand,
+    ).images
+    assert refined.shape == (2, 3, 64, 128)
+    assert (refined - expected).abs().max() < 1e-5
+    assert (refined - upscaled).abs().max() > 1e-3
