@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers as d
 import torch
 import transformers as t
+from diffusers.pipelines.prx import pipeline_prx_pixel
+from diffusers.utils import is_ftfy_available
 from torch import Tensor
 
 from conftest import WORDS, make_pipe, make_tokenizer
@@ -35,7 +38,8 @@ class Case:
     make: scheduler options to pipeline. cfg: Plan guidance of the guided test. by_hand: the same as arguments of
     the pipeline's own call. normalise: (pipe, mode of the posterior) to latents, as the pipeline has it.
     pack: (pipe, latents) to the transformer's hidden states. sigma: the transformer's timestep to sigma.
-    sign: of the velocity that the transformer gives.
+    sign: of the velocity that the transformer gives. velocity: (hidden states, what the transformer gives) at the
+    first sigma to velocity, where a sign alone doesn't say it.
     text_length: of the text, None where the call has none. length: its name there.
     """
 
@@ -46,6 +50,7 @@ class Case:
     by_hand: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 2.0, "negative_prompt": [""]})
     sigma: Callable[[float], float] = float
     sign: int = 1
+    velocity: Callable[[Tensor, Tensor, float], Tensor] | None = None
     text_length: int | None = 16
     length: str = "max_sequence_length"
 
@@ -60,8 +65,9 @@ def scheduler(**options: Any) -> Any:
     return d.FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **options})
 
 
-def language_model(layers: int = 2) -> Any:
-    config = t.Qwen3Config(**SMALL, num_hidden_layers=layers, num_key_value_heads=2, head_dim=8, pad_token_id=0)
+def language_model(layers: int = 2, vocabulary: int = len(WORDS)) -> Any:
+    small = {**SMALL, "vocab_size": vocabulary}
+    config = t.Qwen3Config(**small, num_hidden_layers=layers, num_key_value_heads=2, head_dim=8, pad_token_id=0)
     return t.Qwen3ForCausalLM(config).eval()
 
 
@@ -549,6 +555,103 @@ def nucleusmoe_image(**options: Any) -> Any:
     return pipe
 
 
+def hidream_image(**options: Any) -> Any:
+    torch.manual_seed(0)
+    llama = t.LlamaConfig(**SMALL, num_hidden_layers=2, num_key_value_heads=2, pad_token_id=0)
+    return assemble(
+        d.HiDreamImagePipeline,
+        scheduler=scheduler(**options),
+        vae=image_vae(),
+        text_encoder=clip(),
+        tokenizer=make_tokenizer(16),
+        text_encoder_2=clip(),
+        tokenizer_2=make_tokenizer(16),
+        text_encoder_3=t5(),
+        tokenizer_3=tokenizer(),
+        text_encoder_4=t.LlamaForCausalLM(llama).eval(),
+        tokenizer_4=tokenizer(),
+        transformer=d.HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_channels=[16, 16],
+            text_emb_dim=16,
+            axes_dims_rope=(4, 2, 2),
+            max_resolution=(16, 16),
+            llama_layers=[0, 1],
+        ),
+    )
+
+
+def lumina(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return assemble(
+        d.LuminaPipeline,
+        scheduler=scheduler(**fixed(options)),
+        vae=image_vae(4, shift_factor=None),
+        text_encoder=language_model().model,
+        tokenizer=tokenizer(),
+        transformer=d.LuminaNextDiT2DModel(
+            sample_size=16,
+            hidden_size=32,
+            num_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=2,
+            multiple_of=8,
+            cross_attention_dim=16,
+        ),
+    )
+
+
+def prx_pixel(**options: Any) -> Any:
+    torch.manual_seed(0)
+    if not is_ftfy_available():  # what mends broken characters; here there are none
+        pipeline_prx_pixel.ftfy = SimpleNamespace(fix_text=str)
+    return assemble(
+        d.PRXPixelPipeline,
+        scheduler=scheduler(**fixed(options)),
+        text_encoder=language_model().model,
+        tokenizer=tokenizer(20),
+        transformer=d.PRXTransformer2DModel(
+            in_channels=3,
+            patch_size=16,
+            context_in_dim=16,
+            hidden_size=32,
+            num_heads=2,
+            depth=1,
+            axes_dim=[8, 8],
+            mlp_ratio=1.0,
+        ),
+        prompt_max_tokens=20,
+    )
+
+
+def bria_fibo(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return assemble(
+        d.BriaFiboPipeline,
+        scheduler=scheduler(**options),
+        vae=d.AutoencoderKLWan(
+            base_dim=4, dim_mult=[1, 1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False] * 4
+        ),
+        text_encoder=language_model(vocabulary=128_001).model,  # an empty text is token 128,000
+        tokenizer=tokenizer(),
+        transformer=d.BriaFiboTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=[4, 4, 8],
+            text_encoder_dim=16,
+        ),
+    )
+
+
 def scaled(pipe: Any, mode: Tensor) -> Tensor:
     return (mode - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
 
@@ -629,6 +732,30 @@ CASES: dict[str, Case] = {
         standardised,
         lambda pipe, latents: pipe._pack_latents(latents, *latents.shape, 2),
         sign=-1,
+    ),
+    "HiDreamImagePipeline": Case(hidream_image, scaled, plain, sigma=lambda step: step / 1000, sign=-1),
+    "LuminaPipeline": Case(
+        lumina,
+        lambda pipe, latent: latent * pipe.vae.config.scaling_factor,
+        plain,
+        by_hand={"guidance_scale": 2.0, "negative_prompt": [""], "clean_caption": False},
+        sigma=lambda step: 1 - step,
+        velocity=lambda hidden, given, sigma: -given[:, :4],  # the other four are a variance
+        text_length=None,
+    ),
+    "PRXPixelPipeline": Case(
+        prx_pixel,
+        lambda pipe, pixels: pixels / pipe.config.noise_scale,
+        lambda pipe, latents: latents * pipe.config.noise_scale,
+        by_hand={"guidance_scale": 2.0, "negative_prompt": [""], "use_resolution_binning": False},
+        velocity=lambda hidden, given, sigma: (hidden - given) / sigma,  # it says what the picture is
+        text_length=None,
+    ),
+    "BriaFiboPipeline": Case(
+        bria_fibo,
+        standardised,
+        lambda pipe, latents: pipe._pack_latents_no_patch(latents, *latents.shape),
+        sigma=lambda step: step / 1000,
     ),
     "Flux2Pipeline": Case(
         flux2,

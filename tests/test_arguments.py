@@ -14,6 +14,8 @@ from diffusers import (
     FluxTransformer2DModel,
     QwenImageControlNetModel,
     QwenImageControlNetPipeline,
+    ZImageControlNetModel,
+    ZImageControlNetPipeline,
 )
 from PIL import Image
 
@@ -50,6 +52,22 @@ def test_the_callers_callback_is_reached_in_both_passes_beside_ours(fast: MrFlow
         ("draft", 0), ("draft", 1), ("draft", 2), ("refine", 0), ("refine", 1),
     ]  # fmt: skip
     assert bytes_of(watched.images) == bytes_of(plain.images)
+
+
+def test_a_callback_counts_on_where_guidance_stops(fast: MrFlow) -> None:
+    steps: list[tuple[int, float]] = []
+
+    def watch(_pipe: Any, step: int, timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+        steps.append((step, float(timestep)))
+        return {}
+
+    def watched(stop: float) -> list[tuple[int, float]]:
+        steps.clear()
+        fast.draft("a boat", seed=1, plan=Plan(steps=4, guidance_stop=stop), callback_on_step_end=watch)
+        return steps.copy()
+
+    assert watched(0.5) == watched(1.0)
+    assert [step for step, _ in steps] == [0, 1, 2, 3]
 
 
 def test_a_callback_may_change_latents_and_ask_for_more_tensors(fast: MrFlow) -> None:
@@ -253,9 +271,28 @@ def qwen_controlnet() -> Any:
     return pipe
 
 
+def z_image_controlnet() -> Any:
+    parts = CASES["ZImagePipeline"].make().components
+    torch.manual_seed(1)
+    controlnet = ZImageControlNetModel(
+        control_layers_places=[0],
+        control_refiner_layers_places=[0],
+        control_in_dim=16,
+        add_control_noise_refiner="control_noise_refiner",
+        dim=32,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+    )
+    for parameter in controlnet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # zeros, some of them, in a fresh one
+    return ZImageControlNetPipeline(**parts, controlnet=controlnet.eval())
+
+
 @pytest.mark.parametrize(
     ("make", "plan", "by_hand"),
     [
+        (z_image_controlnet, {"true_cfg_scale": 2.0}, {"guidance_scale": 1.0, "negative_prompt": [""]}),
         (flux_control, {"guidance_scale": 3.0}, {"guidance_scale": 3.0}),
         (qwen_controlnet, {"true_cfg_scale": 2.0}, {"true_cfg_scale": 2.0, "negative_prompt": [""]}),
     ],

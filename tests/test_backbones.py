@@ -30,8 +30,8 @@ def test_a_registered_backbone_drives_its_class(monkeypatch: pytest.MonkeyPatch)
 def test_a_family_that_cannot_work_says_why() -> None:
     with pytest.raises(UnsupportedPipelineError, match="XLPipeline, which cannot work: it denoises by"):
         get_backbone("StableDiffusionXLPipeline")
-    with pytest.raises(UnsupportedPipelineError, match="which is not driven yet: it has four"):
-        get_backbone("HiDreamImagePipeline")
+    with pytest.raises(UnsupportedPipelineError, match="which is not driven yet: it has seven sizes"):
+        get_backbone("Kandinsky5T2IPipeline")
 
 
 def test_the_documents_family_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) -> None:

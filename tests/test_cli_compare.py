@@ -58,6 +58,25 @@ def test_a_report_is_made_and_named() -> None:
     assert "6 runs are there" in again.stderr
 
 
+def test_a_narrow_terminal_gets_the_main_figures_on_one_line_each() -> None:
+    methods = ["native:2", "1+1:upscaler=lanczos", "native:2,guidance_stop=0.5"]
+    arguments = ["compare", *methods, "--prompts", "prompts.jsonl", "--limit", "1", "--out", "out"]
+    arguments += ["--no-equal-time", "--show", "0"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.stderr
+    lines = result.stderr.splitlines()
+    at = next(k for k, line in enumerate(lines) if line.startswith("method"))
+    heading = lines[at].split("  ")
+    assert [word.strip() for word in heading if word.strip()] == [
+        "method", "times faster", "seconds", "composite", "sharpness"
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines[at + 1 : at + 4]] == methods
+    assert all(len(line.split()) == 5 for line in lines[at + 2 : at + 4])
+    assert max(map(len, lines)) <= 80
+    assert "more in report.html" in lines[at - 1]
+    assert "change of composite" in Path("out/report.html").read_text(encoding="utf-8")
+
+
 def test_native_of_equal_time_is_measured_once() -> None:
     first = compare("native:2", "1+1", "--limit", "1", "--out", "out")
     equal = json.loads(Path("out/scores.json").read_text())["equal_time"]

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow, load_image, read_recipe
+from mrflow import MrFlow, Plan, load_image, read_recipe
 from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
 
@@ -138,6 +138,18 @@ def test_native(shared):
     assert load_image("dpg/native/partiprompts0.png").tobytes() == expected.tobytes()
     record = json.loads(Path("dpg/native.export.json").read_text())
     assert (record["mode"], record["plan"]["steps"], record["upscaler"]) == ("native", 2, None)
+
+
+def test_guidance_can_stop_early_staged_and_native(shared):
+    arguments = ["dpg", "prompts", "--size", "64", "-n", "1", "--limit", "1", "--guidance-stop", "0.5"]
+    for mode in ([], ["--native"]):
+        run(*arguments, "--steps", "2", *mode, "--true-cfg-scale", "3")
+        name = "native" if mode else "mrflow"
+        assert json.loads(Path(f"dpg/{name}.export.json").read_text())["plan"]["guidance_stop"] == 0.5
+    plan = Plan(steps=2, true_cfg_scale=3.0, guidance_stop=0.5)
+    expected = shared(PROMPTS[0], plan=plan, width=64, height=64, seed=42).images[0]
+    assert load_image("dpg/mrflow/partiprompts0.png").tobytes() == expected.tobytes()
+    assert "guidance_stop is 2" in run(*arguments[:-1], "2", code=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,7 @@ def test_a_leftover_use_flow_sigmas_does_not_take_our_sigmas_away(pipe) -> None:
 # --- every family that has an image-to-image pipeline ---
 
 IMAGE_TO_IMAGE = {
-    name: oracle
-    for name in FAMILIES
-    if (oracle := name.replace("Pipeline", "Img2ImgPipeline")) in dir(diffusers)
+    name: oracle for name in FAMILIES if (oracle := name.replace("Pipeline", "Img2ImgPipeline")) in dir(diffusers)
 }
 
 

@@ -36,8 +36,12 @@ def bytes_of(images: Sequence[Image.Image]) -> list[bytes]:
 
 
 def state_of(pipe: Any) -> dict[str, Any]:
-    """Return what must be as before: components by identity, configurations, schedules, settings."""
+    """Return what must be as before: components by identity, configurations, schedules, settings, modes."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     return {
+        "training": {name: [each.training for each in part.modules()] for name, part in parts.items()},
+        "patched": {name: sorted(vars(part)) for name, part in parts.items()},  # vae.encode = mine, say
+        "size": getattr(pipe, "default_sample_size", None),
         "components": {name: id(part) for name, part in pipe.components.items()},
         "config": dict(pipe.config),
         "scheduler": dict(pipe.scheduler.config),

@@ -48,19 +48,33 @@ def borrowed(pipe: Pipeline, *, quiet: bool = False) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def settings(pipe: Pipeline, values: Mapping[str, Any]) -> Iterator[None]:
+    """Give the pipeline's attributes these values for one pass; afterwards they have their own again."""
+    own = {name: getattr(pipe, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(pipe, name, value)
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(pipe, name, value)
+
+
 def denoise(
     pipe: Pipeline,
     scheduler: Any,
     arguments: Mapping[str, Any],
     on_step: Callable[[int], None],
+    before: int = 0,
 ) -> Tensor:
     """Return the latents of one run of the pipeline's own loop with `scheduler` in place of its own.
 
     arguments: of the pipeline's call; a `callback_on_step_end` among them is called too. on_step: called with the
     number of steps done after each; what it raises ends the run. A step of a second-order scheduler is two
-    calls of the transformer.
+    calls of the transformer. before: steps that a `denoise_head` has done, from which both callbacks count on.
     """
-    return _run(pipe, scheduler, arguments, on_step)[0]
+    return _run(pipe, scheduler, arguments, on_step, before)[0]
 
 
 def denoise_head(
@@ -100,14 +114,20 @@ def tail(scheduler: Any) -> Any:
 
 
 def _run(
-    pipe: Pipeline, scheduler: Any, arguments: Mapping[str, Any], on_step: Callable[[int], None]
+    pipe: Pipeline,
+    scheduler: Any,
+    arguments: Mapping[str, Any],
+    on_step: Callable[[int], None],
+    before: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return what the pipeline gives as latents, and what its loop held after the last step."""
     arguments, held = dict(arguments), list[Tensor]()
     theirs = arguments.pop("callback_on_step_end", None)
 
     def after_step(lent: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        latents = tensors["latents"]
+        if before and _is_one_of(scheduler.sigmas, index, timestep):  # CogView4Pipeline (0.42.1) gives a sigma
+            timestep = scheduler.sigmas[index + before]
+        latents, index = tensors["latents"], index + before * scheduler.order
         changed = (theirs(lent, index, timestep, tensors) if theirs is not None else None) or {}
         held[:] = [changed.get("latents", latents)]
         on_step(index // scheduler.order + 1)
@@ -120,6 +140,11 @@ def _run(
         return result.images, held[0]
     finally:
         pipe.scheduler = own
+
+
+def _is_one_of(sigmas: Tensor, index: int, value: Any) -> bool:
+    """Return whether `value` is `sigmas[index]` itself, not merely equal to it."""
+    return isinstance(value, Tensor) and value.data_ptr() == sigmas[index].data_ptr()
 
 
 def _restore(pipe: Pipeline, name: str, value: Any) -> None:

@@ -19,7 +19,7 @@ from mrflow.backbones import Conditioning
 from mrflow.caches import without_caches
 from mrflow.conditions import describe
 from mrflow.model import Model
-from mrflow.passes import denoise, denoise_head, tail
+from mrflow.passes import denoise, denoise_head, settings, tail
 from mrflow.plan import Plan
 from mrflow.progress import Clock
 from mrflow.request import Job
@@ -75,7 +75,8 @@ class Stages:
         batch: tuple[int, int] = (1, 1),
     ) -> Tensor:
         """Return pixels (B, 3, h, w) drawn from noise in `plan.steps` steps on the model's own schedule."""
-        with self.clock.stage("draft", plan.steps, *batch) as stage:
+        own = self.model.backbone.settings(self.model.pipe, *size)
+        with self.clock.stage("draft", plan.steps, *batch) as stage, settings(self.model.pipe, own):
             latents = self.draft_latents(rows, seeds, plan, size, stage.step)
         with self.clock.stage(decode, 1, *batch) as stage:
             stage.pixels = self.model.backbone.decode(self.model.pipe, latents, *size)
@@ -109,7 +110,7 @@ class Stages:
         held = denoise_head(pipe, scheduler, guided, arguments(cfg), on_step)
         latents = backbone.resume(pipe, held, *size)
         rest = {**arguments(1.0), "latents": latents}
-        return denoise(pipe, tail(scheduler), rest, lambda done: on_step(guided + done))
+        return denoise(pipe, tail(scheduler), rest, on_step, before=guided)
 
     def finish(
         self,
@@ -147,7 +148,8 @@ class Stages:
         with self.clock.stage("refine", plan.refine_steps, *batch) as stage, without_caches(pipe):
             arguments = {**self._refine_arguments(noised, rows, plan, size), "generator": list(generators)}
             scheduler = exact_scheduler(pipe, refine_sigmas(plan.refine_sigma, plan.refine_steps))
-            refined = denoise(pipe, scheduler, arguments, stage.step)
+            with settings(pipe, backbone.settings(pipe, *size)):
+                refined = denoise(pipe, scheduler, arguments, stage.step)
         with self.clock.stage("decode", 1, *batch) as stage:
             stage.pixels = backbone.decode(pipe, refined, *size)
         return stage.pixels

@@ -88,6 +88,9 @@ class Backbone(Protocol):
     def draft_arguments(self, pipe: Pipeline, steps: int) -> dict[str, Any]:
         """Return the arguments by which the pipeline takes `steps` steps on the model's own schedule."""
 
+    def settings(self, pipe: Pipeline, width: int, height: int) -> dict[str, Any]:
+        """Return attributes of the pipeline, by name, that a picture of this size needs other values of."""
+
     def encode(self, pipe: Pipeline, pixels: Tensor) -> Tensor:
         """Return (B, 3, h, w) pixels in [0, 1] as float32 latents to mix noise into: the posterior's mode."""
 

@@ -147,6 +147,36 @@ FAMILIES: Mapping[str, FamilyFacts] = MappingProxyType(
             checkpoints=("NucleusAI/NucleusMoE-Image",),
             guidance="true_cfg_scale, 4, with the norm of the conditional prediction",
         ),
+        "HiDreamImagePipeline": FamilyFacts(
+            name="HiDream-I1",
+            backbone="hidream_image:HiDreamImageBackbone",
+            checkpoints=("HiDream-ai/HiDream-I1-Full", "HiDream-ai/HiDream-I1-Dev"),
+            guidance="true_cfg_scale, 5",
+            note="Dev and Fast are distilled: give them `Plan(true_cfg_scale=1)`. Pictures that are not square "
+            "have 1024x1024 pixels at most, by the transformer's `max_resolution`.",
+        ),
+        "LuminaPipeline": FamilyFacts(
+            name="Lumina-Next",
+            backbone="lumina:LuminaBackbone",
+            checkpoints=("Alpha-VLLM/Lumina-Next-SFT-diffusers",),
+            guidance="true_cfg_scale, 4, of three of four channels",
+            note="Captions are not cleaned of markup, as the pipeline's default would with further libraries.",
+        ),
+        "PRXPixelPipeline": FamilyFacts(
+            name="PRX Pixel",
+            backbone="prx:PRXPixelBackbone",
+            checkpoints=("PRX Pixel",),
+            guidance="true_cfg_scale, 4",
+            note="Works on pixels: nothing is encoded, and noise is of the checkpoint's `noise_scale`.",
+        ),
+        "BriaFiboPipeline": FamilyFacts(
+            name="Bria FIBO",
+            backbone="bria_fibo:BriaFiboBackbone",
+            checkpoints=("briaai/FIBO",),
+            guidance="true_cfg_scale, 5",
+            note="Its call takes no embeddings: each pass encodes the text again. Checkpoints expect "
+            "captions in JSON.",
+        ),
     }
 )
 
@@ -155,6 +185,7 @@ VARIANTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "FluxControlNetPipeline": ("FluxPipeline", "flux:FluxBackbone"),
         "FluxControlPipeline": ("FluxPipeline", "flux:FluxControlBackbone"),
         "QwenImageControlNetPipeline": ("QwenImagePipeline", "qwen_image:QwenImageBackbone"),
+        "ZImageControlNetPipeline": ("ZImagePipeline", "z_image:ZImageBackbone"),
         "PiFluxPipeline": ("FluxPipeline", "piflow:PiFluxBackbone"),
         "PiQwenImagePipeline": ("QwenImagePipeline", "piflow:PiQwenImageBackbone"),
     }
@@ -163,6 +194,10 @@ VARIANTS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 _GLOBAL_NOISE = (
     "it draws noise for its control image from the global random state, so that a seed makes no picture"
+)
+_LEFT_BEHIND = (
+    "a call that is cut short leaves its perturbed attention in the transformer, so that the pipeline would not "
+    "be as it was (diffusers 0.42.1)"
 )
 _NO_FLOW = "it denoises by another law than flow matching, to which a sigma between 0 and 1 means nothing"
 
@@ -181,6 +216,12 @@ NOT_POSSIBLE: Mapping[str, str] = MappingProxyType(
         "whether a prompt quotes text, so that no plan could set it, nor a batch give what its pictures give "
         "alone (diffusers 0.42.1)",
         "SanaSprintPipeline": "it is distilled into another law, TrigFlow, with a scheduler of its own",
+        "Cosmos2TextToImagePipeline": "its sigmas run from 0.002 to 80; their noise is added to a picture, not "
+        "mixed with it",
+        "GlmImagePipeline": "a language model draws tokens of the picture first, for its size and from the "
+        "global random state: those of a draft do not fit the larger picture, and a seed makes none",
+        "StableDiffusion3PAGPipeline": _LEFT_BEHIND,
+        "SanaPAGPipeline": _LEFT_BEHIND,
         "LongCatImagePipeline": "its call takes no callback and fails on prompt embeddings: it counts the prompts "
         "that are not given beside them (diffusers 0.42.1)",
     }
@@ -188,10 +229,13 @@ NOT_POSSIBLE: Mapping[str, str] = MappingProxyType(
 
 NOT_YET: Mapping[str, str] = MappingProxyType(
     {
-        "HiDreamImagePipeline": "four text encoders and layers of a language model as prompts",
-        "PRXPixelPipeline": "pixels instead of latents",
-        "BriaFiboPipeline": "layers of a language model as prompts",
-        "GlmImagePipeline": "a language model that draws the picture's tokens first",
+        "Kandinsky5T2IPipeline": "seven sizes to which it rounds all others, and an answer of another shape",
+        "Ideogram4Pipeline": "a call that takes texts alone, and a second transformer for guidance",
+        "BriaFibo2Pipeline": "drawn words of the caption, which its text encoder is shown from some step on",
+        "OmniGenPipeline": "one transformer for texts and pictures, and a call that takes texts alone",
+        "ZImageOmniPipeline": "reference pictures among what it is conditioned on; ZImagePipeline needs none",
+        "SanaControlNetPipeline": "a control image, not tried with this transformer",
+        "Flux2KleinKVPipeline": "a cache of reference pictures; Flux2KleinPipeline needs none",
     }
 )
 """Text-to-image pipelines that nobody has tried here, and what would be new about them."""

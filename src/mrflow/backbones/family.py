@@ -98,6 +98,10 @@ class Family:
         """Return the number of steps."""
         return {"num_inference_steps": steps}
 
+    def settings(self, pipe: Pipeline, width: int, height: int) -> dict[str, Any]:
+        """Return none."""
+        return {}
+
     def encode(self, pipe: Pipeline, pixels: Tensor) -> Tensor:
         """Return pixels as latents."""
         return self.autoencoder.encode(pipe.vae, pixels)

@@ -1,8 +1,10 @@
-"""PRX: plain latents, a T5-Gemma text encoder with a mask, true CFG called `guidance_scale`.
+"""PRX: plain latents, or pixels, a T5-Gemma text encoder with a mask, true CFG called `guidance_scale`.
 
 Facts from diffusers 0.42.1, src/diffusers/pipelines/prx/pipeline_prx.py: texts are cleaned and lowered first;
 guidance runs above 1 and gives the transformer two timesteps whatever the batch, so that pictures go through it
 one by one; sizes, unless told otherwise, are rounded to trained ones; the pipeline makes its own sigmas.
+pipeline_prx_pixel.py: no autoencoder; noise has a deviation of `noise_scale` beside pixels in [-1, 1]; the
+transformer says what the picture is, not its velocity.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from mrflow.backbones import Conditioning, Pipeline, Reading
 from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, ScaledVae
+from mrflow.backbones.latents import Autoencoder, Layout, Plain, ScaledVae, to_unit
 from mrflow.backbones.prompts import read_text
 
 
@@ -24,8 +28,8 @@ class _Plain(Plain):
 class PRXBackbone(Family):
     """Drives diffusers' PRXPipeline. See mrflow.backbones.Backbone for the methods."""
 
-    layout = _Plain()
-    autoencoder = ScaledVae()
+    layout: Layout = _Plain()
+    autoencoder: Autoencoder = ScaledVae()
     usual_cfg = 4.0  # the pipeline's default
     text_length = 0  # the tokenizer's own
 
@@ -55,3 +59,42 @@ class PRXBackbone(Family):
         """Return the row and the guidance; sizes are taken as they are."""
         arguments = super().call_arguments(pipe, rows, guidance_scale, true_cfg_scale)
         return {**arguments, "use_resolution_binning": False}
+
+
+class _Pixels(_Plain):
+    about = "pixels"
+
+    def pack(self, pipe: Pipeline, latents: Tensor) -> Tensor:
+        return latents * float(pipe.config.noise_scale)  # the pipeline's noise has this deviation, ours 1
+
+
+class _NoVae:
+    about = "none"
+
+    def encode(self, vae: Any, pixels: Tensor) -> Tensor:
+        return pixels.float() * 2 - 1
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        return to_unit(latents)
+
+
+class PRXPixelBackbone(PRXBackbone):
+    """Drives diffusers' PRXPixelPipeline. See mrflow.backbones.Backbone for the methods.
+
+    Latents are pixels here, counted in units of the noise's deviation, so that a sigma means what it says.
+    """
+
+    layout = _Pixels()
+    autoencoder = _NoVae()
+
+    def encode(self, pipe: Pipeline, pixels: Tensor) -> Tensor:
+        """Return pixels in [-1, 1] over the noise's deviation."""
+        return self.autoencoder.encode(None, pixels) / float(pipe.config.noise_scale)
+
+    def decode(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
+        """Return the pipeline's pixels in [0, 1]."""
+        return self.autoencoder.decode(None, latents)
+
+    def read_prompt(self, pipe: Pipeline, prompt: str, max_sequence_length: int | None) -> Reading:
+        """Return what the text encoder does not take in; a call's limit has no part in it."""
+        return read_text(pipe.tokenizer, prompt.strip(), pipe.config.prompt_max_tokens)

@@ -73,6 +73,7 @@ def export(
     scale: options.Scale = None,
     guidance: options.Guidance = None,
     true_cfg_scale: options.TrueCfgScale = None,
+    guidance_stop: options.GuidanceStop = None,
     native: Annotated[
         bool,
         typer.Option("--native", help="Run the plain pipeline instead, for comparison.", rich_help_panel=_HOW),
@@ -127,6 +128,7 @@ def export(
             scale=scale,
             guidance=guidance,
             true_cfg_scale=true_cfg_scale,
+            guidance_stop=guidance_stop,
         )
         if native:
             check_native(plans)
@@ -174,10 +176,15 @@ def _settings(
         warnings.simplefilter("ignore")  # each call warns by itself
         made = model.resolve_plan(plan)
     width, height = model.resolve_size(*size, None if native else made)
-    plain = {"steps": model.defaults.native_steps if steps is None else steps, "guidance": made.true_cfg_scale}
+    plain = {
+        "steps": model.defaults.native_steps if steps is None else steps,
+        "guidance": made.true_cfg_scale,
+        "guidance_scale": made.guidance_scale,
+        "guidance_stop": made.guidance_stop,
+    }
     return {
         "mode": "native" if native else "staged",
-        "plan": {**plain, "guidance_scale": made.guidance_scale} if native else made.to_dict(),
+        "plan": plain if native else made.to_dict(),
         "width": width,
         "height": height,
         "seeds": seeds,
