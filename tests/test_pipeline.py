@@ -40,7 +40,7 @@ def state_of(pipe: Any) -> dict[str, Any]:
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     return {
         "training": {name: [each.training for each in part.modules()] for name, part in parts.items()},
-        "patched": {name: sorted(vars(part)) for name, part in parts.items()},  # vae.encode = mine, say
+        "patched": [(n, key) for n, part in parts.items() for key in vars(part) if hasattr(type(part), key)],
         "size": getattr(pipe, "default_sample_size", None),
         "components": {name: id(part) for name, part in pipe.components.items()},
         "config": dict(pipe.config),

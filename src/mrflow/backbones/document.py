@@ -31,8 +31,8 @@ random weights, float32, on a CPU: its draft is the pipeline's own call bit for 
 the latents and the sigma mixed in, whatever the checkpoint's shifting; a refine step is one Euler step; a batch
 gives what its pictures give alone (1e-5); sizes are not square; the pipeline is afterwards as it was, also after
 an error. Where diffusers has an image-to-image pipeline of the family (FLUX.1, Qwen-Image, Stable Diffusion 3,
-Chroma, Z-Image), the refine pass is held against it, picture, noise and sigma given (`tests/test_parity.py`, 1e-5).
-Large vision-language text encoders are stood in for by tiny language models.
+Chroma, Z-Image), the refine pass is held against it, picture, noise and sigma given (`tests/test_parity.py`,
+1e-5). Large vision-language text encoders are stood in for by tiny language models.
 **Not run:** real weights and full size, for any family but vista's own; anything on a GPU.
 
 **Guidance.** `guidance_scale` in a plan is what a guidance-embedded transformer is told; `true_cfg_scale` is s in
