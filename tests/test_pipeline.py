@@ -41,7 +41,7 @@ def state_of(pipe: Any) -> dict[str, Any]:
     return {
         "training": {name: [each.training for each in part.modules()] for name, part in parts.items()},
         "patched": [(n, key) for n, part in parts.items() for key in vars(part) if hasattr(type(part), key)],
-        "size": getattr(pipe, "default_sample_size", None),
+        "size": vars(pipe).get("default_sample_size"),
         "components": {name: id(part) for name, part in pipe.components.items()},
         "config": dict(pipe.config),
         "scheduler": dict(pipe.scheduler.config),
@@ -276,12 +276,11 @@ def test_the_pipeline_is_as_it_was(stage: str, error: Any, bar: Any) -> None:
 
 
 def test_a_broken_pipeline_is_given_back_too(fast: MrFlow, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = state_of(fast.pipe)
-
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(fast.pipe.transformer, "forward", fail)
+    before = state_of(fast.pipe)
     with pytest.raises(MemoryError):
         fast("a boat", seed=1)
     assert state_of(fast.pipe) == before
