@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from benchmarks import batch_ray, batch_throughput
+from benchmarks import load as load_script
+from PIL import Image
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow
+from mrflow.files import encode_image
+from serving import serving
 
 
 def test_the_throughput_of_batches(monkeypatch, capsys):
@@ -57,3 +63,35 @@ def test_seconds_between_pictures_leave_the_start_out():
     described = watch.describe()
     assert (described["start"], described["between_pictures"], described["total"]) == (10, 3, 16)
     assert (described["drafting"], described["finishing"]) == (1, 0.5)
+
+
+def test_load_loses_no_request_and_sees_the_pictures_made_alone():
+    """Twelve clients at two servers of tiny pipelines, one with two workers and batches, one without."""
+    options = load_script.parse(["--clients", "12", "--plan", "2+1"])
+
+    def answers(**settings: Any) -> list[load_script.Answer]:
+        with serving(**settings) as server:
+            return asyncio.run(load_script.load(server.url, options))
+
+    loaded, alone = answers(lanes=2), answers(draft_batch=1, finish_batch=1)
+    figures = load_script.summary(loaded, 2.0, 3.0)
+    assert (figures["pictures"], figures["refused_429"], figures["lost"]) == (12, 0, 0)
+    assert (figures["pictures_per_second"], figures["processor_seconds_per_picture"]) == (6, 0.25)
+    assert 0 < figures["p50_seconds"] <= figures["p95_seconds"]
+    compared = load_script.compare([each.file for each in loaded], [each.file for each in alone])
+    assert (compared["compared"], compared["different"]) == (12, 0)
+
+
+def test_load_counts_what_is_refused_lost_and_different():
+    def file(value: int) -> bytes:
+        return encode_image(Image.fromarray(np.full((4, 4, 3), value, np.uint8)), ".png")
+
+    answers = [load_script.Answer(200, 1.0, file(9)), load_script.Answer(429, 0.1), load_script.Answer(0, 9.0)]
+    figures = load_script.summary(answers, 2.0, 3.0)
+    assert (figures["pictures"], figures["refused_429"], figures["lost"]) == (1, 1, 1)
+    assert load_script.compare([file(9), file(9), file(9), None], [file(9), file(10), file(12), file(9)]) == {
+        "compared": 3,
+        "equal": 1,
+        "different": 1,
+        "largest_difference": 3,
+    }
