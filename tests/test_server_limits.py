@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -18,7 +19,11 @@ from io import BytesIO
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from PIL import Image
 
 from mrflow.errors import RequestError
@@ -28,6 +33,9 @@ from serving import Server, serving, tiny_model, until
 
 GOOD, OTHER = "a-good-key-of-24-letters", "another-key-of-24-letters"
 ROUTES = ("/v1/images/generations", "/v1/images/drafts", "/v1/images/finish")
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +77,67 @@ def make_value(draw: random.Random, depth: int = 0) -> Any:
     return draw.choice(kinds)()
 
 
-def make_body(draw: random.Random, fields: list[str]) -> bytes:
-    """Return a request's body that is wrong in one way or several."""
-    if draw.random() < 0.15:
-        return draw.choice(
-            [b"", b"{", b"[]", b"nul", b"\xff\xfe", b"[" * 5000, b'{"prompt": ' + b"9" * 5000 + b"}"]
-        )
-    body = {"prompt": "a boat", "plan": "1+1", "drafts": ["draft_x"]}
-    body |= {name: make_value(draw) for name in draw.sample(fields, draw.randrange(1, 4))}
-    body["\udcff" if draw.random() < 0.05 else "surprise"] = make_value(draw)  # always an unknown one
-    return json.dumps(body).encode()
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["auto", "1+1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
 
 
-def test_a_thousand_malformed_requests(server: Server, http: httpx.Client) -> None:
-    draw = random.Random(0)
-    schemas = http.get("/openapi.json").json()["components"]["schemas"]
-    fields = sorted(schemas["GenerateBody"]["properties"])
-    for _ in range(1000):
-        headers = {"content-type": draw.choice(["application/json"] * 8 + ["text/plain", "multipart/form-data"])}
-        check_refusal(http.post(draw.choice(ROUTES), content=make_body(draw, fields), headers=headers), 400, 404)
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether a value is one that the OpenAPI document allows."""
+    return Draft202012Validator(schema).is_valid(value)
+
+
+@st.composite
+def malformed(draw: st.DrawFn, document: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Draw a route of the OpenAPI document, and arguments for httpx of a request that it does not allow."""
+    posts = {path: verbs["post"] for path, verbs in document["paths"].items() if "post" in verbs}
+    bodies = {path: post["requestBody"]["content"] for path, post in posts.items()}
+    path = draw(st.sampled_from(sorted(bodies)))
+    ((media, content),) = bodies[path].items()
+    schema = content["schema"]
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    if draw(st.integers(0, 4)) == 0:
+        return path, {"content": draw(st.binary(max_size=40)), "headers": {"content-type": media}}
+    fields = sorted(schema["properties"])
+    body: dict[str, Any] = {"prompt": "a boat", "drafts": ["draft_x"], "plan": "1+1"}
+    body = {name: value for name, value in body.items() if name in fields}
+    way = draw(st.sampled_from(["missing", "unknown", "wrong"]))
+    if way == "missing":
+        del body[draw(st.sampled_from([name for name in schema["required"] if name in body]))]
+    elif way == "unknown":
+        body[draw(st.text(min_size=1, max_size=20).filter(lambda name: name not in fields))] = draw(JSON_VALUES)
+    if way == "wrong" and media == "application/json":
+        name = draw(st.sampled_from(fields))
+        body[name] = draw(JSON_VALUES.filter(lambda value: not fits(value, schema["properties"][name])))
+    if media == "application/json":
+        return path, {"content": json.dumps(body), "headers": {"content-type": media}}
+    if way == "wrong":  # in a form all is text: a file that is none
+        return path, {"data": body, "files": {"image": ("x.png", draw(st.binary(max_size=40)))}}
+    return path, {"data": {name: str(value) for name, value in body.items()}, "files": {"image": ("x.png", PIXEL)}}
+
+
+def test_a_thousand_malformed_requests(http: httpx.Client) -> None:
+    """Each breaks the OpenAPI document in one way: no body of that kind, a field missing, unknown or wrong."""
+    document = http.get("/openapi.json").json()
+    sent: set[str] = set()
+
+    @given(malformed(document))
+    @hypothesis.settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+    def refuse(request: tuple[str, dict[str, Any]]) -> None:
+        path, arguments = request
+        sent.add(path)
+        check_refusal(http.post(path, **arguments), 400)
+
+    refuse()
+    assert sent == {*ROUTES, "/v1/images/edits"}
     assert http.get("/health").json() == {
         "status": "ok",
         "waiting": 0,
@@ -170,6 +220,16 @@ def test_other_sites_are_not_answered(server: Server, http: httpx.Client) -> Non
     assert check_refusal(http.post(ROUTES[0], json=body, headers={"Origin": "https://evil.example"}), 403)
     same = http.post(ROUTES[0], json={**body, "plan": "1+1"}, headers={"Origin": server.url})
     assert same.status_code == 200
+
+
+def test_the_openapi_document_tells_how_errors_look(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    for path, verbs in document["paths"].items():
+        for verb, route in verbs.items():
+            assert set(route["responses"]) == {"200", "default"}, (verb, path)  # no 422 of FastAPI's own shape
+    error = document["components"]["schemas"]["ErrorAnswer"]["properties"]["error"]["$ref"].rpartition("/")[2]
+    refused = http.get("/v1/models/none").json()["error"]
+    assert fits(refused, document["components"]["schemas"][error])
 
 
 def test_docs_and_metrics(http: httpx.Client) -> None:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 import mrflow
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
+from mrflow.server.bodies import ErrorAnswer
 from mrflow.server.documentation import documentation_routes
 from mrflow.server.guard import Guard, refuse
 from mrflow.server.information import information_routes
@@ -57,8 +58,9 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(image_routes(service))
-    app.include_router(information_routes(service))
+    errors: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, "description": "No success."}}
+    app.include_router(image_routes(service), responses=errors)
+    app.include_router(information_routes(service), responses=errors)
     app.include_router(documentation_routes(service))
     _answer_errors(app)
     if page:

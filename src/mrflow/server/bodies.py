@@ -19,6 +19,19 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class ErrorObject(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer that is no success, as OpenAI's clients read it."""
+
+    error: ErrorObject
+
+
 class OurFields(_Body):
     """Fields of mrflow's own, which OpenAI's clients pass as `extra_body`."""
 
