@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ ARGUMENTS = [
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,13 @@ def test_the_page_and_the_api_live_side_by_side(server: Server) -> None:
     assert httpx.get(f"{server.url}/v1/none").json()["error"]["code"] == "not_found"
 
 
+def overlap(one: Any, other: Any) -> bool:
+    """Whether two elements cover each other anywhere."""
+    a, b = one.bounding_box(), other.bounding_box()
+    across = a["x"] < b["x"] + b["width"] and b["x"] < a["x"] + a["width"]
+    return across and a["y"] < b["y"] + b["height"] and b["y"] < a["y"] + a["height"]
+
+
 @needs_browser
 def test_three_stages_a_download_and_its_recipe_read_back(server: Server, browser: Any, tmp_path: Path) -> None:
     page = browser.new_page()
@@ -64,9 +72,12 @@ def test_three_stages_a_download_and_its_recipe_read_back(server: Server, browse
     page.locator("#generate").press("Enter")  # by keyboard
     for stage in ("draft", "upscaled", "final"):
         page.locator(f"#{stage} img").wait_for()
-    for stage in ("Draft", "Upscaled draft", "Final"):
-        assert page.get_by_text(f"{stage}, after ").first.is_visible()
     page.locator("#slider img").first.wait_for()
+    for stage in ("Draft", "Upscaled draft", "Final"):
+        caption = page.get_by_text(re.compile(f"^{stage}, after "))
+        assert caption.is_visible()
+        assert not any(overlap(caption, page.locator(f"#{name}")) for name in ("draft", "upscaled", "final"))
+    assert page.locator("#draft img").is_visible()  # still there
     with page.expect_download() as download:
         page.locator("#saved a").click()
     file = tmp_path / "picture.png"
@@ -86,22 +97,25 @@ def test_three_stages_a_download_and_its_recipe_read_back(server: Server, browse
 
 @needs_browser
 def test_eight_drafts_and_a_click_finishes_one(server: Server, browser: Any) -> None:
+    """On a phone, in dark mode, by keyboard alone once the prompt stands there."""
     page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
     page.set_default_timeout(90_000)
     page.goto(server.url)
     page.locator("#prompt textarea").fill("a lake")
     for _ in range(2):  # opened and closed: fields that nobody filled must still count as empty
         page.get_by_text("Settings").click()
-    page.get_by_role("tab", name="Drafts").click()
-    page.locator("#make-drafts").click()
+    page.get_by_role("tab", name="Drafts").press("Enter")
+    page.locator("#make-drafts").press("Enter")
     drafts = page.locator("#drafts button:has(img)")
     drafts.nth(7).wait_for()
     assert drafts.count() == 8
-    drafts.nth(2).click()
+    drafts.nth(2).press("Enter")
     page.locator("#finished img").first.wait_for()
     page.locator("#drafts-saved a").wait_for()
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 390  # nothing hangs out of a phone
+    background = page.evaluate("getComputedStyle(document.querySelector('.gradio-container')).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", background)[:3])) < 64, background
     page.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from html import escape
 from typing import Any
@@ -15,27 +16,48 @@ from mrflow.server.service import Service
 from mrflow.server.visit import View, Wishes
 
 _CSS = """
-.gradio-container { max-width: 72rem !important; margin: 0 auto !important }
+.gradio-container { width: 100%; max-width: 72rem !important; margin: 0 auto !important }
 .stages img, .stages .image-frame, .stages .image-container > button { width: 100% !important }
 .stages img { aspect-ratio: auto; object-fit: contain }
 #drafts .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)) !important }
 #finished .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)) !important }
 #drafts, #finished, #drafts .grid-wrap, #finished .grid-wrap { min-width: 0; max-height: none; min-height: 0 }
+.saved a { color: inherit !important }
 .saved a { display: inline-block; padding: .5rem 1rem; border: 1px solid currentColor; border-radius: .5rem }
 .status { min-height: 1.6em }
+.caption p { font-weight: 600 }
 """
 _FINISHED = 12  # pictures that the page shows side by side, and holds for a visitor
 _LABELS = {"draft": "Draft", "upscaled": "Upscaled draft", "final": "Final", "native": "Native"}
 
 
 def mount_page(app: FastAPI, service: Service) -> FastAPI:
-    """Return the application with the page at `/`, behind its own routes."""
+    """Return the application with the page at `/`, behind its own routes.
+
+    Built inside an event loop: without one running, gradio 6.31 (utils.py, safe_get_lock) makes four and leaves
+    them, with their sockets, to the collector.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+
+        async def mount() -> FastAPI:
+            return _mounted(app, service)
+
+        return asyncio.run(mount())
+    return _mounted(app, service)
+
+
+def _mounted(app: FastAPI, service: Service) -> FastAPI:
     theme = gr.themes.Soft(
         primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ).set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
         block_label_text_color="*primary_800",
+        block_title_text_color="*primary_800",
     )
     mounted: FastAPI = gr.mount_gradio_app(
         app,
@@ -88,18 +110,19 @@ def _blocks(service: Service) -> Any:
                 stop = gr.Button("Stop", min_width=80)
                 compare = gr.Checkbox(label="Compare with native sampling", min_width=200)
             status = gr.Markdown(elem_classes="status", elem_id="status")
+            images, captions = {}, {}
             with gr.Row(elem_classes="stages"):
-                images = {
-                    name: gr.Image(
-                        label=_LABELS[name],
-                        interactive=False,
-                        format="png",
-                        buttons=["fullscreen"],
-                        elem_id=name,
-                        min_width=180,
-                    )
-                    for name in ("draft", "upscaled", "final")
-                }
+                for name in ("draft", "upscaled", "final"):
+                    with gr.Column(min_width=180):  # a label inside the picture would hide a corner of it
+                        captions[name] = gr.Markdown(_LABELS[name], elem_classes="caption")
+                        images[name] = gr.Image(
+                            label=_LABELS[name],
+                            show_label=False,
+                            interactive=False,
+                            format="png",
+                            buttons=["fullscreen"],
+                            elem_id=name,
+                        )
             saved = gr.HTML(elem_classes="saved", elem_id="saved")
             slider = gr.ImageSlider(
                 label="Native | mrflow", interactive=False, visible=False, format="png", elem_id="slider"
@@ -109,6 +132,7 @@ def _blocks(service: Service) -> Any:
             drafts_status = gr.Markdown(elem_classes="status", elem_id="drafts-status")
             gallery = gr.Gallery(
                 label="Drafts",
+                show_label=False,
                 columns=4,
                 allow_preview=False,
                 interactive=False,
@@ -120,6 +144,7 @@ def _blocks(service: Service) -> Any:
             )
             finished = gr.Gallery(
                 label="Finished",
+                show_label=False,
                 columns=3,
                 interactive=False,
                 format="png",
@@ -130,7 +155,7 @@ def _blocks(service: Service) -> Any:
             drafts_saved = gr.HTML(elem_classes="saved", elem_id="drafts-saved")
         names = gr.State([], time_to_live=seconds)
         done = gr.State([], time_to_live=seconds)
-        outputs = [status, *images.values(), saved, slider]
+        outputs = [status, *images.values(), *captions.values(), saved, slider]
 
         async def generate(
             prompt: str,
@@ -147,21 +172,23 @@ def _blocks(service: Service) -> Any:
             wishes = Wishes(*(text or "" for text in fields))  # gradio sends None for what nobody touched
             yield {
                 status: "waiting for a turn",
-                **{image: gr.update(value=None, label=_LABELS[name]) for name, image in images.items()},
+                **dict.fromkeys(images.values()),
+                **{caption: _LABELS[name] for name, caption in captions.items()},
                 saved: "",
                 slider: gr.update(value=None, visible=False),
             }
-            final = None
+            final, shown = None, dict[Any, Any]()
             async for view in visit.generate(service, _client(request), wishes, compare=comparing):
                 change: dict[Any, Any] = {status: view.text}
                 for name, (image, took) in view.pictures.items():
                     if name == "native":
                         change[slider] = gr.update(value=(image, final), visible=True)
                     else:
-                        change[images[name]] = gr.update(value=image, label=f"{_LABELS[name]}, after {took:.1f} s")
+                        change[images[name]] = shown[images[name]] = image
+                        change[captions[name]] = f"{_LABELS[name]}, after {took:.1f} s"
                 if view.file is not None:
                     final = view.pictures["final"][0]
-                    change[saved] = _link(view)
+                    change |= {saved: _link(view), **shown}  # again: gradio 6.31 loses one that came too fast
                 yield change
 
         async def draft(
