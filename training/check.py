@@ -32,19 +32,25 @@ from training.renders import fresh_features, fresh_renders
 from training.world import ATTRIBUTES
 
 OUT = Path("benchmarks")
-Method = Callable[[list[str], list[int]], list[Image]]
+Pictures = dict[str, list[Image]]
 
 
-def methods(fast: MrFlow, bicubic: MrFlow) -> dict[str, Method]:
-    """Return what is compared: each takes prompts and seeds and gives pictures."""
-    return {
-        "native 50": lambda p, s: fast.native(p, seed=s, steps=50).images,
-        "native 12": lambda p, s: fast.native(p, seed=s, steps=12).images,
-        "native 6": lambda p, s: fast.native(p, seed=s, steps=6).images,
-        "staged 12+1": lambda p, s: fast(p, seed=s).images,
-        "12, not refined": lambda p, s: fast(p, seed=s, stages=True).upscaled or [],
-        "12+1, bicubic": lambda p, s: bicubic(p, seed=s).images,
-    }
+def methods(fast: MrFlow, bicubic: MrFlow) -> dict[str, Callable[[list[str], list[int]], Pictures]]:
+    """Return what is compared: each takes prompts and seeds, and gives the pictures of one method or more."""
+
+    def native(steps: int) -> Callable[[list[str], list[int]], Pictures]:
+        return lambda p, s: {f"native {steps}": fast.native(p, seed=s, steps=steps).images}
+
+    def staged(p: list[str], s: list[int]) -> Pictures:
+        drafts = fast.draft(p, seed=s)  # which all three finish
+        refined = fast.finish(drafts, stages=True)
+        return {
+            "staged 12+1": refined.images,
+            "12, not refined": list(refined.upscaled),
+            "12+1, bicubic": bicubic.finish(drafts).images,
+        }
+
+    return {"staged": staged, **{f"native {steps}": native(steps) for steps in (50, 12, 6)}}
 
 
 def judge(images: Tensor, wanted: Tensor, network: inspector.Inspector, reference: Reference) -> dict[str, object]:
@@ -59,7 +65,10 @@ def main(
     count: Annotated[int, typer.Option(help="Prompts.")] = 256,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     only: Annotated[
-        list[str] | None, typer.Option(help="Methods to run; the others keep their last scores.")
+        list[str] | None,
+        typer.Option(
+            help="staged, native 50, native 12, native 6: what to run; the others keep their last scores."
+        ),
     ] = None,
     fresh: Annotated[
         int, typer.Option(help="Fresh renders for the Frechet distance and the inspector's accuracy.")
@@ -69,7 +78,8 @@ def main(
     captions, wanted = prompts(count, seed=3 * 10**6)
     network = inspector.load()
     reference = Reference(Gaussian.of(fresh_features(network, fresh)))
-    fast, bicubic = MrFlow.from_pretrained("vista"), MrFlow.from_pretrained("vista", upscaler="bicubic")
+    fast = MrFlow.from_pretrained("vista", batch_size=batch)
+    bicubic = MrFlow.from_pretrained("vista", upscaler="bicubic", batch_size=batch)
     file = OUT / "vista.json"
     results = json.loads(file.read_text()) if only and file.exists() else {}
     results["inspector"] = accuracy(network, fresh)
@@ -78,12 +88,13 @@ def main(
     for name, method in methods(fast, bicubic).items():
         if only and name not in only:
             continue
-        pictures = []
+        pictures: Pictures = {}
         for start in track(range(0, count, batch), name):
             part = captions[start : start + batch]
-            pictures += method(part, list(range(start, start + len(part))))
-        results[name] = judge(to_tensor(pictures), wanted, network, reference)
-        results[name]["count"] = count
+            for one, made in method(part, list(range(start, start + len(part)))).items():
+                pictures.setdefault(one, []).extend(made)
+        for one, made in pictures.items():
+            results[one] = judge(to_tensor(made), wanted, network, reference) | {"count": count}
         file.write_text(json.dumps(results, indent=1))
     (OUT / "vista.md").write_text(table(results))
 
