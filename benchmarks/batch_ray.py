@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/batch_ray.py   # vista, 60 pictures each way, one worker for each stage
     python benchmarks/batch_ray.py                     # the same against a lane for each core
 
-Both ways write the same pictures into empty folders, synced; Ray is started here and stopped. Rates are those
-between the first saved picture and the last, so that loading and Ray's start don't count: they are `start`. Ray's
-overhead is the seconds between two saved pictures less those in which a worker of the busier stage really worked
-on one: carrying, scheduling, packing, writing. The last line of stdout is JSON.
+Both ways write the same pictures into empty folders, synced; Ray is started here and stopped. Rates are those of
+the later half of the pictures, so that neither loading counts nor what one worker did while another was loading;
+`start` is when the first was safe. Ray's overhead is the seconds between two saved pictures less those in which a
+worker of the busier stage really worked on one: carrying, scheduling, packing, writing. The last line of stdout is
+JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from mrflow import MrFlow
@@ -51,12 +52,13 @@ class Watch:
             self.stages.append(news.entry.seconds)
 
     def describe(self) -> dict[str, float]:
-        """Return seconds: until the first picture, between two, and of each stage's work on one."""
+        """Return seconds: until the first picture, between two later ones, and of each stage's work on one."""
+        half = len(self.saved) // 2
         drafting, finishing = (
-            median(sum(stages.get(name, 0.0) for name in names) for stages in self.stages)
+            fmean(sum(stages.get(name, 0.0) for name in names) for stages in self.stages[half:])
             for names in (DRAFTING, FINISHING)
         )
-        between = (self.saved[-1] - self.saved[0]) / (len(self.saved) - 1)
+        between = (self.saved[-1] - self.saved[half]) / (len(self.saved) - 1 - half)
         return {
             "start": self.saved[0],
             "between_pictures": between,
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print a table and then the report as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="vista")
-    parser.add_argument("--pictures", type=int, default=60, help="of each way; at least 2")
+    parser.add_argument("--pictures", type=int, default=60, help="of each way; at least 3")
     parser.add_argument("--draft-workers", type=int, default=1)
     parser.add_argument("--finish-workers", type=int, default=1)
     asked = parser.parse_args(arguments)

@@ -58,11 +58,11 @@ def test_what_ray_adds_to_a_picture(monkeypatch, capsys):
     )
 
 
-def test_seconds_between_pictures_leave_the_start_out():
-    watch = batch_ray.Watch(saved=[10.0, 12.0, 16.0], stages=[{"draft": 1.0, "refine": 0.5}] * 3)
-    described = watch.describe()
-    assert (described["start"], described["between_pictures"], described["total"]) == (10, 3, 16)
-    assert (described["drafting"], described["finishing"]) == (1, 0.5)
+def test_the_start_and_what_was_drafted_meanwhile_are_left_out():
+    stages = [{"draft": 9.0}, {"draft": 1.0, "refine": 0.5}, {"draft": 2.0, "refine": 0.5}]
+    described = batch_ray.Watch(saved=[10.0, 10.5, 14.5], stages=stages).describe()
+    assert (described["start"], described["between_pictures"], described["total"]) == (10, 4, 14.5)
+    assert (described["drafting"], described["finishing"]) == (1.5, 0.5)
 
 
 def test_load_loses_no_request_and_sees_the_pictures_made_alone():
