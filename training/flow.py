@@ -37,10 +37,10 @@ BASE_SHIFT, MAX_SHIFT = 0.5, 1.0
 SMALL_TOKENS, LARGE_TOKENS = 64, 256
 """Tokens of 128x128 and of 256x256: the two ends of the resolution-dependent shift."""
 DROP_CAPTION = 0.1
-LOW_SIGMA = 0.35
+LOW_SIGMA = 0.3
 """A finish refines from low sigmas, which the shifted logit-normal hardly visits: at full size
 LOW_SHARE of the timesteps are uniform below LOW_SIGMA."""
-LOW_SHARE = 0.3
+LOW_SHARE = 0.4
 OBJECT_WEIGHT = 3.0
 """Weight of the loss where the caption says the object is. A function of caption and place alone, so
 that the optimum stays the true velocity; an object is a twentieth of the picture and most of a prompt."""
