@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,13 @@ def network_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("upscaler") / "tiny-x2.safetensors"
     save_file(network.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def ray_finds_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes of a Ray that is started here import what lies beside the tests."""
+    places = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def on_ray(test: Any) -> Any:
         pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray"),
         pytest.mark.filterwarnings("ignore::ResourceWarning"),
         pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-        pytest.mark.usefixtures("collected"),
+        pytest.mark.usefixtures("collected", "ray_finds_tests"),
     ):
         test = mark(test)
     return test

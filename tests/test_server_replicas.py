@@ -184,6 +184,7 @@ def test_the_command_serves_until_it_is_told_to_stop(monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("ray_finds_tests")
 def test_two_replicas_on_ray(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(maker, "finish_drafts", maker.finish_drafts)
     replicas = Replicas(load=partial(cluster_model.load, tmp_path), count=2, threads=1, gpus=0)
