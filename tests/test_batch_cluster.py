@@ -143,7 +143,6 @@ def test_workers_that_can_not_start_are_one_line(model, tmp_path):
 
 
 @on_ray
-@pytest.mark.slow
 def test_no_ray_at_the_address(model, tmp_path):
     with pytest.raises(ClusterError, match=r"No Ray answers at 127\.0\.0\.1:1"):
         run(model, tmp_path, *ROWS, cluster=Cluster(load=cluster_model.load_nothing, address="127.0.0.1:1"))

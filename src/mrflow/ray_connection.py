@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -54,12 +55,20 @@ def _connect(ray: Any, address: str, cpus: int) -> None:
         attempts, what = _STARTS, "Ray can't be started here"
     for attempt in range(1, attempts + 1):
         try:
+            _knock(address)
             ray.init(address, **options)
             return
         except Exception as error:  # Ray raises plain ones, too
             ray.shutdown()
             if attempt == attempts:
                 raise ClusterError(f"{what}: {describe_reason(error)}{_hint(error)}") from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at HOST:PORT, for which Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def describe_reason(error: BaseException) -> str:
