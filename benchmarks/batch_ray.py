@@ -30,7 +30,7 @@ from mrflow.batch.output import Output
 from mrflow.batch.rows import Row
 from mrflow.batch.run import News, run_batch
 from mrflow.batch.tasks import read_request
-from mrflow.bench.environment import describe_environment
+from mrflow.bench.environment import describe_run
 from mrflow.sharing import check_lanes
 
 DRAFTING = ("text", "draft", "decode_draft")
@@ -121,11 +121,7 @@ def measure(fast: MrFlow, cluster: Cluster, pictures: int) -> dict[str, Any]:
     alone, on_ray = (seconds[name]["between_pictures"] for name in ways)
     busy = max(seconds["ray"][stage] / count for stage, count in workers.items())
     return {
-        "environment": describe_environment(fast.model.device, fast.model.dtype),
-        "model": fast.model.name,
-        "revision": fast.model.revision,
-        "plan": fast.model.defaults.plan.to_dict(),
-        "size": [fast.model.defaults.width, fast.model.defaults.height],
+        **describe_run(fast),
         "pictures": pictures,
         "lanes": check_lanes(fast.model, None),
         "workers": workers,

@@ -26,7 +26,7 @@ from mrflow.batch.output import Output
 from mrflow.batch.rows import Row
 from mrflow.batch.run import run_batch
 from mrflow.batch.tasks import read_request
-from mrflow.bench.environment import describe_environment
+from mrflow.bench.environment import describe_run
 from mrflow.bench.timing import Spread
 from mrflow.sharing import check_lanes
 
@@ -68,11 +68,7 @@ def measure(fast: MrFlow, pictures: int, rounds: int) -> dict[str, Any]:
             seconds[name].append(taken)
             files.append(made)
     return {
-        "environment": describe_environment(fast.model.device, fast.model.dtype),
-        "model": fast.model.name,
-        "revision": fast.model.revision,
-        "plan": fast.model.defaults.plan.to_dict(),
-        "size": [fast.model.defaults.width, fast.model.defaults.height],
+        **describe_run(fast),
         "pictures": pictures,
         "lanes": count,
         "same_files": all(made == files[0] for made in files),

@@ -59,6 +59,14 @@ TUNED = {
         "mrflow tune --at-least 1.3x --out benchmarks/tuned-vista-cpu.json --work tuning-vista",
     ),
 }
+SCRIPTED = {
+    f"plain-script-{name}-cuda.json": (
+        f"Against a plain script of the same plan: {title} at full size, random weights, on a GPU",
+        f"python benchmarks/plain_script.py --random-weights {name} --size 1024 --device cuda "
+        f"--out benchmarks/plain-script-{name}-cuda.json",
+    )
+    for name, title in (("flux1-dev", "FLUX.1-dev"), ("qwen-image", "Qwen-Image"))
+}
 
 
 def results_page(folder: Path, images: Path | None = None) -> str:
@@ -67,7 +75,7 @@ def results_page(folder: Path, images: Path | None = None) -> str:
     Raises OutputError for a file that is no such result.
     """
     parts = [_HEAD]
-    for files, describe in ((COMPARED, _compared), (TUNED, _tuned), (BENCHED, _benched)):
+    for files, describe in SECTIONS:
         for name, (heading, command) in files.items():
             parts.append(f"## {heading}\n")
             path = folder / name
@@ -136,17 +144,34 @@ def _benched(report: Json) -> Iterator[str]:
             else:
                 total, ratio = method["seconds"]["total"], method["speedup"]
                 cells = [
-                    f"{total['median']:.3f} ({total['low']:.3f} to {total['high']:.3f})",
-                    "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+                    _spread(total, 3),
+                    "" if ratio is None else _spread(ratio, 2),
                 ]
             rows.append([method["name"], f"{group['width']}x{group['height']}", str(group["batch"]), *cells])
     yield _table(["method", "size", "batch", "seconds", "times faster"], rows)
 
 
+def _scripted(report: Json) -> Iterator[str]:
+    yield f"{_place(report)}, {report['size'][0]}x{report['size'][1]}, median of {report['repeats']} in turn.\n"
+    rows = []
+    for name, way in report["ways"].items():
+        total, outside = way["seconds"]["total"], way["outside_transformer"]
+        rows.append([name, _spread(total, 3), _spread({each: 100 * outside[each] for each in outside}, 1)])
+    yield _table(["way", "seconds", "of it outside of the transformer, %"], rows)
+    yield _table(
+        ["speed-up", "times faster"], [[name, _spread(each, 2)] for name, each in report["speedup"].items()]
+    )
+
+
+def _spread(spread: Mapping[str, float], digits: int) -> str:
+    return "{median:.{0}f} ({low:.{0}f} to {high:.{0}f})".format(digits, **spread)
+
+
 def _place(report: Mapping[str, Any]) -> str:
     place, commit = report["environment"], report["environment"]["commit"] or "unknown"
+    name = report["model"] if isinstance(report["model"], str) else report["model"]["name"]
     return (
-        f"{report['model']['name']} on {place['device_name']} ({place['device']}, {place['dtype']}, "
+        f"{name} on {place['device_name']} ({place['device']}, {place['dtype']}, "
         f"{place['threads']} threads), torch {place['versions']['torch']}, commit {commit[:12]}"
     )
 
@@ -159,6 +184,8 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
+
+SECTIONS = ((COMPARED, _compared), (TUNED, _tuned), (BENCHED, _benched), (SCRIPTED, _scripted))
 
 if __name__ == "__main__":
     target = Path(sys.argv[2])

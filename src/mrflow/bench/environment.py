@@ -1,4 +1,4 @@
-"""Where a measurement was taken: device, dtype, threads, versions and the commit of the source."""
+"""Where a measurement was taken and of what: device, dtype, threads, versions, commit, model, plan and size."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from mrflow.recipe import library_versions
 
 if TYPE_CHECKING:
     import torch
+
+    from mrflow.pipeline import MrFlow
+    from mrflow.plan import Plan
+    from mrflow.sizes import Size
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -34,6 +38,18 @@ def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, 
             **({"cuda": torch.version.cuda} if device.type == "cuda" else {}),
         },
         "commit": source_commit(),
+    }
+
+
+def describe_run(fast: MrFlow, plan: Plan | None = None, size: Size | None = None) -> dict[str, Any]:
+    """Return the head of a script's report, as JSON values. plan, size: None are the model's own."""
+    defaults = fast.model.defaults
+    return {
+        "environment": describe_environment(fast.model.device, fast.model.dtype),
+        "model": fast.model.name,
+        "revision": fast.model.revision,
+        "plan": (plan or defaults.plan).to_dict(),
+        "size": list(size or (defaults.width, defaults.height)),
     }
 
 
