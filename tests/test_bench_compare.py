@@ -24,7 +24,7 @@ from mrflow.bench.report_page import finest_part
 from mrflow.bench.scores import complete_prompts, score
 from mrflow.errors import OutputError, RequestError
 from mrflow.images import to_pil
-from mrflow.metrics.frechet import Gaussian, Reference
+from mrflow.metrics.frechet import Gaussian, Renders
 from mrflow.vista.grammar import ATTRIBUTES
 
 TEXTS = ["native:3", "2+1", "2+0"]
@@ -179,7 +179,8 @@ def test_figures_against_closed_forms(tmp_path) -> None:
             stages = {"decode": [float(255 * row.mean())] * 3 + [0.0]}
             run = Run(method=name, item=item, session=1, seconds={"total": seconds, "draft": 1.0}, moments=stages)
             ledger.add(run, to_pil(row)[0])
-    renders = Reference(Gaussian.of(np.random.default_rng(0).normal(0, 1, (50, 3))))
+    gaussian = Gaussian.of(np.random.default_rng(0).normal(0, 1, (50, 3)))
+    renders = Renders(gaussian, gaussian, {})
     scores = score(made, ledger, Examiner(Seer(), {}), renders, lambda name: None)  # type: ignore[arg-type]
     base, other = scores["methods"]
     assert other["speed"]["speedup"] == {"value": 2, "low": 2, "high": 2}
@@ -197,7 +198,7 @@ def test_figures_against_closed_forms(tmp_path) -> None:
     assert np.nanmedian([value for value in quality["spectrum"] if value]) == pytest.approx(0.25, rel=0.05)
     assert 10 < quality["psnr"]["value"] < 30
     assert (base["quality"]["psnr"], base["quality"]["diversity"]) == (None, None)
-    assert quality["frechet"] is None  # two pictures have no covariance to speak of
+    assert quality["frechet"] is quality["patch_frechet"] is None  # two pictures have no covariance to speak of
     assert base["quality"]["composite_change"] is None
 
 

@@ -116,10 +116,12 @@ def test_statistics_of_another_inspector_are_refused(tmp_path: Path) -> None:
     gaussian = Gaussian.of(np.random.default_rng(0).normal(0, 1, (20, 4)))
     with pytest.raises(ModelError, match=r"training\.renders"):
         read_renders(network, file)
-    write_renders(Renders(gaussian, {"time": 0.5}), network, file)
+    patches = Gaussian(gaussian.mean + 1, 2 * gaussian.covariance, 320)
+    write_renders(Renders(gaussian, patches, {"time": 0.5}), network, file)
     back = read_renders(network, file)
-    assert (back.gaussian.count, back.accuracy) == (20, {"time": 0.5})
-    assert np.allclose(back.gaussian.covariance, gaussian.covariance, atol=1e-6)
+    assert (back.pictures.count, back.patches.count, back.accuracy) == (20, 320, {"time": 0.5})
+    assert np.allclose(back.pictures.covariance, gaussian.covariance, atol=1e-6)
+    assert np.allclose(back.patches.mean, gaussian.mean + 1, atol=1e-6)
     network.write_bytes(b"second")
     with pytest.raises(ModelError, match="another inspector"):
         read_renders(network, file)
@@ -133,12 +135,21 @@ def test_the_shipped_statistics_are_near_a_fresh_render() -> None:
         renders = read_renders(inspector.FILE)
     except ModelError as error:
         pytest.skip(str(error))
-    assert renders.gaussian.count >= 1000
-    assert renders.gaussian.mean.shape == (256,)
+    assert renders.pictures.count >= 1000
+    assert renders.patches.count == 16 * renders.pictures.count
+    assert renders.pictures.mean.shape == renders.patches.mean.shape == (256,)
     assert set(renders.accuracy) == set(ATTRIBUTES)
-    assert RENDERS.stat().st_size < 2**19
+    assert RENDERS.stat().st_size < 2**20
     flat = attributes.features(inspector.load(), noise(64, 3, 64, 64))
-    assert Reference(renders.gaussian).distance(flat) > 1
+    assert Reference(renders.pictures).distance(flat) > 1
+
+
+def test_patches_are_looked_at_one_by_one_and_whole_ones_only() -> None:
+    network, images = inspector.Inspector().eval(), noise(2, 3, 130, 200)
+    rows = attributes.patch_features(network, images)
+    assert rows.shape == (2, 2 * 3, 256)
+    assert np.allclose(rows[1, 4], attributes.features(network, images[1:, :, 64:128, 64:128])[0], atol=1e-5)
+    assert attributes.patch_features(network, noise(2, 3, 48, 200)).shape == (2, 0, 0)
 
 
 @pytest.mark.parametrize("frequency", [4, 12, 25])

@@ -31,14 +31,15 @@ from training.flow import (
 )
 from training.heldout import SETS, lines
 from training.inspector import accuracy
+from training.losses import pixel_loss, texture_loss
 from training.optim import Average, Muon, orthogonalize
 from training.renders import fresh_renders
 from training.text import make_encoders, make_tokenizer, tokenize
 from training.track import load_state, save_state
 from training.world import ATTRIBUTES, MAX_TOKENS, paint, sample_scene
 
-from mrflow.metrics.attributes import GROUPS, asked, features
-from mrflow.metrics.frechet import Gaussian, Reference
+from mrflow.metrics.attributes import GROUPS, asked, features, patch_features
+from mrflow.metrics.frechet import Gaussian, Renders
 from mrflow.vista import inspector
 
 
@@ -192,17 +193,32 @@ def test_average_and_state_survive(tmp_path: Path) -> None:
 
 def test_the_check_judges_by_the_packages_metrics() -> None:
     network = inspector.Inspector().eval()
-    renders = fresh_renders(6, seed=5)
-    reference = Reference(Gaussian.of(features(network, renders)))
+    pictures = fresh_renders(6, seed=5)
+    patches = np.concatenate(patch_features(network, pictures))
+    renders = Renders(Gaussian.of(features(network, pictures)), Gaussian.of(patches), {})
     wanted = prompts(6, seed=5)[1]
-    scores = judge(renders, wanted, network, reference)
+    scores = judge(pictures, wanted, network, renders)
     assert scores["frechet"] == pytest.approx(0, abs=1e-6)
+    assert scores["patch_frechet"] == pytest.approx(0, abs=1e-6)
     assert set(scores["found"]) == set(GROUPS)
     assert 0 <= scores["found"]["all"]["low"] <= scores["found"]["all"]["value"] <= 1
     assert scores["sharpness"] > 0
     own = dict.fromkeys(ATTRIBUTES, 1.0)
     rows = table({"inspector": own, "native 50": scores}).splitlines()
     assert len({row.count("|") for row in rows}) == 1
+
+
+def test_texture_is_judged_by_its_strength_not_by_where_its_grains_lie() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true, other = (0.1 * torch.randn(2, 3, 64, 64, generator=generator) for _ in range(2))
+    assert float(texture_loss(true, true)) == float(pixel_loss(true, true)) == 0
+    assert float(texture_loss(-true, true)) == pytest.approx(0, abs=1e-6)  # every grain the other way round
+    flat = float(texture_loss(torch.zeros_like(true), true))
+    assert texture_loss(other, true) < 0.2 * flat
+    assert pixel_loss(other, true) > pixel_loss(torch.zeros_like(true), true)  # which is why pixels alone blur
+    assert float(texture_loss(0.5 * true, true)) == pytest.approx(0.5 * flat, rel=0.1)
+    left = torch.cat([true[..., :32], torch.zeros_like(true[..., 32:])], 3)
+    assert texture_loss(left.flip(3), left) > 0.5 * flat  # as strong on the whole, but elsewhere
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)

@@ -23,6 +23,7 @@ from torch.nn.functional import unfold
 
 from training.critic import Contest
 from training.data import crops, read, to_tensor
+from training.losses import edge_energy, pixel_loss, strengths, texture_loss
 from training.optim import Average, make_optimizers, set_lr
 from training.track import Log, load_state, save_state
 
@@ -163,22 +164,13 @@ def project(images: Tensor, rows: Tensor, offset: Tensor) -> Tensor:
     return (rows @ unfold(images, 8, stride=8) + offset[:, None]).view(len(images), LATENTS, height, width)
 
 
-def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return differences of neighbouring pixels, horizontal and vertical."""
-    return images.diff(dim=3), images.diff(dim=2)
-
-
-def edge_energy(images: Tensor) -> float:
-    """Return the mean absolute difference of neighbouring pixels."""
-    return sum(g.abs().mean().item() for g in gradients(images)) / 2
-
-
 @torch.no_grad()
 def check(vae: AutoencoderKL, images: Tensor) -> dict[str, float]:
     """Return PSNR in dB and edge energy relative to the originals, images (B, 3, H, W) in [-1, 1]."""
     decoded = vae.decode(encode(vae, images)).sample.clamp(-1, 1)
     psnr = (-10 * torch.log10(((decoded - images) / 2).pow(2).mean((1, 2, 3)))).mean().item()
-    return {"psnr": psnr, "edges": edge_energy(decoded) / edge_energy(images)}
+    grain = strengths(decoded)[0].mean().item() / strengths(images)[0].mean().item()
+    return {"psnr": psnr, "edges": edge_energy(decoded) / edge_energy(images), "grain": grain}
 
 
 def main(
@@ -187,6 +179,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Crops of 64x64 a step.")] = 16,
     lr: Annotated[float, typer.Option(help="Muon's learning rate.")] = 6e-3,
     gan_weight: Annotated[float, typer.Option(help="The critic's gradient, as a share of the loss's.")] = 0.5,
+    texture: Annotated[float, typer.Option(help="Weight of the texture's strength.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Fit the encoder if there is none, then train the decoder, going on from the weights in FOLDER."""
@@ -219,11 +212,9 @@ def main(
             latents = project(images, *projection)
             latents = latents + LATENT_NOISE * torch.rand(len(images), 1, 1, 1) * torch.randn_like(latents)
         decoded = decoder(latents)
-        loss = (decoded - images).abs().mean()
-        loss = loss + 0.5 * sum(
-            (a - b).abs().mean() for a, b in zip(gradients(decoded), gradients(images), strict=True)
-        )
-        values = {"loss": loss.item()}
+        pixels, grain = pixel_loss(decoded, images), texture_loss(decoded, images)
+        loss = pixels + texture * grain
+        values = {"pixels": pixels.item(), "texture": grain.item()}
         if contest.begun(progress):
             loss, values["fooled"] = contest.against(loss, decoded, decoder.conv_out.weight, progress)
         for optimizer in optimizers:

@@ -3,7 +3,7 @@
 Prompts of scenes not trained on, the same prompts and seeds for every method, 256x256:
 native 50 steps; native with fewer steps; staged 12+1; staged without refinement; staged with bicubic
 upscaling. For each: the share of asked attributes that the inspector finds, sharpness relative to
-native, and the Frechet distance of inspector features to fresh renders. Writes benchmarks/vista.json
+native, and the Frechet distances of inspector features to fresh renders. Writes benchmarks/vista.json
 and benchmarks/vista.md. A quick look; `mrflow compare` has more methods, paired intervals and speed.
 """
 
@@ -21,14 +21,13 @@ from torch import Tensor
 
 from mrflow import MrFlow
 from mrflow.images import to_tensor
-from mrflow.metrics.attributes import GROUPS, columns, features, found, hits
-from mrflow.metrics.frechet import Gaussian, Reference
+from mrflow.metrics.attributes import GROUPS, columns, features, found, hits, patch_features
+from mrflow.metrics.frechet import Reference, Renders, read_renders
 from mrflow.metrics.intervals import mean
 from mrflow.metrics.spectrum import fine_energy
 from mrflow.vista import inspector
 from training.evaluate import prompts
-from training.inspector import accuracy
-from training.renders import fresh_features, fresh_renders
+from training.renders import fresh_renders
 from training.world import ATTRIBUTES
 
 OUT = Path("benchmarks")
@@ -53,12 +52,17 @@ def methods(fast: MrFlow, bicubic: MrFlow) -> dict[str, Callable[[list[str], lis
     return {"staged": staged, **{f"native {steps}": native(steps) for steps in (50, 12, 6)}}
 
 
-def judge(images: Tensor, wanted: Tensor, network: inspector.Inspector, reference: Reference) -> dict[str, object]:
+def judge(images: Tensor, wanted: Tensor, network: inspector.Inspector, renders: Renders) -> dict[str, object]:
     """Return the scores of one method's pictures (B, 3, H, W) in [0, 1] for labels (B, attributes)."""
     right = hits(found(network, images), wanted.numpy())
     shares = {group: mean(right[:, columns(group)]).to_dict() for group in GROUPS}
-    distance = reference.distance(features(network, images))
-    return {"found": shares, "sharpness": fine_energy(images).mean().item(), "frechet": distance}
+    patches = patch_features(network, images)
+    return {
+        "found": shares,
+        "sharpness": fine_energy(images).mean().item(),
+        "frechet": Reference(renders.pictures).distance(features(network, images)),
+        "patch_frechet": Reference(renders.patches).distance(patches.reshape(-1, patches.shape[-1])),
+    }
 
 
 def main(
@@ -70,20 +74,17 @@ def main(
             help="staged, native 50, native 12, native 6: what to run; the others keep their last scores."
         ),
     ] = None,
-    fresh: Annotated[
-        int, typer.Option(help="Fresh renders for the Frechet distance and the inspector's accuracy.")
-    ] = 1000,
 ) -> None:
     """Run every method and write the table."""
     captions, wanted = prompts(count, seed=3 * 10**6)
     network = inspector.load()
-    reference = Reference(Gaussian.of(fresh_features(network, fresh)))
+    renders = read_renders(inspector.FILE)
     fast = MrFlow.from_pretrained("vista", batch_size=batch)
     bicubic = MrFlow.from_pretrained("vista", upscaler="bicubic", batch_size=batch)
     file = OUT / "vista.json"
     results = json.loads(file.read_text()) if only and file.exists() else {}
-    results["inspector"] = accuracy(network, fresh)
-    results["renders"] = {"sharpness": fine_energy(fresh_renders(min(fresh, 256))).mean().item()}
+    results["inspector"] = dict(renders.accuracy)
+    results["renders"] = {"sharpness": fine_energy(fresh_renders(256)).mean().item()}
     OUT.mkdir(exist_ok=True)
     for name, method in methods(fast, bicubic).items():
         if only and name not in only:
@@ -94,7 +95,7 @@ def main(
             for one, made in method(part, list(range(start, start + len(part)))).items():
                 pictures.setdefault(one, []).extend(made)
         for one, made in pictures.items():
-            results[one] = judge(to_tensor(made), wanted, network, reference) | {"count": count}
+            results[one] = judge(to_tensor(made), wanted, network, renders) | {"count": count}
         file.write_text(json.dumps(results, indent=1))
     (OUT / "vista.md").write_text(table(results))
 
@@ -102,9 +103,12 @@ def main(
 def table(results: dict[str, dict[str, object]]) -> str:
     """Return the scores as a Markdown table, a row a method."""
     names = tuple(GROUPS)
-    lines = ["| method | " + " | ".join(names) + " | sharpness | Fréchet |", "|---" * (len(names) + 3) + "|"]
+    lines = [
+        "| method | " + " | ".join(names) + " | sharpness | Fréchet | of patches |",
+        "|---" * (len(names) + 4) + "|",
+    ]
     own = [f"{results['inspector'][name]:.3f}" for name in ATTRIBUTES]
-    lines.append(f"| *inspector on fresh renders* | {' | '.join(own)} | | | | | |")
+    lines.append(f"| *inspector on fresh renders* | {' | '.join(own)} | | | | | | |")
     base = results["native 50"]["sharpness"] if "native 50" in results else 1.0
     for method, scores in results.items():
         if "found" not in scores:
@@ -113,9 +117,9 @@ def table(results: dict[str, dict[str, object]]) -> str:
         cells += [
             "{value:.3f} ({low:.3f} to {high:.3f})".format(**scores["found"][n]) for n in names[len(ATTRIBUTES) :]
         ]
-        lines.append(
-            f"| {method} | {' | '.join(cells)} | {scores['sharpness'] / base:.2f} | {scores['frechet']:.2f} |"
-        )
+        figures = (scores["sharpness"] / base, scores["frechet"], scores["patch_frechet"])
+        cells += [f"{figure:.2f}" for figure in figures]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

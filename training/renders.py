@@ -15,7 +15,7 @@ import typer
 from rich.progress import track
 from torch import Tensor
 
-from mrflow.metrics.attributes import features, found, hits
+from mrflow.metrics.attributes import features, found, hits, patch_features
 from mrflow.metrics.frechet import RENDERS, Gaussian, Renders, write_renders
 from mrflow.vista import inspector
 from training.data import to_tensor
@@ -25,25 +25,21 @@ SEED = 4 * 10**6  # of scenes that nothing is trained on and no prompt asks for
 _BATCH = 50
 
 
-def fresh_features(network: inspector.Inspector, count: int, seed: int = SEED) -> np.ndarray:
-    """Return (count, 256) features of fresh renders."""
-    return np.concatenate([features(network, images) for images, _ in _batches(count, seed)])
-
-
 def fresh_renders(count: int, seed: int = SEED) -> Tensor:
-    """Return the same renders, (count, 3, 256, 256) in [0, 1]."""
+    """Return fresh renders (count, 3, 256, 256) in [0, 1]."""
     return torch.cat([images for images, _ in _batches(count, seed)])
 
 
 def measure(network: inspector.Inspector, count: int, seed: int = SEED) -> Renders:
-    """Return the statistics of such features, and how well the inspector reads the renders."""
-    seen, rows = [], []
+    """Return the statistics of their features, and how well the inspector reads them."""
+    pictures, patches, rows = [], [], []
     for images, wanted in track(_batches(count, seed), "renders", total=-(-count // _BATCH)):
-        seen.append(features(network, images))
+        pictures.append(features(network, images))
+        patches.append(np.concatenate(patch_features(network, images)))
         rows.append(hits(found(network, images), wanted))
     shares = np.nanmean(np.concatenate(rows), 0)
     accuracy = {name: round(float(share), 4) for name, share in zip(ATTRIBUTES, shares, strict=True)}
-    return Renders(Gaussian.of(np.concatenate(seen)), accuracy)
+    return Renders(Gaussian.of(np.concatenate(pictures)), Gaussian.of(np.concatenate(patches)), accuracy)
 
 
 def _batches(count: int, seed: int) -> Iterator[tuple[Tensor, np.ndarray]]:

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from training.autoencoder import FOLDER as VAE
-from training.autoencoder import edge_energy, gradients, project, read_projection
+from training.autoencoder import project, read_projection
 from training.critic import Contest
 from training.data import read, to_tensor
+from training.losses import edge_energy, pixel_loss, strengths, texture_loss
 from training.optim import Average, make_optimizers, set_lr
 from training.track import Log, load_state, save_state
 
@@ -97,6 +98,7 @@ def check(network: nn.Module, small: Tensor, true: Tensor) -> dict[str, float]:
     ):
         values[f"{name}_psnr"] = (-10 * torch.log10((images - true).pow(2).mean((1, 2, 3)))).mean().item()
         values[f"{name}_edges"] = edge_energy(images) / edge_energy(true)
+        values[f"{name}_grain"] = strengths(images)[0].mean().item() / strengths(true)[0].mean().item()
     return values
 
 
@@ -104,6 +106,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Training time.")] = 10,
     gan: Annotated[float, typer.Option(help="Share of the time, at the end, with the critic.")] = 0.6,
     gan_weight: Annotated[float, typer.Option(help="The critic's gradient, as a share of the loss's.")] = 0.5,
+    texture: Annotated[float, typer.Option(help="Weight of the texture's strength.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Crops a step.")] = 8,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
@@ -133,11 +136,9 @@ def main(
             for x in pairs(pictures, vae, projection, rng, noise, batch, keep)
         )
         images = network(small)
-        loss = (images - true).abs().mean()
-        loss = loss + 0.5 * sum(
-            (a - b).abs().mean() for a, b in zip(gradients(images), gradients(true), strict=True)
-        )
-        values = {"loss": loss.item()}
+        pixels, grain = pixel_loss(images, true), texture_loss(images, true)
+        loss = pixels + texture * grain
+        values = {"pixels": pixels.item(), "texture": grain.item()}
         if contest.begun(progress):
             loss, values["fooled"] = contest.against(loss, images * 2 - 1, network.body[-1].weight, progress)
         for optimizer in optimizers:

@@ -31,7 +31,8 @@ class Marks:
     """One method's pictures, measured. Each array is (prompts, seeds, ...).
 
     fine: energy. rings: radial power. mean: red, green, blue; contrast; both in levels of 255. psnr, ssim: to
-    the baseline, NaN for the baseline itself. hits: per attribute, NaN unasked. features: the inspector's.
+    the baseline, NaN for the baseline itself. hits: per attribute, NaN unasked. features, patch_features: the
+    inspector's, of whole pictures and of patches (prompts, seeds, patches, ...).
     learned: by metric. diversity: (prompts, 1), NaN with one seed.
     """
 
@@ -43,6 +44,7 @@ class Marks:
     ssim: Floats
     hits: Floats
     features: Floats
+    patch_features: Floats
     diversity: Floats
     learned: dict[str, Floats]
 
@@ -95,10 +97,12 @@ def _measure(image: Image.Image, other: Image.Image | None, prompt: str, examine
     if other is not None:
         ssim = similarity.ssim(image, other)
         likeness = [similarity.psnr(image, other), np.nan if ssim is None else ssim]
-    found, features = np.full(len(attributes.GROUPS["all"]), np.nan), np.full(1, np.nan)
+    found = np.full(len(attributes.GROUPS["all"]), np.nan)
+    features, patch_features = np.full(1, np.nan), np.full((1, 1), np.nan)
     if examiner.inspector is not None:
         found = attributes.found(examiner.inspector, pixels)[0].astype(np.float64)
         features = attributes.features(examiner.inspector, pixels)[0]
+        patch_features = attributes.patch_features(examiner.inspector, pixels)[0]
     return {
         "fine": float(fine_energy(pixels)[0]),
         "rings": radial_power(pixels)[0].numpy(),
@@ -108,6 +112,7 @@ def _measure(image: Image.Image, other: Image.Image | None, prompt: str, examine
         "ssim": likeness[1],
         "found": found,
         "features": features,
+        "patch_features": patch_features,
         **{
             f"learned {name}": np.nan if other is None and LEARNED[name].paired else score(image, prompt, other)
             for name, score in examiner.learned.items()

@@ -39,10 +39,7 @@ def score_course(
     Warns where there are no statistics of fresh renders by this inspector; there is then no Frechet distance.
     """
     inspector, renders = _load_inspector() if inspected else (None, None)
-    from mrflow.metrics.frechet import Reference
-
-    reference = None if renders is None else Reference(renders.gaussian)
-    scores = score(course, ledger, Examiner(inspector, learned), reference, on_picture)
+    scores = score(course, ledger, Examiner(inspector, learned), renders, on_picture)
     return {**scores, "inspector": None if renders is None else dict(renders.accuracy)}
 
 

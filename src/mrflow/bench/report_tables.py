@@ -41,7 +41,8 @@ def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
                 Column("change of found", lambda row: write(row["quality"]["found_change"].get("all"), 3, True)),
                 Column("sharpness", lambda row: write(row["quality"]["sharpness"], 3)),
                 Column("contrast", lambda row: write(row["quality"]["contrast"], 3)),
-                Column("Fréchet", _frechet),
+                Column("Fréchet", _frechet("frechet")),
+                Column("Fréchet of patches", _frechet("patch_frechet")),
             ],
         ),
         (
@@ -116,13 +117,18 @@ def _memory(row: Json) -> Cell:
     return ("" if peak is None else f"{peak / 2**30:.2f}"), ""
 
 
-def _frechet(row: Json) -> Cell:
-    found = row["quality"]["frechet"]
-    if found is None:
-        return "", ""
-    change = found.get("change")
-    note = f"change {change['value']:+.2f} ({change['low']:+.2f} to {change['high']:+.2f})" if change else ""
-    return f"{found['value']:.2f}", note
+def _frechet(name: str) -> Callable[[Json], Cell]:
+    """Return what writes a distance to renders, with its change."""
+
+    def cell(row: Json) -> Cell:
+        found = row["quality"][name]
+        if found is None:
+            return "", ""
+        change = found.get("change")
+        note = f"change {change['value']:+.2f} ({change['low']:+.2f} to {change['high']:+.2f})" if change else ""
+        return f"{found['value']:.2f}", note
+
+    return cell
 
 
 def _of(table: str, name: str, digits: int, signed: bool = False) -> Callable[[Json], Cell]:

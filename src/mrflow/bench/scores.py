@@ -21,7 +21,7 @@ from mrflow.bench.marks import Examiner, Floats, Marks, measure_pictures
 from mrflow.bench.methods import Method
 from mrflow.bench.timing import Spread
 from mrflow.metrics.attributes import GROUPS, columns
-from mrflow.metrics.frechet import Reference
+from mrflow.metrics.frechet import Reference, Renders
 from mrflow.metrics.intervals import Estimate, difference, estimate, mean, ratio_of_medians
 
 _FRECHET_ROUNDS = 100  # each takes the roots of a 256 x 256 matrix
@@ -43,7 +43,7 @@ def score(
     course: Course,
     ledger: Ledger,
     examiner: Examiner,
-    renders: Reference | None,
+    renders: Renders | None,
     on_picture: Callable[[str], None],
 ) -> Json:
     """Return the figures of all methods as plain JSON values, on the prompts that are complete.
@@ -53,6 +53,7 @@ def score(
     """
     prompts = complete_prompts(course, ledger)
     methods: list[Json] = []
+    references = None if renders is None else (Reference(renders.pictures), Reference(renders.patches))
     base: Marks | None = None
     for method in course.methods:
         if (reason := ledger.failed(method.name)) or not prompts:
@@ -64,7 +65,7 @@ def score(
             {
                 **_head(method),
                 "speed": _speed(course, ledger, method, prompts),
-                "quality": _quality(marks, base, renders),
+                "quality": _quality(marks, base, references),
                 "drift": _drift(course, ledger, method, prompts),
             }
         )
@@ -117,8 +118,9 @@ def _speed(course: Course, ledger: Ledger, method: Method, prompts: Sequence[int
     }
 
 
-def _quality(marks: Marks, base: Marks, renders: Reference | None) -> Json:
+def _quality(marks: Marks, base: Marks, references: tuple[Reference, Reference] | None) -> Json:
     own = marks is base
+    whole, patches = references or (None, None)
     shares = {
         group: mean(marks.hits[..., columns(group)]).to_dict()
         for group in GROUPS
@@ -148,7 +150,8 @@ def _quality(marks: Marks, base: Marks, renders: Reference | None) -> Json:
         "psnr": None if own else mean(marks.psnr).to_dict(),
         "ssim": None if own else mean(marks.ssim).to_dict(),
         "diversity": None if np.isnan(marks.diversity).all() else mean(marks.diversity).to_dict(),
-        "frechet": None if renders is None else _frechet(marks, base, renders),
+        "frechet": _frechet(marks.features, base.features, whole),
+        "patch_frechet": _frechet(marks.patch_features, base.patch_features, patches),
         "learned": {name: mean(values).to_dict() for name, values in marks.learned.items()},
     }
 
@@ -195,20 +198,30 @@ def _likeness(value: Floats, base: Floats) -> Floats:
     return np.minimum(value / base, base / value)
 
 
-def _frechet(marks: Marks, base: Marks, renders: Reference) -> Json | None:
-    """Return the distance to fresh renders, and for others than the baseline the difference, drawn in pairs."""
-    own, their = (each.features.reshape(-1, each.features.shape[-1]) for each in (marks, base))
-    if len(own) < _MIN_FRECHET or own.shape[1] != len(renders.gaussian.mean):
+def _frechet(values: Floats, base: Floats, renders: Reference | None) -> Json | None:
+    """Return the distance to fresh renders, and for others than the baseline the difference, drawn in pairs.
+
+    values, base: features (prompts, seeds, ..., D); what lies between is drawn with its picture.
+    """
+    if renders is None or values.shape[0] * values.shape[1] < _MIN_FRECHET:
         return None
-    found: dict[str, Any] = {"value": renders.distance(own)}
-    if marks is not base:
+    depth = values.shape[-1]
+    if depth != len(renders.gaussian.mean) or not values.size:
+        return None
+    own, their = (each.reshape(values.shape[0] * values.shape[1], -1, depth) for each in (values, base))
+
+    def distance(pictures: Floats) -> float:
+        return renders.distance(pictures.reshape(-1, depth))
+
+    found: dict[str, Any] = {"value": distance(own)}
+    if values is not base:
         rng = np.random.default_rng(0)
         drawn = []
         for _ in range(_FRECHET_ROUNDS):
             chosen = rng.integers(len(own), size=len(own))
-            drawn.append(renders.distance(own[chosen]) - renders.distance(their[chosen]))
+            drawn.append(distance(own[chosen]) - distance(their[chosen]))
         low, high = np.quantile(drawn, [0.025, 0.975])
-        change = found["value"] - renders.distance(their)
+        change = found["value"] - distance(their)
         found["change"] = {"value": change, "low": float(low), "high": float(high)}
     return found
 

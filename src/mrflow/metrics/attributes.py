@@ -75,6 +75,24 @@ def features(network: Inspector, images: Tensor) -> NDArray[np.float64]:
     return np.asarray(rows.double().numpy())
 
 
+def patch_features(network: Inspector, images: Tensor) -> NDArray[np.float64]:
+    """Return (pictures, patches, 256) of the features of patches at full resolution.
+
+    images: (B, 3, H, W) in [0, 1], cut into squares of the inspector's own side from the top left, without what
+    is left over at the right and bottom; none, shape (B, 0, 0), from smaller pictures. A whole picture is made
+    smaller before the inspector looks, its patches are not: these features know texture, those of `features`
+    know what a picture shows.
+    """
+    from mrflow.vista.inspector import SIDE
+
+    rows = [
+        features(network, images[..., y : y + SIDE, x : x + SIDE])
+        for y in range(0, images.shape[2] - SIDE + 1, SIDE)
+        for x in range(0, images.shape[3] - SIDE + 1, SIDE)
+    ]
+    return np.stack(rows, 1) if rows else np.empty((len(images), 0, 0))
+
+
 def columns(group: str) -> list[int]:
     """Return the positions of a group's attributes."""
     names = list(ATTRIBUTES)

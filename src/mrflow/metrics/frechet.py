@@ -1,4 +1,7 @@
-"""The Frechet distance of features to those of fresh renders, and the file with the renders' statistics."""
+"""The Frechet distance of features to those of fresh renders, and the file with the renders' statistics.
+
+Of whole pictures, as the FID has it, and of patches at full resolution, which alone tell sharp from soft.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ Floats = NDArray[np.float64]
 
 RENDERS = Path(__file__).parents[1] / "vista" / "renders.safetensors"
 """Mean and covariance of the inspector's features of fresh renders; made by `python -m training.renders`."""
+_VIEWS = ("pictures", "patches")
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,13 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Renders:
-    """What is known of fresh renders. accuracy: attribute to the share that the inspector names rightly."""
+    """What is known of fresh renders, by the inspector's features.
 
-    gaussian: Gaussian
+    pictures: of whole pictures. patches: of `patch_features`. accuracy: attribute to the share named rightly.
+    """
+
+    pictures: Gaussian
+    patches: Gaussian
     accuracy: Mapping[str, float]
 
 
@@ -76,15 +84,16 @@ def write_renders(renders: Renders, inspector: Path, path: Path = RENDERS) -> No
 
     from mrflow.files import save_bytes
 
-    gaussian = renders.gaussian
+    gaussians = {name: getattr(renders, name) for name in _VIEWS}
     arrays = {
-        "mean": gaussian.mean.astype(np.float32),
-        "covariance": gaussian.covariance.astype(np.float32),
+        f"{name}.{part}": getattr(gaussian, part).astype(np.float32)
+        for name, gaussian in gaussians.items()
+        for part in ("mean", "covariance")
     }
     notes = {
         "inspector_sha256": file_sha256(inspector),
-        "count": str(gaussian.count),
         "accuracy": json.dumps(dict(renders.accuracy)),
+        **{f"{name}.count": str(gaussian.count) for name, gaussian in gaussians.items()},
     }
     save_bytes(save(arrays, metadata=notes), path, overwrite=True)
 
@@ -99,10 +108,17 @@ def read_renders(inspector: Path, path: Path = RENDERS) -> Renders:
     try:
         with safe_open(path, framework="np") as file:
             notes = file.metadata() or {}
-            mean, covariance = (file.get_tensor(name).astype(np.float64) for name in ("mean", "covariance"))
-            count, accuracy = int(notes["count"]), json.loads(notes["accuracy"])
+            gaussians = {
+                name: Gaussian(
+                    file.get_tensor(f"{name}.mean").astype(np.float64),
+                    file.get_tensor(f"{name}.covariance").astype(np.float64),
+                    int(notes[f"{name}.count"]),
+                )
+                for name in _VIEWS
+            }
+            accuracy = json.loads(notes["accuracy"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ModelError(f"{path} holds no statistics of renders: {error}. {way_out}") from None
     if notes.get("inspector_sha256") != file_sha256(inspector):
         raise ModelError(f"{path} was made with another inspector than {inspector.name}. {way_out}")
-    return Renders(Gaussian(mean, covariance, count), accuracy)
+    return Renders(**gaussians, accuracy=accuracy)

@@ -1,0 +1,50 @@
+"""What the decoder and the upscaler are trained for: the right pixels, edges, and amount of texture."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+_WINDOW = 8
+"""Side, in pixels, of the squares within which texture must have the right strength, wherever its grains lie."""
+_OCTAVES = 2
+_FLOOR = 1e-5
+"""Added to mean squares under a root, whose slope at 0 is infinite."""
+
+
+def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return differences of neighbouring pixels, horizontal and vertical."""
+    return images.diff(dim=3), images.diff(dim=2)
+
+
+def edge_energy(images: Tensor) -> float:
+    """Return the mean absolute difference of neighbouring pixels."""
+    return sum(g.abs().mean().item() for g in gradients(images)) / 2
+
+
+def pixel_loss(made: Tensor, true: Tensor) -> Tensor:
+    """Return how far pixels and edges are from the truth, both (B, 3, H, W)."""
+    pairs = zip(gradients(made), gradients(true), strict=True)
+    return (made - true).abs().mean() + 0.5 * sum((a - b).abs().mean() for a, b in pairs)
+
+
+def strengths(images: Tensor) -> list[Tensor]:
+    """Return the root mean square of each octave's detail, finest first, in overlapping windows.
+
+    images: (B, 3, H, W). An octave's detail is what a mean over 3x3 pixels takes away.
+    """
+    found = []
+    for _ in range(_OCTAVES):
+        detail = images[..., 1:-1, 1:-1] - avg_pool2d(images, 3, 1)
+        found.append((avg_pool2d(detail.square(), _WINDOW, _WINDOW // 2) + _FLOOR).sqrt())
+        images = avg_pool2d(images, 2)
+    return found
+
+
+def texture_loss(made: Tensor, true: Tensor) -> Tensor:
+    """Return how far the strength of fine detail is from the truth's, place by place, both (B, 3, H, W).
+
+    The pixel loss alone wipes out texture that cannot be foretold pixel by pixel: its best guess is the mean.
+    How strong the texture is can be foretold, and this asks for it; what it looks like is the critic's business.
+    """
+    return sum((a - b).abs().mean() for a, b in zip(strengths(made), strengths(true), strict=True))
