@@ -74,6 +74,9 @@ def test_variants_are_read():
     [
         ("native:25,scale=2", "has 'scale'"),
         ("native:25,guidance_stop=2", "guidance_stop is 2.0"),
+        ("native:25,solver=heun", "solver is 'heun'"),
+        ("native:25,solver", "solver is ''"),
+        ("12+1:solver=2", "solver is '2'"),
         ("native:cache=teacache@1", "no cache 'teacache'"),
         ("12+0:upscaler=latent", "want refining"),
         ("12+0:cache=", "no cache ''"),
@@ -82,6 +85,14 @@ def test_variants_are_read():
 def test_variants_that_are_none_are_refused(text, words):
     with pytest.raises(PlanError, match=words):
         read_methods([text])
+
+
+def test_solvers_are_read_for_plans_and_for_the_plain_pipeline(fast: MrFlow):
+    native, plan = read_methods(["native:4,solver=dpm++2m", "4+1:solver=unipc,refine_sigma=0.2"])
+    assert (native.steps, native.solver, native.shortened().solver) == (4, "dpm++2m", "dpm++2m")
+    assert plan.plan == Plan(steps=4, refine_sigma=0.2, solver="unipc")
+    assert native.run(fast, prompt="a boat", seed=1).recipes[0].plan.solver == "dpm++2m"
+    assert plan.run(fast, prompt="a boat", seed=1).recipes[0].plan.solver == "unipc"
 
 
 def test_an_upscaler_that_is_not_there_is_refused():

@@ -29,27 +29,42 @@ def test_candidates_save_what_there_is_to_save() -> None:
     reference = Plan(steps=12, true_cfg_scale=3.0, refine_true_cfg_scale=3.0, guidance_stop=1.0)
     methods = make_candidates(reference, 50)
     plans = [method.plan for method in methods if method.plan]
-    assert {plan.steps for plan in plans} == {4, 6, 8, 10, 12}
+    assert {plan.steps for plan in plans if plan.solver is None} == {6, 8, 12}
+    assert {plan.steps for plan in plans if plan.solver == "unipc"} == {4, 6, 8}
     assert {plan.guidance_stop for plan in plans} == {1.0, 0.5}
     assert {plan.refine_true_cfg_scale for plan in plans} == {1.0, 3.0}
     assert {plan.refine_sigma for plan in plans} == {0.12, 0.2}
     assert reference not in plans
-    assert len(set(plans)) == len(plans) == 5 * 2 * 2 * 2 - 1
-    assert [method.steps for method in methods if not method.plan] == [5, 8, 12]
-    assert len({method.name for method in methods}) == len(methods)
+    assert len(set(plans)) == len(plans) == 6 * 2 * 2 - 1
+    natives = [(method.steps, method.solver) for method in methods if not method.plan]
+    assert natives == [(5, None), (8, None), (12, None), (5, "unipc"), (8, "unipc")]
+    assert len({method.name for method in methods}) == len(methods) < 30
+
+
+def test_guidance_that_stops_early_already_is_not_prolonged() -> None:
+    reference = Plan(steps=12, true_cfg_scale=3.0, refine_true_cfg_scale=1.0, guidance_stop=0.4)
+    plans = [method.plan for method in make_candidates(reference, 50) if method.plan]
+    assert {(plan.guidance_stop, plan.refine_true_cfg_scale) for plan in plans} == {(0.4, 1.0)}
+    assert len(plans) == 6 * 2 - 1
+
+
+def test_where_no_solver_can_stand_in_none_is_tried() -> None:
+    methods = make_candidates(Plan(steps=12, true_cfg_scale=1.0), 50, solvers=False)
+    assert {method.plan.solver if method.plan else method.solver for method in methods} == {None}
 
 
 def test_without_guidance_none_is_saved() -> None:
     methods = make_candidates(Plan(steps=4, true_cfg_scale=1.0), 4)
     assert {method.plan.steps for method in methods if method.plan} == {1, 2, 3, 4}
-    assert [method.steps for method in methods if not method.plan] == [1]
+    assert [(method.steps, method.solver) for method in methods if not method.plan] == [(1, None), (1, "unipc")]
 
 
 def test_names_say_what_differs_and_are_methods() -> None:
     reference = Plan(steps=12, true_cfg_scale=3.0, refine_true_cfg_scale=1.0, guidance_stop=1.0)
     for method in make_candidates(reference, 50):
         (again,) = read_methods([method.name])
-        assert again.kind == method.kind
+        assert (again.kind, again.steps, again.solver) == (method.kind, method.steps, method.solver)
+        assert (again.plan or reference).solver == (method.plan or reference).solver
     assert name_plan(Plan(steps=8, refine_sigma=0.2), Plan()) == "8+1:refine_sigma=0.2"
 
 

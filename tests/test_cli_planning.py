@@ -14,7 +14,7 @@ from mrflow.errors import PlanError, RequestError
 
 @pytest.mark.parametrize(
     "options",
-    [{"plan": "best"}, {"steps": 0}, {"refine_sigma": 1.4}, {"scale": 0.5}, {"guidance": -1.0}],
+    [{"plan": "best"}, {"steps": 0}, {"refine_sigma": 1.4}, {"scale": 0.5}, {"guidance": -1.0}, {"solver": "x"}],
 )
 def test_a_wrong_plan_is_refused_without_a_model(options):
     with pytest.raises(PlanError):
@@ -51,3 +51,11 @@ def test_the_plain_pipeline_is_guided_throughout_unless_asked(pipe: Any) -> None
     assert PlanOptions().resolve(fast).guidance_stop == 0.5
     assert PlanOptions().resolve_native(fast).guidance_stop is None
     assert PlanOptions(guidance_stop=0.4).resolve_native(fast).guidance_stop == 0.4
+
+
+def test_a_solver_is_the_drafts_and_the_plain_pipelines_if_asked_for(pipe: Any) -> None:
+    fast = MrFlow(pipe, "bicubic", defaults=Defaults(plan=Plan(solver="dpm++2m")))
+    assert PlanOptions().resolve(fast).solver == "dpm++2m"
+    assert PlanOptions().resolve_native(fast).solver is None
+    assert PlanOptions(solver="unipc").resolve(fast).solver == "unipc"
+    assert PlanOptions(solver="unipc").resolve_native(fast).solver == "unipc"

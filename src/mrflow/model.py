@@ -15,6 +15,7 @@ from mrflow.errors import MrFlowWarning, PlanError, PromptWarning
 from mrflow.plan import Plan, get_plan
 from mrflow.recipe import Mode, Recipe, library_versions
 from mrflow.request import Job
+from mrflow.schedulers import check_solver
 from mrflow.sizes import Size, check_size
 from mrflow.upscaler import Upscaler
 
@@ -45,8 +46,10 @@ class Model:
         """Return the plan with all guidance filled in: from the plan, else the defaults, else the family's.
 
         Of the two kinds of guidance, `guidance_scale` stays None for checkpoints that cannot take it.
+        Raises PlanError for a solver or a guidance_stop that the pipeline's scheduler cannot do.
         """
         plan = self.defaults.plan if plan is None else get_plan(plan)
+        check_solver(self.pipe, plan.solver)
         own = self.defaults.plan
         field = self.backbone.guidance_field(self.pipe)
         usual = self.backbone.default_guidance(self.pipe)

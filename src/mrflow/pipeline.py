@@ -221,14 +221,14 @@ class MrFlow:
     ) -> Result:
         """Return the plain pipeline's pictures at full size, for comparison: same prompts, seeds and guidance.
 
-        steps: None is the model's default, 50. plan: only its guidance counts; guided in every step, unless the
-        plan itself says otherwise.
+        steps: None is the model's default, 50. plan: only its guidance and solver count; guided in every step and
+        stepped by the pipeline's own scheduler, unless the plan itself says otherwise.
         """
         extra = check_arguments(self.pipe, extra)
         steps = self.model.defaults.native_steps if steps is None else steps
-        stop = get_plan(plan).guidance_stop or 1.0
-        plan = self.model.resolve_plan(plan)
-        plan = replace(plan, steps=steps, refine_true_cfg_scale=None, guidance_stop=stop)
+        given = get_plan(plan)
+        plan = replace(self.model.resolve_plan(plan), steps=steps, refine_true_cfg_scale=None)
+        plan = replace(plan, guidance_stop=given.guidance_stop or 1.0, solver=given.solver)
         size = self.model.resolve_size(width, height, None)
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
         jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))

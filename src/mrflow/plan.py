@@ -15,6 +15,7 @@ from mrflow.errors import PlanError
 MAX_STEPS = 1000
 MAX_SCALE = 8.0
 MAX_GUIDANCE = 100.0
+SOLVERS = ("dpm++2m", "unipc")
 _MAX_DENOMINATOR = 8  # 1.5 = 3/2 and 1.333 = 4/3 pass; finer ratios would leave hardly any size that fits
 _RATIO_TOLERANCE = 1e-3
 
@@ -45,7 +46,7 @@ def _check_guidance(name: str, value: float | None) -> None:
 class Plan:
     """The numbers of a staged run. Checked on creation: raises PlanError.
 
-    steps: Euler steps of the draft, 1 to 1000, on the model's own schedule.
+    steps: steps of the draft, 1 to 1000, on the model's own schedule.
     refine_steps: Euler steps of the refine pass, from `refine_sigma` down to 0.
     refine_sigma: the sigma at which noise is really mixed in, in (0, 1), whatever the checkpoint's shift.
     scale: final side / draft side, 1 to 8, a ratio of small whole numbers.
@@ -55,6 +56,10 @@ class Plan:
     guidance_stop: the share of the draft's steps, from the first, with classifier-free guidance, in (0, 1]; the
         rest run without it, at half the cost. None takes the model's default, usually 1. Named as in diffusers'
         guiders; guidance matters at high noise (Kynkaanniemi et al., arXiv 2404.07724).
+    solver: what takes the draft from one sigma of the model's own schedule to the next; None is the pipeline's own
+        scheduler, usually Euler. Both solvers are of second order and call the model once a step: "unipc" (Zhao
+        et al., arXiv 2302.04867) and "dpm++2m" (Lu et al., arXiv 2211.01095), which from sigma 1 begins with two
+        steps of Euler.
 
     Defaults: arXiv 2607.01642, its 12+1 setting.
     """
@@ -67,6 +72,7 @@ class Plan:
     true_cfg_scale: float | None = None
     refine_true_cfg_scale: float | None = None
     guidance_stop: float | None = None
+    solver: str | None = None
 
     def __post_init__(self) -> None:
         _check_count("steps", self.steps, hint="Try 12.")
@@ -91,6 +97,11 @@ class Plan:
                     f"guidance_stop is {self.guidance_stop}; it must lie above 0 and be at most 1. Try 0.5; "
                     "for no guidance at all set true_cfg_scale to 1."
                 )
+        if self.solver is not None and not (isinstance(self.solver, str) and self.solver in SOLVERS):
+            raise PlanError(
+                f"solver is {self.solver!r:.80}; it must be {' or '.join(SOLVERS)}. "
+                "Leave it out for the pipeline's own scheduler."
+            )
 
     @property
     def guided_steps(self) -> int:

@@ -1,17 +1,32 @@
-"""The schedulers of the two passes: a copy of the pipeline's own for the draft, plain Euler for refining."""
+"""The schedulers of the two passes: a copy of the pipeline's own for the draft, plain Euler for refining.
+
+A plan may name a solver of second order for the draft, which then steps over the sigmas of that copy.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
 
 from mrflow.backbones import Pipeline
-from mrflow.errors import RequestError
+from mrflow.errors import PlanError, RequestError
+
+_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "solver_order": 2}
+_SOLVERS: Mapping[str, Callable[[], Any]] = {
+    "dpm++2m": lambda: DPMSolverMultistepScheduler(**_FLOW),
+    "unipc": lambda: UniPCMultistepScheduler(**_FLOW),
+}
+_REPLACEABLE = (FlowMatchEulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
+_FARTHEST = 1 - 1e-6
+"""The highest sigma UniPC is given, as by diffusers itself: at 1 the signal's logarithm is infinite."""
 
 
 def check_scheduler(pipe: Pipeline) -> None:
@@ -54,6 +69,80 @@ def own_scheduler(pipe: Pipeline) -> Any:
 
         scheduler.set_timesteps = set_timesteps
     return scheduler
+
+
+def takes_solver(pipe: Pipeline) -> bool:
+    """Return whether a solver can stand in for the pipeline's scheduler.
+
+    It can for those that step along the flow itself and call the model once a step. Distilled ones (LCM, flow
+    maps, pi-Flow) jump by what the model was trained to give; a class of somebody's own may do anything.
+    """
+    known = getattr(type(pipe.scheduler), "step", None) in [each.step for each in _REPLACEABLE]
+    return known and not _oddity(pipe.scheduler)
+
+
+def _oddity(scheduler: Any) -> str:
+    return next((name for name in ("stochastic_sampling", "invert_sigmas") if scheduler.config.get(name)), "")
+
+
+def check_solver(pipe: Pipeline, solver: str | None) -> None:
+    """Raise PlanError where `solver`, a plan's, cannot stand in for the pipeline's scheduler."""
+    if solver is None or takes_solver(pipe):
+        return
+    odd = _oddity(pipe.scheduler)
+    kind = type(pipe.scheduler).__name__ + (f" with {odd}" if odd else "")
+    raise PlanError(
+        f"solver is {solver!r}; it can stand in for {', '.join(each.__name__ for each in _REPLACEABLE)}, and the "
+        f"pipeline's scheduler is {kind}. Leave solver out, or give the pipeline one of these."
+    )
+
+
+def draft_scheduler(pipe: Pipeline, solver: str | None = None) -> Any:
+    """Return a copy of the pipeline's scheduler, whose steps are the solver's if a plan names one.
+
+    Everything that a pipeline asks or reads stays the copy's own: class, configuration, sigmas, timesteps. The
+    solver has its own list of all steps, for it treats the last ones otherwise, and keeps what it remembers of
+    earlier steps where the copy is led through them in two runs (`passes.denoise_head`, `passes.tail`).
+    """
+    scheduler = own_scheduler(pipe)
+    if solver is None:
+        return scheduler
+    set_own, stepping = scheduler.set_timesteps, _SOLVERS[solver]()
+
+    @wraps(set_own)  # pipelines look its arguments up before they use them
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        nonlocal stepping
+        set_own(*args, **kwargs)
+        stepping = _over(_SOLVERS[solver](), scheduler)
+
+    @wraps(scheduler.step)
+    def step(
+        model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, return_dict: bool = True, **__: Any
+    ) -> Any:
+        made = stepping.step(model_output.float(), timestep, sample.float(), return_dict=False)[0]
+        made = made.to(model_output.dtype)  # as plain Euler (diffusers 0.42.1) gives it
+        return SchedulerOutput(prev_sample=made) if return_dict else (made,)
+
+    scheduler.set_timesteps, scheduler.step = set_timesteps, step
+    return scheduler
+
+
+def _over(solver: Any, scheduler: Any) -> Any:
+    """Return a new solver set to the scheduler's sigmas; its `set_timesteps` would make sigmas of its own.
+
+    Raises PlanError for sigmas that do not fall with every step, over which none of them is defined.
+    """
+    sigmas = scheduler.sigmas.to("cpu", torch.float32)  # as diffusers keeps a solver's
+    if not bool((sigmas.diff() < 0).all()):
+        raise PlanError(
+            f"The sigmas of {type(scheduler).__name__} do not fall with every one of {len(sigmas) - 1} steps; "
+            "a solver needs that. Leave solver out, or take fewer steps."
+        )
+    solver.sigmas = sigmas.clamp(max=_FARTHEST) if isinstance(solver, UniPCMultistepScheduler) else sigmas
+    solver.timesteps = scheduler.timesteps
+    solver.num_inference_steps = len(scheduler.timesteps)
+    solver.set_begin_index(0)
+    return solver
 
 
 class ExactScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # untyped, hence Any

@@ -24,7 +24,7 @@ from mrflow.plan import Plan
 from mrflow.progress import Clock
 from mrflow.request import Job
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators, refine_sigmas
-from mrflow.schedulers import exact_scheduler, own_scheduler
+from mrflow.schedulers import draft_scheduler, exact_scheduler
 from mrflow.sizes import Size
 
 
@@ -92,8 +92,8 @@ class Stages:
     ) -> Tensor:
         """Return latents drawn from noise: in one run, or in two of which only the first is guided."""
         backbone, pipe = self.model.backbone, self.model.pipe
-        scheduler, cfg, guided = own_scheduler(pipe), plan.true_cfg_scale or 1.0, plan.guided_steps
-        generators = draft_generators(seeds)
+        scheduler, generators = draft_scheduler(pipe, plan.solver), draft_generators(seeds)
+        cfg, guided = plan.true_cfg_scale or 1.0, plan.guided_steps
 
         def arguments(cfg: float) -> dict[str, Any]:
             return {

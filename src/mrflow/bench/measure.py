@@ -24,7 +24,7 @@ from mrflow.sizes import Size
 if TYPE_CHECKING:
     from mrflow.pipeline import MrFlow
 
-_OF_NATIVE = ("steps", "true_cfg_scale", "guidance_stop")  # of a plan, what the plain pipeline heeds
+_OF_NATIVE = ("steps", "true_cfg_scale", "guidance_stop", "solver")  # of a plan, what the plain pipeline heeds
 FORMAT = 1
 MAX_BATCH = 256
 

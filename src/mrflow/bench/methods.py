@@ -4,6 +4,7 @@ native            the plain pipeline, the model's own number of steps
 native:25         with 25
 native:25,cache=first-block@0.1     with a feature cache, see mrflow.bench.caches
 native:25,guidance_stop=0.4         guided in the first steps alone, as a plan may be
+native:12,solver=unipc              with a solver of second order, as a plan may have
 12+1              a plan: draft steps + refine steps
 12+1:scale=1.5,refine_sigma=0.2     with other fields of Plan
 12+1:upscaler=bicubic               with another upscaler: bicubic, lanczos, a known name or a file
@@ -39,7 +40,8 @@ _COUNTS = ("steps", "refine_steps")
 class Method:
     """A way of making pictures. name: the text it was read from. plan: None for the plain pipeline.
 
-    steps, guidance_stop: of the plain pipeline; None is the model's own number, and guidance throughout.
+    steps, guidance_stop, solver: of the plain pipeline; None is the model's own number, guidance throughout, its
+    own scheduler.
     upscaler: a name or file, LATENT, or None for the model's own. refined: False ends with the
     upscaled draft. cache: None is none.
     """
@@ -48,6 +50,7 @@ class Method:
     plan: Plan | None = None
     steps: int | None = None
     guidance_stop: float | None = None
+    solver: str | None = None
     upscaler: str | None = None
     refined: bool = True
     cache: Cache | None = None
@@ -66,7 +69,8 @@ class Method:
         """Return the pictures; settings: what MrFlow's verbs take, without plan and steps."""
         with cached(fast.pipe, self.cache, guided=self.cache is not None and self._is_guided(fast)):
             if self.plan is None:
-                return fast.native(steps=self.steps, plan=Plan(guidance_stop=self.guidance_stop), **settings)
+                plan = Plan(guidance_stop=self.guidance_stop, solver=self.solver)
+                return fast.native(steps=self.steps, plan=plan, **settings)
             if self.upscaler == LATENT:
                 return run_latent(fast, self.plan, **settings)
             fast = with_upscaler(fast, self.upscaler)
@@ -106,8 +110,8 @@ def _read(text: str) -> Method:
     parts = tail.split(",") if colon else []
     if head == "native":
         steps = _read_steps(text, parts.pop(0)) if parts and "=" not in parts[0] else None
-        options = dict(_read_option(text, part, ("cache", "guidance_stop")) for part in parts)
-        Plan(guidance_stop=options.get("guidance_stop"))  # which checks it
+        options = dict(_read_option(text, part, ("cache", "guidance_stop", "solver")) for part in parts)
+        Plan(guidance_stop=options.get("guidance_stop"), solver=options.get("solver"))  # which checks them
         return Method(name=text, steps=steps, **options)
     unrefined = re.fullmatch(r"(\d{1,4})\+0", head, flags=re.ASCII)
     plan = named_plan(f"{unrefined[1]}+1" if unrefined else head)

@@ -81,6 +81,7 @@ def _head(method: Method) -> Json:
         "refined": method.refined,
         "plan": method.plan.to_dict() if method.plan else None,
         "steps": method.steps,
+        "solver": method.solver,
     }
 
 

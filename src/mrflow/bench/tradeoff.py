@@ -37,13 +37,14 @@ def measured(scores: Json) -> list[Json]:
 
 
 def draw_tradeoff(scores: Json, title: str) -> Image.Image:
-    """Return quality against speed-up, each with its 95% interval; native runs are joined by a line."""
+    """Return quality against speed-up, each with its 95% interval; native runs are joined by a line but for
+    those with another solver."""
     figure, axes = _figure((9.5, 6))
     rows = [method for method in measured(scores) if method["speed"]["speedup"]["value"] is not None]
     native = sorted(
         (row["speed"]["speedup"]["value"], row["quality"][QUALITY]["value"])
         for row in rows
-        if look_of(row) == "native"
+        if look_of(row) == "native" and row.get("solver") is None
     )
     if len(native) > 1:
         axes.plot(*zip(*native, strict=True), color=LOOKS["native"][0], linewidth=1, zorder=1)

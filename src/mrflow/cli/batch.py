@@ -78,6 +78,7 @@ def batch(
     guidance: options.Guidance = None,
     true_cfg_scale: options.TrueCfgScale = None,
     guidance_stop: options.GuidanceStop = None,
+    solver: options.Solver = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -164,6 +165,7 @@ def batch(
             guidance=guidance,
             true_cfg_scale=true_cfg_scale,
             guidance_stop=guidance_stop,
+            solver=solver,
         )
         width, height = parse_size(size)
         defaults = RowDefaults(negative, width, height, num_images, seed)

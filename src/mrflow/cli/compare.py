@@ -189,10 +189,9 @@ def _add_equal_time(
         with run_bar(EQUAL_TIME_RUNS) as on_run:
             steps = steps_of_equal_time(fast, reference, {**settings, "callback": _ignore}, on_run)
     equal = {"method": reference.name, "steps": steps}
-    plain = [method.steps for method in course.methods if method.plan is None and method.plain]
-    if steps in plain:
-        return course, equal
     native = Method(name=f"native:{steps}", steps=steps)
+    if native in course.methods:
+        return course, equal
     return replace(course, methods=[*course.methods, native]), equal
 
 

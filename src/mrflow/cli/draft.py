@@ -25,6 +25,7 @@ def draft(
     guidance: options.Guidance = None,
     true_cfg_scale: options.TrueCfgScale = None,
     guidance_stop: options.GuidanceStop = None,
+    solver: options.Solver = None,
     model: options.Model = "vista",
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -53,6 +54,7 @@ def draft(
             guidance=guidance,
             true_cfg_scale=true_cfg_scale,
             guidance_stop=guidance_stop,
+            solver=solver,
         )
         paths = wanted.outputs(out, "{prompt}-{seed}-draft.png", force=force)
         # drafting upscales nothing; bicubic keeps the model from asking for a network

@@ -74,6 +74,7 @@ def export(
     guidance: options.Guidance = None,
     true_cfg_scale: options.TrueCfgScale = None,
     guidance_stop: options.GuidanceStop = None,
+    solver: options.Solver = None,
     native: Annotated[
         bool,
         typer.Option("--native", help="Run the plain pipeline instead, for comparison.", rich_help_panel=_HOW),
@@ -129,6 +130,7 @@ def export(
             guidance=guidance,
             true_cfg_scale=true_cfg_scale,
             guidance_stop=guidance_stop,
+            solver=solver,
         )
         if native:
             check_native(plans)
@@ -181,6 +183,7 @@ def _settings(
         "guidance": made.true_cfg_scale,
         "guidance_scale": made.guidance_scale,
         "guidance_stop": made.guidance_stop,
+        "solver": made.solver,
     }
     return {
         "mode": "native" if native else "staged",

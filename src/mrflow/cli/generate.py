@@ -30,6 +30,7 @@ def generate(
     guidance: options.Guidance = None,
     true_cfg_scale: options.TrueCfgScale = None,
     guidance_stop: options.GuidanceStop = None,
+    solver: options.Solver = None,
     native: Annotated[
         bool,
         typer.Option(
@@ -77,6 +78,7 @@ def generate(
             guidance=guidance,
             true_cfg_scale=true_cfg_scale,
             guidance_stop=guidance_stop,
+            solver=solver,
         )
         models = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype)
         if native:

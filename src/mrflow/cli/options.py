@@ -137,6 +137,16 @@ GuidanceStop = Annotated[
         show_default="the model's",
     ),
 ]
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        "--solver",
+        metavar="NAME",
+        help="What steps through the draft's sigmas; dpm++2m, of second order, wants fewer steps.",
+        rich_help_panel=_HOW,
+        show_default="the pipeline's own scheduler",
+    ),
+]
 
 Model = Annotated[str, typer.Option("--model", "-m", help=_MODEL_HELP, rich_help_panel=_MODEL)]
 Upscaler = Annotated[

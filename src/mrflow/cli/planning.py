@@ -37,6 +37,7 @@ class PlanOptions:
     guidance: float | None = None
     true_cfg_scale: float | None = None
     guidance_stop: float | None = None
+    solver: str | None = None
 
     def __post_init__(self) -> None:
         replace(named_plan(self.plan), **self._numbers("guidance_scale"))
@@ -47,8 +48,8 @@ class PlanOptions:
         return self.apply(fast, base)
 
     def resolve_native(self, fast: MrFlow) -> Plan:
-        """Return the same for the plain pipeline: guided in every step unless the options say otherwise."""
-        return replace(self.resolve(fast), guidance_stop=self.guidance_stop)
+        """Return the same for the plain pipeline: guided in every step, with its own scheduler, unless told to."""
+        return replace(self.resolve(fast), guidance_stop=self.guidance_stop, solver=self.solver)
 
     def apply(self, fast: MrFlow, base: Plan) -> Plan:
         """Return `base` with the options' numbers; `plan` plays no part."""
@@ -70,6 +71,7 @@ class PlanOptions:
             "scale": self.scale,
             "true_cfg_scale": self.true_cfg_scale,
             "guidance_stop": self.guidance_stop,
+            "solver": self.solver,
         }
         if self.guidance is not None:
             numbers[guidance_field] = self.guidance

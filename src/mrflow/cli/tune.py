@@ -41,7 +41,7 @@ def tune(
         list[str] | None,
         typer.Argument(
             metavar="METHOD",
-            help="Candidates: plans and native runs with steps, such as 8+1:guidance_stop=0.5 native:8.",
+            help="Candidates: plans and native runs with steps, such as 8+1:solver=unipc native:8.",
             show_default="plans around the model's own, native runs",
         ),
     ] = None,
@@ -188,11 +188,14 @@ def _course(
 ) -> Course:
     """Return native, the reference and the candidates."""
     from mrflow.bench.candidates import make_candidates
+    from mrflow.schedulers import takes_solver
 
     reference = fast.model.resolve_plan(plan)
     native = Method(name="native")
     one = Method(name=than or reference.label, plan=reference)
-    candidates = given or make_candidates(reference, fast.model.defaults.native_steps)
+    candidates = given or make_candidates(
+        reference, fast.model.defaults.native_steps, solvers=takes_solver(fast.pipe)
+    )
     others = [method for method in candidates if method.name not in (native.name, one.name)]
     if not others:
         raise RequestError("There are 0 candidates besides native and the reference. Give some, such as 8+1.")

@@ -80,7 +80,7 @@ async def generate(service: Service, client: str, wishes: Wishes, *, compare: bo
 async def _native(service: Service, client: str, checked: Checked) -> AsyncIterator[View]:
     """Yield the same picture by the plain pipeline, for comparison."""
     steps = service.scheduler.model.defaults.native_steps
-    plan = replace(checked.plan, steps=steps, refine_true_cfg_scale=None)
+    plan = replace(checked.plan, steps=steps, refine_true_cfg_scale=None, solver=None)
     order = Order(service.scheduler, client, _NATIVE)
     order.add(("native",), checked.jobs, plan, checked.size)
     async with order:
