@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import batch_ray, batch_throughput
+from benchmarks import batch_ray, batch_throughput, solvers
 from benchmarks import load as load_script
 from PIL import Image
 
@@ -29,6 +29,17 @@ def test_the_throughput_of_batches(monkeypatch, capsys):
     rates = report["ways"]["lanes"]["pictures_per_second"]
     assert 0 < rates["low"] <= rates["median"] <= rates["high"]
     assert len(report["ways"]["lanes"]["seconds"]) == 2
+
+
+def test_how_near_solvers_come(monkeypatch, capsys):
+    monkeypatch.setattr(MrFlow, "from_pretrained", lambda name, batch_size: make_fast(make_pipe()))
+    asked = [solvers.Question("a red boat", {"time": "noon"})]
+    monkeypatch.setattr(solvers, "read_questions", lambda path, limit: asked * limit)
+    solvers.main(["--prompts", "2", "--steps", "4", "--many", "20"])
+    many, *few = json.loads(capsys.readouterr().out.splitlines()[-1])["drafts"]
+    assert (many["steps"], many["distance"]) == (20, 0)
+    assert [each["solver"] for each in few] == [None, "dpm++2m", "unipc"]
+    assert all(each["distance"] > 0 and 0 <= each["found"] <= each["of"] == 2 for each in few)
 
 
 def test_a_speed_up_is_that_of_the_medians():

@@ -123,6 +123,7 @@ def test_many_failures_are_not_all_shown():
         (["p.txt", "--out", "s3://bucket/x"], 2, "--state"),
         (["p.txt", "--out", "p.txt"], 1, "is a file"),
         (["p.txt", "--out", "out", "--sigma", "2"], 2, "refine_sigma is 2"),
+        (["p.txt", "--out", "out", "--solver", "heun"], 2, "solver is 'heun'"),
         (
             ["p.txt", "--out", "out", "--draft-workers", "2"],
             2,

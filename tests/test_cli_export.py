@@ -140,15 +140,17 @@ def test_native(shared):
     assert (record["mode"], record["plan"]["steps"], record["upscaler"]) == ("native", 2, None)
 
 
-def test_guidance_can_stop_early_staged_and_native(shared):
+def test_guidance_can_stop_early_and_a_solver_step_staged_and_native(shared):
     arguments = ["dpg", "prompts", "--size", "64", "-n", "1", "--limit", "1", "--guidance-stop", "0.5"]
     for mode in ([], ["--native"]):
-        run(*arguments, "--steps", "2", *mode, "--true-cfg-scale", "3")
+        run(*arguments, "--steps", "4", *mode, "--true-cfg-scale", "3", "--solver", "unipc")
         name = "native" if mode else "mrflow"
-        assert json.loads(Path(f"dpg/{name}.export.json").read_text())["plan"]["guidance_stop"] == 0.5
-    plan = Plan(steps=2, true_cfg_scale=3.0, guidance_stop=0.5)
+        plan = json.loads(Path(f"dpg/{name}.export.json").read_text())["plan"]
+        assert (plan["guidance_stop"], plan["solver"]) == (0.5, "unipc")
+    plan = Plan(steps=4, true_cfg_scale=3.0, guidance_stop=0.5, solver="unipc")
     expected = shared(PROMPTS[0], plan=plan, width=64, height=64, seed=42).images[0]
     assert load_image("dpg/mrflow/partiprompts0.png").tobytes() == expected.tobytes()
+    assert "solver is 'x'" in run(*arguments, "--solver", "x", code=2).stderr
     assert "guidance_stop is 2" in run(*arguments[:-1], "2", code=2).stderr
 
 
