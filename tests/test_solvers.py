@@ -259,6 +259,23 @@ def test_a_pipeline_that_has_the_solver_already_gives_the_same(solver: str, own:
     assert torch.allclose(theirs.pixels, ours.pixels, atol=1e-6)
 
 
+@pytest.mark.parametrize("own", [d.UniPCMultistepScheduler, d.DPMSolverMultistepScheduler])
+def test_a_solver_of_the_pipelines_own_is_not_misled_by_a_cut_either(own: type) -> None:
+    case, pipe = CASES["StableDiffusion3Pipeline"], CASES["StableDiffusion3Pipeline"].make()
+    pipe.scheduler = own(**FLOW)
+    fast = make_family(case, pipe)
+    once, twice = (
+        fast.draft(
+            "a boat",
+            negative_prompt="a boat",
+            seed=1,
+            plan=Plan(steps=6, true_cfg_scale=2.0, guidance_stop=stop),
+        )[0]
+        for stop in (1.0, 0.5)
+    )
+    assert torch.allclose(once.pixels, twice.pixels, atol=1e-5)
+
+
 @each_solver
 def test_steps_are_reckoned_in_float32_and_come_back_as_they_came(solver: str) -> None:
     x = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -89,16 +89,21 @@ def denoise_head(
     scheduler: a copy of our own, which `tail` then lets go on. Not by interrupting the pipeline: not all can
     be, and those that can still run to the end of their loop.
     """
-    set_timesteps = scheduler.set_timesteps
+    set_timesteps, own_step = scheduler.set_timesteps, scheduler.step
 
     @wraps(set_timesteps)  # pipelines look its arguments up before they use them
     def set_head(*args: Any, **kwargs: Any) -> None:
         set_timesteps(*args, **kwargs)
         calls = steps * scheduler.order
-        scheduler.tail = scheduler.timesteps[calls:]
+        scheduler.whole, scheduler.tail = scheduler.timesteps, scheduler.timesteps[calls:]
         scheduler.timesteps = scheduler.timesteps[:calls]
 
-    scheduler.set_timesteps = set_head
+    @wraps(own_step)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        scheduler.timesteps = scheduler.whole  # solvers of higher order treat the last of all steps otherwise
+        return own_step(*args, **kwargs)
+
+    scheduler.set_timesteps, scheduler.step = set_head, step
     return _run(pipe, scheduler, arguments, on_step)[1]
 
 
