@@ -102,7 +102,7 @@ def load(asked: argparse.Namespace) -> MrFlow:
 
 def measure(fast: MrFlow, asked: argparse.Namespace) -> dict[str, Any]:
     """Return the report: environment, seconds by stage, the share outside of the transformer, speed-ups."""
-    plan = check(fast, get_plan(asked.plan))
+    plan = resolve(fast, get_plan(asked.plan))
     size = fast.model.resolve_size(*parse_size(asked.size), plan)
     steps = asked.native_steps or fast.model.defaults.native_steps
     short = replace(plan, steps=min(WARM_STEPS, plan.steps))
@@ -132,18 +132,16 @@ def measure(fast: MrFlow, asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def check(fast: MrFlow, plan: Plan) -> Plan:
-    """Return the plan with its guidance; raises RequestError for a pipeline that the script is not written for."""
+def resolve(fast: MrFlow, plan: Plan) -> Plan:
+    """Return the plan as every way runs it: guided in all steps, which is what a script of these pipelines can do.
+
+    Raises RequestError for a pipeline that the script is not written for.
+    """
     if type(fast.pipe).__name__ not in PIPELINES:
         raise RequestError(
             f"The pipeline is a {type(fast.pipe).__name__}; this script is written for {' and '.join(PIPELINES)}."
         )
-    resolved = fast.model.resolve_plan(plan)
-    if resolved.guided_steps < resolved.steps:
-        raise RequestError(
-            f"The model's plan is guided in {resolved.guided_steps} steps; a plain script is in all."
-        )
-    return resolved
+    return fast.model.resolve_plan(replace(plan, guidance_stop=1.0))
 
 
 def ways(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_the_plan_is_run_step_by_step(name: str, branches: int) -> None:
     """Qwen-Image's scheduler would make any single sigma its terminal 0.02, FLUX.1's would shift it."""
     fast = make_random(specification(name), CPU, torch.bfloat16)
     scheduler, seen, encoded = fast.pipe.scheduler, list[float](), Counter[str]()
-    plan = plain_script.check(fast, Plan(steps=3))
+    plan = plain_script.resolve(fast, Plan(steps=3))
     fast.pipe.transformer.register_forward_pre_hook(
         lambda _, given, named: seen.append(float(named["timestep"][0])), with_kwargs=True
     )
@@ -96,25 +97,29 @@ def test_passes_are_timed_and_the_hooks_taken_off() -> None:
     assert not linear._forward_pre_hooks
 
 
+def test_it_is_guided_in_all_steps_whatever_the_model_does_by_itself(fast: MrFlow) -> None:
+    own = Plan(steps=4, true_cfg_scale=2.0, guidance_stop=0.5)
+    defaults = dataclasses.replace(fast.model.defaults, plan=own)
+    held = MrFlow(fast.pipe, "bicubic", defaults=defaults)
+    assert held.model.resolve_plan("4+1").guided_steps == 2
+    resolved = plain_script.resolve(held, Plan(steps=4))
+    assert (resolved.guided_steps, resolved.true_cfg_scale) == (4, 2.0)
+
+
 @pytest.mark.parametrize(
-    ("plan", "arguments", "words"),
+    ("arguments", "words"),
     [
-        (Plan(steps=4, guidance_stop=0.5), [], "guided in 2 steps; a plain script is in all"),
-        (Plan(steps=1), ["--size", "64x48"], "Try 64x32 or 64x64"),
-        (Plan(steps=1), ["--repeats", "0"], "repeats is 0"),
-        (Plan(steps=1), ["--random-weights", "flux9"], "no architecture 'flux9'"),
-        (
-            Plan(steps=1),
-            ["--random-weights", "z-image"],
-            "ZImagePipeline; this script is written for FluxPipeline",
-        ),
+        (["--size", "64x48"], "Try 64x32 or 64x64"),
+        (["--repeats", "0"], "repeats is 0"),
+        (["--plan", "quick"], "no plan 'quick'"),
+        (["--random-weights", "flux9"], "no architecture 'flux9'"),
+        (["--random-weights", "z-image"], "ZImagePipeline; this script is written for FluxPipeline"),
     ],
 )
 def test_what_the_script_cannot_do_is_said(
-    monkeypatch: pytest.MonkeyPatch, fast: MrFlow, plan: Plan, arguments: list[str], words: str
+    monkeypatch: pytest.MonkeyPatch, fast: MrFlow, arguments: list[str], words: str
 ) -> None:
     monkeypatch.setattr(MrFlow, "from_pretrained", lambda name, **options: fast)
-    monkeypatch.setattr(plain_script, "get_plan", lambda text: plan)
     if "z-image" in arguments:
         monkeypatch.setattr(plain_script, "read_architecture", shrink)
     with pytest.raises(SystemExit, match=words):
