@@ -113,7 +113,10 @@ def test_a_replica_that_hangs_says_so(monkeypatch):
         replica.check_health()
 
 
-@pytest.mark.parametrize(("name", "value"), [("count", 0), ("threads", -1), ("gpus", 1.5), ("gpus", -0.5)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("count", 0), ("threads", -1), *(("gpus", value) for value in (1.5, -0.5, 65, float("inf"), float("nan")))],
+)
 def test_numbers_that_make_no_sense(name, value):
     with pytest.raises(RequestError, match=f"{name} is {value}"):
         Replicas(load=load, **{name: value})

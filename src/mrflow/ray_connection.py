@@ -1,21 +1,42 @@
-"""Ray, a running one or one of this machine alone that is started and stopped here."""
+"""Ray, a running one or one of this machine alone that is started and stopped here; what its workers may have."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from mrflow.errors import ClusterError, MissingExtraError
+from mrflow.errors import ClusterError, MissingExtraError, RequestError
 
 LOCAL = "local"  # Ray's own word for a cluster of this machine, started and stopped by us
 
 _STORE = 512 * 2**20  # bytes of shared memory of a local Ray; a 1024x1024 draft with FLUX's text takes 8 MB
 _STARTS = 2  # Ray 2.60 gives its own agents 15 s, too few on a busy machine (ray-project/ray, issue 65983)
+_MOST_GPUS = 64  # of one worker, which is a process on one machine
+
+
+def check_workers(counts: Mapping[str, int | None], gpus: Mapping[str, float | None]) -> None:
+    """Raise RequestError for what no worker can have; None, of either, is for Ray or us to fill in.
+
+    counts: name to a number of processes or threads. gpus: name to the GPUs of each worker.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise RequestError(f"{name} is {count}; it must be at least 1. Try 1.")
+    for name, part in gpus.items():
+        if part is not None and not (0 <= part <= 1 or (part <= _MOST_GPUS and part == int(part))):
+            raise RequestError(f"{name} is {part}; it must be a part of one GPU or a whole number. Try 1.")
+
+
+def worker_gpus(ray: Any, asked: float | None) -> float:
+    """Return the GPUs of each worker: as asked for, else one where the cluster has any."""
+    if asked is not None:
+        return asked
+    return 1.0 if ray.cluster_resources().get("GPU") else 0.0
 
 
 def check_ray(library: str) -> None:

@@ -20,8 +20,8 @@ from mrflow.batch.maker import MAX_FAILURES_IN_A_ROW, Streak, by_kind, next_wind
 from mrflow.batch.tasks import Failure, Task
 from mrflow.batch.workers import DraftWorker, FinishWorker, LoadModel, Setting, pack, unpack
 from mrflow.batch.writer import Encoded
-from mrflow.errors import ClusterError, RequestError
-from mrflow.ray_connection import LOCAL, check_ray, connected, describe_reason
+from mrflow.errors import ClusterError
+from mrflow.ray_connection import LOCAL, check_ray, check_workers, connected, describe_reason, worker_gpus
 
 WINDOW = 16  # pictures that a GPU worker is given at once; batches found by trying grow up to it
 PART = 20_000  # windows that Ray is given at once: each is an object in its shared memory, 3 kB and more
@@ -48,14 +48,10 @@ class Cluster:
     worker_threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("draft_workers", "finish_workers", "worker_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; it must be at least 1. Try 1.")
-        for name in ("draft_gpus", "finish_gpus"):
-            value = getattr(self, name)
-            if value is not None and not (0 <= value <= 1 or (value <= 64 and value == int(value))):
-                raise RequestError(f"{name} is {value}; it must be a part of one GPU or a whole number. Try 1.")
+        check_workers(
+            {name: getattr(self, name) for name in ("draft_workers", "finish_workers", "worker_threads")},
+            {name: getattr(self, name) for name in ("draft_gpus", "finish_gpus")},
+        )
 
 
 class ClusterEngine:
@@ -119,9 +115,8 @@ class ClusterEngine:
 
     def _flows(self, ray: Any, tasks: Sequence[Task]) -> Iterator[Any]:
         """Yield datasets whose blocks are finished windows; each starts workers of its own."""
-        gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-        draft_gpus = gpus if self._cluster.draft_gpus is None else self._cluster.draft_gpus
-        finish_gpus = gpus if self._cluster.finish_gpus is None else self._cluster.finish_gpus
+        draft_gpus = worker_gpus(ray, self._cluster.draft_gpus)
+        finish_gpus = worker_gpus(ray, self._cluster.finish_gpus)
         most = self._batch_size or (WINDOW if draft_gpus or finish_gpus else 1)
         windows = list(_windows(tasks, most))
         for begin in range(0, len(windows), PART):

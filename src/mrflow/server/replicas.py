@@ -22,7 +22,7 @@ from fastapi import FastAPI
 
 from mrflow.errors import ClusterError, RequestError
 from mrflow.pipeline import MrFlow
-from mrflow.ray_connection import LOCAL, check_ray, connected, describe_reason
+from mrflow.ray_connection import LOCAL, check_ray, check_workers, connected, describe_reason, worker_gpus
 from mrflow.server.app import create_app
 from mrflow.server.keys import Keys
 from mrflow.server.service import Kept
@@ -50,12 +50,7 @@ class Replicas:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("count", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; it must be at least 1. Try 1.")
-        if self.gpus is not None and not (0 <= self.gpus <= 1 or self.gpus == int(self.gpus) > 0):
-            raise RequestError(f"gpus is {self.gpus}; it must be a part of one GPU or a whole number. Try 1.")
+        check_workers({"count": self.count, "threads": self.threads}, {"gpus": self.gpus})
 
 
 class Shelf:
@@ -157,9 +152,7 @@ def serving(
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it tells stderr of each step
         if ray.serve.status().proxies:
             raise ClusterError("Ray Serve already runs there, at an address of its own. Stop it: serve shutdown")
-        gpus = replicas.gpus
-        if gpus is None:
-            gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+        gpus = worker_gpus(ray, replicas.gpus)
         shelf = ray.remote(Shelf).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(settings)
         make = partial(
             make_application,
