@@ -25,7 +25,7 @@ from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.model import Model, is_guided
 from mrflow.passes import borrowed
 from mrflow.plan import Plan, get_plan
-from mrflow.production import finish_drafts, make_drafts, make_natives
+from mrflow.production import OnPicture, finish_drafts, make_drafts, make_natives
 from mrflow.progress import Callback, Clock
 from mrflow.recipe import Recipe
 from mrflow.request import Seeds, make_jobs
@@ -53,6 +53,8 @@ class MrFlow:
     seed: a number (several pictures take seed, seed + 1, ...), one each, or None: drawn, and kept in the recipe.
     num_images: pictures per prompt, side by side in the result.
     stages: keep the upscaled pictures in the result. callback: gets a Progress at each step, and may raise.
+    on_picture: called with each finished picture's number and a Result of it alone, while others are still to be
+        made; what it raises ends the call.
     extra: any other argument of the pipeline's call, for both passes (see mrflow.arguments): control_image,
         joint_attention_kwargs, callback_on_step_end and the like.
 
@@ -121,6 +123,7 @@ class MrFlow:
         num_images: int = 1,
         stages: bool = False,
         callback: Callback | None = None,
+        on_picture: OnPicture | None = None,
         **extra: Any,
     ) -> Result:
         """Return finished pictures: draft, then finish."""
@@ -131,7 +134,7 @@ class MrFlow:
         jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))
         with self._running(callback, extra) as running:
             drafts = make_drafts(running, jobs, plan, size, self.batch_size)
-            return finish_drafts(running, drafts, self.batch_size, keep_upscaled=stages)
+            return finish_drafts(running, drafts, self.batch_size, keep_upscaled=stages, on_picture=on_picture)
 
     def draft(
         self,
@@ -163,6 +166,7 @@ class MrFlow:
         plan: Plan | str | None = None,
         stages: bool = False,
         callback: Callback | None = None,
+        on_picture: OnPicture | None = None,
         **extra: Any,
     ) -> Result:
         """Return the drafts at full size.
@@ -176,7 +180,7 @@ class MrFlow:
             for draft in planned:
                 if draft.base_recipe.mode != "enhance":
                     warn_of_difference(draft.base_recipe.conditions, running.conditions, "A draft")
-            return finish_drafts(running, planned, self.batch_size, keep_upscaled=stages)
+            return finish_drafts(running, planned, self.batch_size, keep_upscaled=stages, on_picture=on_picture)
 
     def enhance(
         self,
@@ -190,6 +194,7 @@ class MrFlow:
         seed: Seeds = None,
         stages: bool = False,
         callback: Callback | None = None,
+        on_picture: OnPicture | None = None,
         **extra: Any,
     ) -> Result:
         """Return given pictures, upscaled and refined: steps 4 to 8.
@@ -203,7 +208,7 @@ class MrFlow:
         plan = self.model.resolve_plan(plan)
         drafts = drafts_from_images(self.model, image, prompt, negative_prompt, seed, (width, height), plan)
         with self._running(callback, extra) as running:
-            return finish_drafts(running, drafts, self.batch_size, keep_upscaled=stages)
+            return finish_drafts(running, drafts, self.batch_size, keep_upscaled=stages, on_picture=on_picture)
 
     def native(
         self,
@@ -217,6 +222,7 @@ class MrFlow:
         seed: Seeds = None,
         num_images: int = 1,
         callback: Callback | None = None,
+        on_picture: OnPicture | None = None,
         **extra: Any,
     ) -> Result:
         """Return the plain pipeline's pictures at full size, for comparison: same prompts, seeds and guidance.
@@ -233,7 +239,7 @@ class MrFlow:
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
         jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))
         with self._running(callback, extra) as running:
-            return make_natives(running, jobs, plan, size, self.batch_size)
+            return make_natives(running, jobs, plan, size, self.batch_size, on_picture=on_picture)
 
     def replay(
         self,

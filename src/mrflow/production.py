@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,9 @@ from mrflow.request import Job
 from mrflow.results import Draft, Result
 from mrflow.sizes import Size, draft_size
 from mrflow.stages import Stages
+
+OnPicture = Callable[[int, Result], None]
+"""Takes each picture as soon as it is finished: its number, from 0, and a result of it alone."""
 
 
 def make_drafts(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, batch_size: int) -> list[Draft]:
@@ -38,15 +41,18 @@ def make_drafts(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, bat
 
 
 def finish_drafts(
-    stages: Stages, drafts: Sequence[Draft], batch_size: int, *, keep_upscaled: bool = False
+    stages: Stages,
+    drafts: Sequence[Draft],
+    batch_size: int,
+    *,
+    keep_upscaled: bool = False,
+    on_picture: OnPicture | None = None,
 ) -> Result:
     """Return the drafts at full size: steps 4 to 8, and step 1 for those whose prompt is not encoded yet."""
     rows = conditioning_of(stages, drafts, batch_size)
     batches = cut_batches([finish_key(stages.model, *pair) for pair in zip(drafts, rows, strict=True)], batch_size)
     conditions = stages.conditions
-    recipes: dict[int, Recipe] = {}
-    finished: dict[int, Tensor] = {}
-    upscaled: dict[int, Tensor] = {}
+    finished = _Finished(stages, drafts, on_picture)
     for number, part in enumerate(batches, 1):
         recipe = drafts[part[0]].base_recipe
         pixels = torch.cat([drafts[k].pixels.to(stages.model.device) for k in part])
@@ -59,29 +65,32 @@ def finish_drafts(
             (recipe.width, recipe.height),
             (number, len(batches)),
         )
-        recipes |= {k: finished_recipe(stages.model, drafts[k].base_recipe, len(part), conditions) for k in part}
-        finished |= zip(part, torch.split(final, 1), strict=True)
-        upscaled |= zip(part, torch.split(larger, 1), strict=True) if keep_upscaled else ()
-    order = range(len(drafts))
-    enlarged = [upscaled[k] for k in order] if keep_upscaled else []
-    return _result(stages, [finished[k] for k in order], [recipes[k] for k in order], drafts, enlarged)
+        recipes = [finished_recipe(stages.model, drafts[k].base_recipe, len(part), conditions) for k in part]
+        finished.add(part, final, recipes, larger if keep_upscaled else None)
+    return finished.result()
 
 
-def make_natives(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, batch_size: int) -> Result:
+def make_natives(
+    stages: Stages,
+    jobs: Sequence[Job],
+    plan: Plan,
+    size: Size,
+    batch_size: int,
+    *,
+    on_picture: OnPicture | None = None,
+) -> Result:
     """Return one picture per job from the plain pipeline at full size."""
     rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
-    recipes: dict[int, Recipe] = {}
-    finished: dict[int, Tensor] = {}
     batches = cut_batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
     conditions = stages.conditions
+    finished = _Finished(stages, (), on_picture)
     for number, part in enumerate(batches, 1):
         seeds = [jobs[k].seed for k in part]
         batch = (number, len(batches))
         pixels = stages.sample([rows[k] for k in part], seeds, plan, size, "decode", batch)
-        finished |= zip(part, torch.split(pixels, 1), strict=True)
-        recipes |= {k: stages.model.recipe("native", jobs[k], size, plan, len(part), conditions) for k in part}
-    order = range(len(jobs))
-    return _result(stages, [finished[k] for k in order], [recipes[k] for k in order])
+        recipes = [stages.model.recipe("native", jobs[k], size, plan, len(part), conditions) for k in part]
+        finished.add(part, pixels, recipes)
+    return finished.result()
 
 
 def finished_recipe(model: Model, draft: Recipe, batch: int, conditions: Mapping[str, str]) -> Recipe:
@@ -123,18 +132,37 @@ def cut_batches(keys: Sequence[Hashable], size: int) -> list[list[int]]:
     return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
 
 
-def _result(
-    stages: Stages,
-    pixels: Sequence[Tensor],
-    recipes: Sequence[Recipe],
-    drafts: Sequence[Draft] = (),
-    upscaled: Sequence[Tensor] = (),
-) -> Result:
-    images = [to_pil(row)[0] for row in pixels]
-    hashed = [
-        replace(recipe, pixels_sha256=pixels_sha256(image)) for recipe, image in zip(recipes, images, strict=True)
-    ]
-    return Result(images, hashed, stages.clock.totals(), drafts, [to_pil(row)[0] for row in upscaled])
+class _Finished:
+    """The pictures of a call, as they come from its batches."""
+
+    def __init__(self, stages: Stages, drafts: Sequence[Draft], on_picture: OnPicture | None) -> None:
+        self._stages = stages
+        self._drafts = drafts
+        self._on_picture = on_picture
+        self._made: dict[int, Result] = {}
+
+    def add(
+        self, part: Sequence[int], pixels: Tensor, recipes: Sequence[Recipe], upscaled: Tensor | None = None
+    ) -> None:
+        """Take a batch: the numbers of its pictures, (B, 3, h, w), recipes without hash, and perhaps step 4."""
+        larger = [] if upscaled is None else to_pil(upscaled)
+        for at, (k, image, recipe) in enumerate(zip(part, to_pil(pixels), recipes, strict=True)):
+            hashed = replace(recipe, pixels_sha256=pixels_sha256(image))
+            drafts = self._drafts[k : k + 1]
+            self._made[k] = Result([image], [hashed], self._stages.clock.totals(), drafts, larger[at : at + 1])
+            if self._on_picture is not None:
+                self._on_picture(k, self._made[k])
+
+    def result(self) -> Result:
+        """Return all pictures, in the order that they were asked for."""
+        made = [self._made[k] for k in range(len(self._made))]
+        return Result(
+            [one.images[0] for one in made],
+            [one.recipes[0] for one in made],
+            self._stages.clock.totals(),
+            self._drafts,
+            [image for one in made for image in one.upscaled],
+        )
 
 
 def _job(recipe: Recipe) -> Job:

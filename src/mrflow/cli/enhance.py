@@ -13,7 +13,7 @@ from mrflow.cli.outputs import plan_outputs, subjects_of
 from mrflow.cli.planning import PlanOptions
 from mrflow.cli.progress import StageBars
 from mrflow.cli.reporting import reporting
-from mrflow.cli.writing import tell_pictures, write_result
+from mrflow.cli.writing import Written, tell_pictures
 from mrflow.files import load_image
 from mrflow.request import make_jobs
 from mrflow.sizes import parse_size
@@ -75,7 +75,7 @@ def enhance(
         paths = plan_outputs(out, "{name}-enhanced.png", subjects, companions=kept, force=force)
         pictures = [load_image(path) for path in images]
         fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
-        with StageBars() as bars:
+        with Written(paths, stages=kept, force=force) as written, StageBars() as bars:
             result = fast.enhance(
                 pictures,
                 prompt,
@@ -86,6 +86,6 @@ def enhance(
                 seed=[job.seed for job in jobs],
                 stages=stages,
                 callback=bars,
+                on_picture=written,
             )
-        written = write_result(result, paths, stages=kept, force=force)
-        tell_pictures(written, result.seconds, as_json=as_json)
+        tell_pictures(written.entries, result.seconds, as_json=as_json)

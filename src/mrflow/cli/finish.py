@@ -14,7 +14,7 @@ from mrflow.cli.outputs import plan_outputs, subjects_of
 from mrflow.cli.planning import PlanOptions
 from mrflow.cli.progress import StageBars
 from mrflow.cli.reporting import reporting
-from mrflow.cli.writing import tell_pictures, write_result
+from mrflow.cli.writing import Written, tell_pictures
 from mrflow.errors import RequestError
 from mrflow.recipe import Recipe
 
@@ -56,10 +56,9 @@ def finish(
         paths = plan_outputs(out, "{prompt}-{seed}.png", subjects, companions=kept, force=force)
         fast = ModelOptions(model=name, upscaler=upscaler, device=device, dtype=dtype).load()
         plan = plans.apply(fast, recipes[0].plan) if plans.given() else None
-        with StageBars() as bars:
-            result = fast.finish(chosen, plan=plan, stages=stages, callback=bars)
-        pictures = write_result(result, paths, stages=kept, force=force)
-        tell_pictures(pictures, result.seconds, as_json=as_json)
+        with Written(paths, stages=kept, force=force) as written, StageBars() as bars:
+            result = fast.finish(chosen, plan=plan, stages=stages, callback=bars, on_picture=written)
+        tell_pictures(written.entries, result.seconds, as_json=as_json)
 
 
 def _shared_model(recipes: Sequence[Recipe]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from mrflow.cli.loading import ModelOptions
 from mrflow.cli.planning import PlanOptions, check_native
 from mrflow.cli.progress import StageBars
 from mrflow.cli.reporting import reporting
-from mrflow.cli.writing import tell_pictures, write_result
+from mrflow.cli.writing import Written, tell_pictures
 
 
 def generate(
@@ -89,11 +89,11 @@ def generate(
         kept = ("draft", "upscaled") if stages else ()
         paths = wanted.outputs(out, "{prompt}-{seed}.png", companions=kept, force=force)
         fast = models.load()
-        with StageBars() as bars:
+        with Written(paths, stages=kept, force=force) as written, StageBars() as bars:
+            heard: dict[str, Any] = {"callback": bars, "on_picture": written}
             if native:
                 plain = plans.resolve_native(fast)
-                result = fast.native(**wanted.arguments(), plan=plain, steps=steps, callback=bars)
+                result = fast.native(**wanted.arguments(), plan=plain, steps=steps, **heard)
             else:
-                result = fast(**wanted.arguments(), plan=plans.resolve(fast), stages=stages, callback=bars)
-        pictures = write_result(result, paths, stages=kept, force=force)
-        tell_pictures(pictures, result.seconds, as_json=as_json)
+                result = fast(**wanted.arguments(), plan=plans.resolve(fast), stages=stages, **heard)
+        tell_pictures(written.entries, result.seconds, as_json=as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,6 +17,43 @@ from mrflow.files import save_image
 
 if TYPE_CHECKING:
     from mrflow import Recipe, Result
+
+
+class Written:
+    """The pictures of one call, written as soon as each is finished; describes them as JSON.
+
+    with Written(paths) as written:
+        fast(prompt, on_picture=written)
+
+    What ends the call before its last picture leaves those that are finished, and a line on stderr that says so.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, stages: Sequence[str] = (), force: bool = False) -> None:
+        """Prepare to write to these paths; stages, force: as `write_result` has them."""
+        self._paths, self._stages, self._force = paths, stages, force
+        self._entries: dict[int, dict[str, Any]] = {}
+
+    def __call__(self, number: int, result: Result) -> None:
+        """Write one picture."""
+        path = self._paths[number]
+        self._entries[number] = write_result(result, [path], stages=self._stages, force=self._force)[0]
+
+    def __enter__(self) -> Written:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Say what is kept if the call did not come to its end."""
+        if kind is not None and self._entries:
+            last = self.entries[-1]["path"]
+            say(f"{len(self._entries)} of {len(self._paths)} pictures are finished and kept; the last is {last}")
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """What was written, in the order of the paths."""
+        return [self._entries[number] for number in sorted(self._entries)]
 
 
 def write_result(
