@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import uvicorn
 from openai import OpenAI
 
@@ -22,6 +23,8 @@ from mrflow.server.metrics import Metrics
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
 from mrflow.server.ticket import Kind, Ticket
+
+ROUTES = ("/v1/images/generations", "/v1/images/drafts", "/v1/images/finish")
 
 
 def tiny_model() -> Model:
@@ -118,3 +121,13 @@ def serving(
         yield server
     finally:
         server.stop()
+
+
+def check_refusal(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
+    """Check that an answer is an error of OpenAI's shape that tells nothing of the server's insides."""
+    assert answer.status_code in statuses, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    for inside in ("Traceback", "/src/", "site-packages", ".py", "File "):
+        assert inside not in answer.text
+    return error

@@ -1,0 +1,99 @@
+"""Who may ask: keys, sessions of the login form, and the names of what is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from mrflow.errors import RequestError
+from mrflow.server.keys import Keys, Sessions
+from mrflow.server.store import Store
+from serving import Server, check_refusal, serving
+
+GOOD, OTHER = "a-good-key-of-24-letters", "another-key-of-24-letters"
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Server]:
+    with serving(keys=[GOOD, OTHER]) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "Bearer", f"Bearer {GOOD}x", f"Bearer {GOOD[:-1]}", f"Basic {GOOD}", GOOD]
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/none"])
+def test_wrong_keys(locked: Server, given: str | None, path: str) -> None:
+    headers = {} if given is None else {"Authorization": given}
+    error = check_refusal(httpx.get(f"{locked.url}{path}", headers=headers), 401)
+    assert error["code"] == "invalid_api_key"
+
+
+def test_what_keys_open(locked: Server) -> None:
+    for key in (GOOD, OTHER):
+        assert httpx.get(f"{locked.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    for path in ("/health", "/ready"):
+        assert httpx.get(f"{locked.url}{path}").status_code == 200
+    for path in ("/", "/docs", "/openapi.json", "/gradio_api/info"):
+        answer = httpx.get(f"{locked.url}{path}")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+    check_refusal(httpx.post(f"{locked.url}/gradio_api/queue/join", json={}), 401)
+
+
+def test_the_login_form_opens_the_page_but_not_the_api(locked: Server) -> None:
+    with httpx.Client(base_url=locked.url, follow_redirects=True) as browser:
+        assert "API key" in browser.get("/docs").text
+        assert browser.post("/login", data={"key": "wrong" * 8}).status_code == 401
+        assert browser.get("/docs").url.path == "/login"
+        answer = browser.post("/login", data={"key": GOOD})
+        cookie = answer.history[0].headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        assert GOOD not in cookie
+        assert "refine_sigma" in browser.get("/docs").text
+        check_refusal(browser.get("/v1/models"), 401)
+
+
+def test_keys_from_file_and_environment(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n{GOOD}  # the team\n\n")
+    monkeypatch.setenv("MRFLOW_API_KEYS", f"{OTHER}, {GOOD}")
+    keys = Keys.read(file)
+    clients = {keys.client(GOOD), keys.client(OTHER)}
+    assert len(clients) == 2
+    assert keys.client("no key at all, sorry") is None
+    assert not any(key in str(clients) for key in (GOOD, OTHER))
+    monkeypatch.delenv("MRFLOW_API_KEYS")
+    assert not Keys.read(None)
+    for text in ("short\n", "", "with a space in the middle\n"):
+        file.write_text(text)
+        with pytest.raises(RequestError):
+            Keys.read(file)
+    with pytest.raises(RequestError):
+        Keys.read(tmp_path / "absent")
+
+
+def test_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions()
+    token = sessions.begin("key-1")
+    assert sessions.client(token) == "key-1"
+    assert sessions.client(token + "x") is None
+    later = time.monotonic() + 13 * 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert sessions.client(token) is None
+
+
+def test_a_store_forgets_the_old_and_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Store[str] = Store(60, 10, "x_")
+    names = [store.put(text, 4) for text in "abc"]
+    assert [store.get(name) for name in names] == [None, "b", "c"]
+    assert len(set(names)) == 3
+    assert all(len(name) >= 32 for name in names)
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert len(store) == 0
+    assert store.get("x_") is None
