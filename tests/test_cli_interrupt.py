@@ -38,6 +38,7 @@ def test_ctrl_c_stops_and_leaves_no_file(tmp_path):
         stdout, _ = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
         os.close(terminal)
     assert process.returncode == 130
     assert stdout == b""
