@@ -20,13 +20,9 @@ RUNS = {
 }
 
 
-@pytest.fixture(params=["tiny", "vista"])
-def model(request, monkeypatch):
-    """Let the examples find a tiny pipeline under vista's name, or vista itself."""
-    if request.param == "vista":
-        if not vista.available():
-            pytest.skip("vista's weights are not in this installation")
-        return
+@pytest.fixture
+def tiny(monkeypatch):
+    """Let the examples find a tiny pipeline under vista's name."""
     monkeypatch.setattr(MrFlow, "from_pretrained", lambda name: make_fast(make_pipe()))
 
 
@@ -34,10 +30,23 @@ def test_all_examples_are_here():
     assert sorted(RUNS) == sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
-@pytest.mark.usefixtures("model")
+@pytest.mark.usefixtures("tiny")
 @pytest.mark.filterwarnings("ignore::mrflow.errors.PromptWarning")  # the tiny tokenizer knows few words
 @pytest.mark.parametrize("name", RUNS)
 def test_example(name, tmp_path, monkeypatch):
+    run(name, tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif(not vista.available(), reason="vista's weights are not in this installation")
+@pytest.mark.parametrize(
+    "name",
+    ["two_lines.py", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "two_lines.py")],
+)
+def test_example_on_vista(name, tmp_path, monkeypatch):
+    run(name, tmp_path, monkeypatch)
+
+
+def run(name, tmp_path, monkeypatch):
     arguments, written = RUNS[name]
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64), "teal").save("photo.png")

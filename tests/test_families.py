@@ -31,11 +31,9 @@ pytestmark = [
 
 SIZE = (128, 64)
 SIGMA = 0.3
-SCHEDULERS = [
+SCHEDULERS = [  # as it comes, and everything at once that could move a sigma; one by one: test_parity.py
     {},
-    {"use_dynamic_shifting": False, "shift": 3.0},
-    {"shift_terminal": 0.02},
-    {"use_karras_sigmas": True},
+    {"use_dynamic_shifting": False, "shift": 3.0, "shift_terminal": 0.02, "use_karras_sigmas": True},
 ]
 each_family = pytest.mark.parametrize("name", CASES)
 
