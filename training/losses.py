@@ -41,6 +41,12 @@ def strengths(images: Tensor) -> list[Tensor]:
     return found
 
 
+def spreads(latents: Tensor) -> Tensor:
+    """Return the standard deviation of each channel in overlapping windows of 4x4 latents (B, C, H, W)."""
+    squares, means = avg_pool2d(latents.square(), 4, 2), avg_pool2d(latents, 4, 2)
+    return ((squares - means.square()).clamp(min=0) + _FLOOR).sqrt()
+
+
 def texture_loss(made: Tensor, true: Tensor) -> Tensor:
     """Return how far the strength of fine detail is from the truth's, place by place, both (B, 3, H, W).
 

@@ -25,7 +25,7 @@ from training.autoencoder import FOLDER as VAE
 from training.autoencoder import project, read_projection
 from training.critic import Contest
 from training.data import read, to_tensor
-from training.losses import edge_energy, pixel_loss, strengths, texture_loss
+from training.losses import edge_energy, pixel_loss, spreads, strengths, texture_loss
 from training.optim import Average, make_optimizers, set_lr
 from training.track import Log, load_state, save_state
 
@@ -34,6 +34,8 @@ RUN = Path("runs/upscaler")
 WIDTH, LAYERS = 32, 8
 SIDE = 64
 """Side of the half-size crops."""
+LATENT_SHARE = 0.1
+"""Weight, beside the pixels' texture, of what the encoder keeps of it: the rest does not reach the refine step."""
 
 
 def build() -> Compact:
@@ -137,8 +139,9 @@ def main(
         )
         images = network(small)
         pixels, grain = pixel_loss(images, true), texture_loss(images, true)
-        loss = pixels + texture * grain
-        values = {"pixels": pixels.item(), "texture": grain.item()}
+        kept, wanted = (spreads(project(x * 2 - 1, *projection)) for x in (images, true))
+        loss = pixels + texture * (grain + LATENT_SHARE * (kept - wanted).abs().mean())
+        values = {"pixels": pixels.item(), "texture": grain.item(), "kept": (kept.mean() / wanted.mean()).item()}
         if contest.begun(progress):
             loss, values["fooled"] = contest.against(loss, images * 2 - 1, network.body[-1].weight, progress)
         for optimizer in optimizers:
