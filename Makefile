@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWER := .venv-lower
 
 # What `make demo` paints; the words that vista knows are in src/mrflow/vista/weights/README.md.
 PROMPT ?= a snowy lake at sunset with mountains, many pine trees and a red hot air balloon on the left
@@ -10,10 +11,10 @@ SEED ?= 7
 OUT ?= demo.png
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo test test-lower clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: export PROMPT := $(PROMPT)
 demo: $(VENV)/installed  ## paint one picture both ways, native beside staged, timed: demo.png and its stages
@@ -26,8 +27,17 @@ test: $(VENV)/installed-dev  ## lint, check types and run the tests
 	$(BIN)/mypy
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+# Deprecations are no news there: old libraries use what newer ones beneath them have given up.
+test-lower: export OMP_NUM_THREADS = 1
+test-lower:  ## run the tests with the oldest of each library that pyproject.toml allows
+	$(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/python -m pip install uv
+	$(LOWER)/bin/uv pip install --python $(LOWER)/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(LOWER)/bin/pytest -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
+	    -W ignore::FutureWarning $(PYTEST_ARGS)
+
 clean:  ## remove the environment, caches and what the demo wrote
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
+	rm -rf $(VENV) $(LOWER) build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
 	rm -f $(OUT) $(foreach stage,native staged draft upscaled,$(basename $(OUT))-$(stage)$(suffix $(OUT)))
 	find src tests training examples -name __pycache__ -prune -exec rm -rf {} +
 
