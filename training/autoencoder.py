@@ -179,7 +179,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Crops of 64x64 a step.")] = 16,
     lr: Annotated[float, typer.Option(help="Muon's learning rate.")] = 6e-3,
     gan_weight: Annotated[float, typer.Option(help="The critic's gradient, as a share of the loss's.")] = 0.5,
-    texture: Annotated[float, typer.Option(help="Weight of the texture's strength.")] = 1.0,
+    texture: Annotated[float, typer.Option(help="Weight of the texture's strength.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Fit the encoder if there is none, then train the decoder, going on from the weights in FOLDER."""
