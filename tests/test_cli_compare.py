@@ -58,6 +58,21 @@ def test_a_report_is_made_and_named() -> None:
     assert "6 runs are there" in again.stderr
 
 
+def test_a_comparison_that_was_stopped_is_reported_on_as_it_is() -> None:
+    methods = ["native:2", "1+1", "--no-equal-time"]
+    refused = compare(*methods, "--out", "out", "--report-only", code=1)
+    assert "holds no comparison to report on" in refused.stderr
+    assert not Path("out").exists()
+    compare(*methods, "--out", "out")
+    lines = Path("out/runs.jsonl").read_text().splitlines(keepends=True)
+    half = "".join(lines[:-1])
+    Path("out/runs.jsonl").write_text(half)
+    result = compare(*methods, "--out", "out", "--report-only")
+    assert "1 of 2 prompts" in result.stderr
+    assert Path("out/runs.jsonl").read_text() == half
+    assert json.loads(Path("out/scores.json").read_text())["scores"]["prompts"] == 1
+
+
 def test_a_narrow_terminal_gets_the_main_figures_on_one_line_each() -> None:
     methods = ["native:2", "1+1:upscaler=lanczos", "native:2,guidance_stop=0.5"]
     arguments = ["compare", *methods, "--prompts", "prompts.jsonl", "--limit", "1", "--out", "out"]

@@ -14,7 +14,6 @@ from torch.nn.functional import unfold
 pytest.importorskip("numba")
 
 from training import autoencoder, critic
-from training.check import judge, table
 from training.data import to_tensor
 from training.evaluate import draw, prompts
 from training.flow import (
@@ -33,13 +32,11 @@ from training.heldout import SETS, lines
 from training.inspector import accuracy
 from training.losses import pixel_loss, texture_loss
 from training.optim import Average, Muon, orthogonalize
-from training.renders import fresh_renders
 from training.text import make_encoders, make_tokenizer, tokenize
 from training.track import load_state, save_state
 from training.world import ATTRIBUTES, MAX_TOKENS, paint, sample_scene
 
-from mrflow.metrics.attributes import GROUPS, asked, features, patch_features
-from mrflow.metrics.frechet import Gaussian, Renders
+from mrflow.metrics.attributes import asked
 from mrflow.vista import inspector
 
 
@@ -189,23 +186,6 @@ def test_average_and_state_survive(tmp_path: Path) -> None:
     assert load_state(tmp_path, {"model": other}, [torch.optim.AdamW(other.parameters())])
     assert torch.equal(other.weight, model.weight)
     assert not load_state(tmp_path / "nothing", {}, [])
-
-
-def test_the_check_judges_by_the_packages_metrics() -> None:
-    network = inspector.Inspector().eval()
-    pictures = fresh_renders(6, seed=5)
-    patches = np.concatenate(patch_features(network, pictures))
-    renders = Renders(Gaussian.of(features(network, pictures)), Gaussian.of(patches), {})
-    wanted = prompts(6, seed=5)[1]
-    scores = judge(pictures, wanted, network, renders)
-    assert scores["frechet"] == pytest.approx(0, abs=1e-6)
-    assert scores["patch_frechet"] == pytest.approx(0, abs=1e-6)
-    assert set(scores["found"]) == set(GROUPS)
-    assert 0 <= scores["found"]["all"]["low"] <= scores["found"]["all"]["value"] <= 1
-    assert scores["sharpness"] > 0
-    own = dict.fromkeys(ATTRIBUTES, 1.0)
-    rows = table({"inspector": own, "native 50": scores}).splitlines()
-    assert len({row.count("|") for row in rows}) == 1
 
 
 def test_texture_is_judged_by_its_strength_not_by_where_its_grains_lie() -> None:

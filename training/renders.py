@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 from rich.progress import track
 from torch import Tensor
@@ -23,11 +22,6 @@ from training.world import ATTRIBUTES, labels, paint, sample_scene
 
 SEED = 4 * 10**6  # of scenes that nothing is trained on and no prompt asks for
 _BATCH = 50
-
-
-def fresh_renders(count: int, seed: int = SEED) -> Tensor:
-    """Return fresh renders (count, 3, 256, 256) in [0, 1]."""
-    return torch.cat([images for images, _ in _batches(count, seed)])
 
 
 def measure(network: inspector.Inspector, count: int, seed: int = SEED) -> Renders:

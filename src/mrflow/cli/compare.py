@@ -22,7 +22,7 @@ from mrflow.cli.loading import ModelOptions
 from mrflow.cli.progress import run_bar
 from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_console
 from mrflow.cli.writing import tell_paths
-from mrflow.errors import RequestError
+from mrflow.errors import OutputError, RequestError
 from mrflow.request import make_seeds
 from mrflow.sizes import parse_size
 
@@ -101,6 +101,14 @@ def compare(
             "--show", metavar="N", min=0, help="Prompts with pictures in the report.", rich_help_panel=_WHERE
         ),
     ] = 12,
+    report_only: Annotated[
+        bool,
+        typer.Option(
+            "--report-only",
+            help="Make no pictures: write the report on the prompts that are complete in --out.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -127,6 +135,8 @@ def compare(
             seeds=seeds,
             seed=make_seeds(seed, 1)[0],
         )
+        if report_only and read_course(out) is None:
+            raise OutputError(f"{out} holds no comparison to report on. Leave out --report-only to begin one.")
         fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
         pixels = _resolve_size(fast, course, parse_size(size))
         head = {"format": 1, **_describe(fast), "size": list(pixels)}
@@ -135,7 +145,8 @@ def compare(
             head["equal_time"] = equal
             names = [method.name for method in course.methods]
             ledger = Ledger(out, {**head, **course.to_dict(), "methods": names})
-            _make(fast, course, ledger, pixels)
+            if not report_only:
+                _make(fast, course, ledger, pixels)
             scores = _score(fast, course, ledger, chosen)
         from mrflow.bench.report import write_report
         from mrflow.cli.compare_table import print_scores
