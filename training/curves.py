@@ -37,9 +37,13 @@ def main() -> None:
     axes[0, 1].set(title="Flow: asked attributes found by the inspector", ylim=(0, 1.02))
     axes[1, 0].plot(*series(read_log("autoencoder"), "psnr"), color="tab:green")
     axes[1, 0].set(title="Decoder, held-out pictures at 256", ylabel="PSNR in dB")
-    for key, label in (("net_edges", "upscaler"), ("bicubic_edges", "bicubic")):
-        axes[1, 1].plot(*series(read_log("upscaler"), key), label=label)
-    axes[1, 1].set(title="Upscaler: edge energy relative to the truth")
+    for name, key, label in (
+        ("upscaler", "net_edges", "upscaler"),
+        ("upscaler", "bicubic_edges", "bicubic"),
+        ("autoencoder", "edges", "decoder"),
+    ):
+        axes[1, 1].plot(*series(read_log(name), key), label=label)
+    axes[1, 1].set(title="Edge energy relative to the truth")
     for axis in axes.flat:
         axis.set_xlabel("minutes of training")
         axis.grid(alpha=0.3)

@@ -33,7 +33,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline computes; with offloading, not where its weights lie."""
+        """Where the pipeline computes; with offloading, not where its weights lie. diffusers walks all modules."""
         return torch.device(self.pipe._execution_device)
 
     @property
@@ -117,8 +117,9 @@ class Model:
         plan: Plan,
         batch: int = 1,
         conditions: Mapping[str, str] | None = None,
+        device: torch.device | None = None,
     ) -> Recipe:
-        """Return the recipe of one picture, as yet without its pixels' hash."""
+        """Return the recipe of one picture, as yet without its pixels' hash. device: where that is known."""
         upscales = mode not in ("native", "draft")
         return Recipe(
             mode=mode,
@@ -134,7 +135,7 @@ class Model:
             upscaler_sha256=self.upscaler.sha256 if upscales else None,
             max_sequence_length=self.defaults.max_sequence_length,
             dtype=str(self.dtype).removeprefix("torch."),
-            device=self.device.type,
+            device=(device or self.device).type,
             batch=batch,
             conditions=conditions or {},
             versions=library_versions(),

@@ -133,8 +133,9 @@ class MrFlow:
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
         jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))
         with self._running(callback, extra) as running:
-            drafts = make_drafts(running, jobs, plan, size, self.batch_size)
-            return finish_drafts(running, drafts, self.batch_size, keep_upscaled=stages, on_picture=on_picture)
+            batch_size = self.batch_size
+            drafts = make_drafts(running, jobs, plan, size, batch_size)
+            return finish_drafts(running, drafts, batch_size, keep_upscaled=stages, on_picture=on_picture)
 
     def draft(
         self,

@@ -35,7 +35,7 @@ def make_drafts(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, bat
         batch = (number, len(batches))
         pixels = stages.sample([rows[k] for k in part], seeds, plan, small, "decode_draft", batch)
         for k, row in zip(part, torch.split(pixels, 1), strict=True):
-            recipe = stages.model.recipe("draft", jobs[k], size, plan, len(part), conditions)
+            recipe = stages.model.recipe("draft", jobs[k], size, plan, len(part), conditions, stages.clock.device)
             drafts[k] = Draft(row.clone(), recipe, rows[k])
     return [drafts[k] for k in range(len(jobs))]
 
@@ -55,7 +55,7 @@ def finish_drafts(
     finished = _Finished(stages, drafts, on_picture)
     for number, part in enumerate(batches, 1):
         recipe = drafts[part[0]].base_recipe
-        pixels = torch.cat([drafts[k].pixels.to(stages.model.device) for k in part])
+        pixels = torch.cat([drafts[k].pixels.to(stages.clock.device) for k in part])
         seeds = [drafts[k].base_recipe.seed for k in part]
         larger, final = stages.finish(
             pixels,
@@ -65,7 +65,10 @@ def finish_drafts(
             (recipe.width, recipe.height),
             (number, len(batches)),
         )
-        recipes = [finished_recipe(stages.model, drafts[k].base_recipe, len(part), conditions) for k in part]
+        recipes = [
+            finished_recipe(stages.model, drafts[k].base_recipe, len(part), conditions, stages.clock.device)
+            for k in part
+        ]
         finished.add(part, final, recipes, larger if keep_upscaled else None)
     return finished.result()
 
@@ -88,19 +91,24 @@ def make_natives(
         seeds = [jobs[k].seed for k in part]
         batch = (number, len(batches))
         pixels = stages.sample([rows[k] for k in part], seeds, plan, size, "decode", batch)
-        recipes = [stages.model.recipe("native", jobs[k], size, plan, len(part), conditions) for k in part]
+        recipes = [
+            stages.model.recipe("native", jobs[k], size, plan, len(part), conditions, stages.clock.device)
+            for k in part
+        ]
         finished.add(part, pixels, recipes)
     return finished.result()
 
 
-def finished_recipe(model: Model, draft: Recipe, batch: int, conditions: Mapping[str, str]) -> Recipe:
+def finished_recipe(
+    model: Model, draft: Recipe, batch: int, conditions: Mapping[str, str], device: torch.device
+) -> Recipe:
     """Return the recipe of the picture that a draft becomes, as yet without its pixels' hash."""
     made: Mode = "staged" if draft.input_sha256 is None else "finish"
     mode: Mode = "enhance" if draft.mode == "enhance" else made
     if mode != "enhance":  # which drafts nothing
         conditions = finished_conditions(draft.conditions, conditions)
     recipe = model.recipe(
-        mode, _job(draft), (draft.width, draft.height), draft.plan, max(batch, draft.batch), conditions
+        mode, _job(draft), (draft.width, draft.height), draft.plan, max(batch, draft.batch), conditions, device
     )
     return replace(recipe, input_sha256=draft.input_sha256)
 

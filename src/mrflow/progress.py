@@ -41,14 +41,14 @@ Callback = Callable[[Progress], None]
 class Clock:
     """Times the stages of one call and tells its callback about them.
 
-    seconds: stage to seconds so far, summed over batches. On CUDA and MPS the device is synchronized at a
-    stage's ends, so that each stage is charged with its own work.
+    device: where the call computes. seconds: stage to seconds so far, summed over batches. On CUDA and MPS the
+    device is synchronized at a stage's ends, so that each stage is charged with its own work.
     """
 
     def __init__(self, device: torch.device, callback: Callback | None = None) -> None:
         """Start the clock of one call; `callback` gets a Progress at each step and may raise to stop it."""
         self.seconds: dict[str, float] = {}
-        self._device = device
+        self.device = device
         self._callback = callback
         self._begin = self._now()
 
@@ -67,10 +67,10 @@ class Clock:
         return {**self.seconds, "total": self._now() - self._begin}
 
     def _now(self) -> float:
-        if self._device.type in ("cuda", "mps"):
+        if self.device.type in ("cuda", "mps"):
             import torch
 
-            (torch.cuda if self._device.type == "cuda" else torch.mps).synchronize()
+            (torch.cuda if self.device.type == "cuda" else torch.mps).synchronize()
         return time.perf_counter()
 
 
