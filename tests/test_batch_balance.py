@@ -73,9 +73,10 @@ def test_a_batch_on_paper():
 
 def test_the_recorded_report():
     report = json.loads(RECORDED.read_text())
-    totals = {m["name"]: m["seconds"]["total"]["median"] for m in report["groups"][0]["methods"]}
+    staged = [m for m in report["groups"][0]["methods"] if m["kind"] == "staged"]
+    totals = {m["name"]: m["seconds"]["total"]["median"] for m in staged}
     costs = {each.method: each for each in read_costs(RECORDED)}
-    assert set(costs) == {"12+1", "20+1"}
+    assert {"12+1", "20+1"} <= set(costs) == set(totals)
     for name, each in costs.items():
         assert each.whole == pytest.approx(totals[name], rel=0.05)  # medians of stages need not add up
     assert costs["20+1"].draft > costs["12+1"].draft
@@ -95,7 +96,7 @@ def test_at_the_door():
     assert "100 of 1,000,000 rows at most" in text
     rows = json.loads(balance(str(RECORDED), "--json", "--pictures", "100").stdout)
     rows = rows["methods"]
-    assert [row["method"] for row in rows] == ["12+1", "20+1"]
+    assert [row["method"] for row in rows] == [each.method for each in read_costs(RECORDED)]
     assert rows[0]["paper"]["pictures"] == 100
 
 
