@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.plot import check_plotting
@@ -63,14 +64,6 @@ def draw_tradeoff(scores: Json, title: str) -> Image.Image:
             capsize=2,
             zorder=2,
         )
-        axes.annotate(
-            row["name"],
-            (x["value"], y["value"]),
-            xytext=(5, -13 if look_of(row) == "native" else 7),  # neighbours are often one of either
-            textcoords="offset points",
-            fontsize=8,
-            color="#333333",
-        )
     axes.set_xscale("log")
     _plain_ticks(axes, [row["speed"]["speedup"]["value"] for row in rows])
     axes.set_xlabel("times faster than the baseline, end to end, measured in turn (log scale)")
@@ -80,6 +73,7 @@ def draw_tradeoff(scores: Json, title: str) -> Image.Image:
     used = dict.fromkeys(look_of(row) for row in rows)
     handles = [_mark(*LOOKS[name], name) for name in LOOKS if name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(LOOKS), fontsize=9, frameon=False)
+    label(axes, [(row["name"], row["speed"]["speedup"], row["quality"][QUALITY]) for row in rows])
     return _image(figure)
 
 
@@ -121,11 +115,45 @@ def _plain_ticks(axes: Any, values: list[float]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     nice = [0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100]
-    low, high = min(values, default=1) * 0.85, max(values, default=1) * 1.35
+    low, high = min(values, default=1) * 0.85, max(values, default=1) * 1.7
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in nice if low <= tick <= high]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def label(axes: Any, points: list[tuple[str, Json, Json]]) -> list[Any]:
+    """Write each name beside its point, where it covers least of what is there already; return the texts.
+
+    points: name, and across and up a "value" from "low" to "high".
+    """
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # only now are places on the page known
+    place = axes.transData.transform
+    taken, written = [], []
+    for _, x, y in points:
+        taken.append(Bbox([place((x["low"], y["value"])), place((x["high"], y["value"]))]).padded(8))
+        taken.append(Bbox([place((x["value"], y["low"])), place((x["value"], y["high"]))]).padded(4))
+    for name, x, y in sorted(points, key=lambda point: -point[1]["value"]):
+        text = axes.annotate(name, (x["value"], y["value"]), (0, 0), textcoords="offset points", fontsize=8)
+        tried: list[tuple[float, int, str, tuple[int, int], Any]] = []
+        for (align, dx), dy in product((("left", 7), ("right", -7)), (5, -13, 15, -23)):
+            text.set(ha=align, position=(dx, dy), color="#333333")
+            box = text.get_window_extent()
+            lost = box.width * box.height - _shared(box, axes.bbox)
+            tried.append((lost + sum(_shared(box, other) for other in taken), len(tried), align, (dx, dy), box))
+        _, _, align, position, box = min(tried)
+        text.set(ha=align, position=position)
+        taken.append(box)
+        written.append(text)
+    return written
+
+
+def _shared(one: Any, other: Any) -> float:
+    """Return the area that two boxes share."""
+    box = one.intersection(one, other)
+    return 0.0 if box is None else float(box.width * box.height)
 
 
 def _mark(color: str, mark: str, label: str) -> Any:

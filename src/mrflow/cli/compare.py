@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 _WHAT, _HOW, _WHERE = "What", "How", "Output"
 METHODS = (
-    *("native", "native:25", "native:12", "12+1", "20+1", "12+1:upscaler=bicubic", "12+1:upscaler=lanczos"),
-    *("12+1:upscaler=latent", "12+0", "native:cache=first-block@0.1", "native:cache=taylorseer@4"),
+    *("native", "native:25", "native:12", "native:6,solver=unipc", "12+1", "20+1", "6+1:solver=unipc"),
+    *("12+1:upscaler=bicubic", "12+1:upscaler=lanczos", "12+1:upscaler=latent", "12+0"),
+    *("native:cache=first-block@0.1", "native:cache=taylorseer@4"),
 )
 
 
