@@ -124,7 +124,10 @@ def test_a_thousand_malformed_requests(http: httpx.Client) -> None:
     }
 
 
-@pytest.mark.parametrize("field", ["n", "seed", "num_inference_steps", "refine_sigma", "plan", "size", "stream"])
+@pytest.mark.parametrize(
+    "field",
+    ["n", "seed", "num_inference_steps", "guidance_stop", "solver", "refine_sigma", "plan", "size", "stream"],
+)
 def test_each_field_alone_with_every_kind_of_value(http: httpx.Client, field: str) -> None:
     draw = random.Random(field)
     for _ in range(20):

@@ -15,7 +15,7 @@ from openai.types import ImageEditCompletedEvent, ImageGenCompletedEvent, ImageG
 from PIL import Image
 
 from conftest import make_fast, make_pipe
-from mrflow import read_recipe
+from mrflow import Plan, read_recipe
 from mrflow.images import to_pil
 from serving import Server, serving
 
@@ -177,6 +177,18 @@ def test_quality_chooses_the_steps(client: OpenAI, quality: Any, label: str) -> 
     answer = client.images.generate(prompt="a boat", quality=quality)
     as_typed(ImagesResponse, answer)
     assert (answer.model_extra or {})["plan"] == label
+
+
+def test_a_solver_and_guidance_in_part_of_the_steps(server: Server) -> None:
+    fields: dict[str, Any] = {"true_cfg_scale": 2.0, "guidance_stop": 0.5, "solver": "unipc"}
+    body = {"prompt": "a red boat", "seed": 5, "plan": "4+1", **fields}
+    answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60).json()
+    assert fields.items() <= answer["data"][0]["recipe"]["plan"].items()
+    alone = make_fast(make_pipe())("a red boat", plan=Plan(steps=4, **fields), seed=5)
+    assert close(picture(answer["data"][0]["b64_json"]), alone.images[0])
+    refused = httpx.post(f"{server.url}/v1/images/generations", json={**body, "solver": "euler"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "plan")
+    assert "unipc" in refused.json()["error"]["message"]
 
 
 def test_models(client: OpenAI) -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import unfold
 
 pytest.importorskip("numba")
 
-from training import autoencoder, critic
+from training import autoencoder, critic, norms
 from training.data import to_tensor
 from training.evaluate import draw, prompts
 from training.flow import (
@@ -224,6 +224,39 @@ def test_the_shipped_autoencoder_keeps_pictures(pictures: torch.Tensor) -> None:
     if not (autoencoder.FOLDER / "config.json").exists():
         pytest.skip("the autoencoder is not trained")
     vae = AutoencoderKL.from_pretrained(autoencoder.FOLDER, dtype=torch.float32)
-    values = autoencoder.check(vae, pictures[:8])
+    values = autoencoder.check(vae, vae.decoder, pictures[:8])
     assert values["psnr"] > 26
     assert 0.6 < values["edges"] < 1.2
+
+
+def moved(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[float, float]:
+    """Return how far the left and the right quarter of decoded pairs of pictures move when what is right of
+    the middle turns grey: ten latents, which convolutions alone span, from the left quarter."""
+    with torch.no_grad():
+        latents = autoencoder.encode(vae, torch.cat([pictures, pictures.roll(1, 0)], 3))
+        mixed = torch.cat([latents[..., :18], torch.zeros_like(latents[..., 18:])], 3)
+        change = (vae.decode(mixed).sample - vae.decode(latents).sample).abs()
+    return change[..., :64].max().item(), change[..., -64:].max().item()
+
+
+def test_a_fresh_decoder_treats_all_pictures_alike_and_training_keeps_it_so(pictures: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    vae = autoencoder.build()
+    autoencoder.write_encoder(vae, *autoencoder.fit_components([pictures]))
+    autoencoder.prepare_decoder(vae.decoder)
+    near, far = moved(vae, pictures[:4])
+    assert near < 1e-3 * far
+    for parameter in vae.decoder.parameters():
+        parameter.data += 0.03 * torch.randn_like(parameter)
+    assert moved(vae, pictures[:4])[0] > 0.01
+    norms.hold(vae.decoder)
+    near, far = moved(vae, pictures[:4])
+    assert near < 1e-3 * far
+
+
+def test_what_the_shipped_decoder_paints_depends_on_what_is_near(pictures: torch.Tensor) -> None:
+    if not (autoencoder.FOLDER / "config.json").exists():
+        pytest.skip("the autoencoder is not trained")
+    vae = AutoencoderKL.from_pretrained(autoencoder.FOLDER, dtype=torch.float32)
+    near, far = moved(vae, pictures[:8])
+    assert near < 0.05 < 0.5 < far

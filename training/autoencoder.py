@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
+from training import norms
 from training.critic import Contest
 from training.data import crops, read, to_tensor
 from training.losses import edge_energy, pixel_loss, strengths, texture_loss
@@ -136,6 +137,7 @@ def prepare_decoder(decoder: nn.Module) -> None:
             zero(layer)
         elif isinstance(layer, nn.Conv2d) and ("upsamplers" in name or name == "conv_in"):
             nn.init.orthogonal_(layer.weight)
+    norms.begin(decoder)
 
 
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
@@ -165,9 +167,9 @@ def project(images: Tensor, rows: Tensor, offset: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check(vae: AutoencoderKL, images: Tensor) -> dict[str, float]:
+def check(vae: AutoencoderKL, decoder: nn.Module, images: Tensor) -> dict[str, float]:
     """Return PSNR in dB and edge energy relative to the originals, images (B, 3, H, W) in [-1, 1]."""
-    decoded = vae.decode(encode(vae, images)).sample.clamp(-1, 1)
+    decoded = decoder(encode(vae, images)).clamp(-1, 1)
     psnr = (-10 * torch.log10(((decoded - images) / 2).pow(2).mean((1, 2, 3)))).mean().item()
     grain = strengths(decoded)[0].mean().item() / strengths(images)[0].mean().item()
     return {"psnr": psnr, "edges": edge_energy(decoded) / edge_energy(images), "grain": grain}
@@ -223,15 +225,16 @@ def main(
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
+        norms.hold(decoder)
         average.update(decoder)
         if contest.begun(progress):
             values["critic"] = contest.learn(images, decoded)
         step += 1
         log.mean(values)
         if step % 100 == 0:
-            log.write(step, check(vae, held_out))
+            log.write(step, check(vae, average.model, held_out))
+    log.write(step, check(vae, average.model, held_out))
     vae.decoder = average.model
-    log.write(step, check(vae, held_out))
     vae.to(torch.float16).save_pretrained(FOLDER)
     save_state(RUN, {"critic": contest.critic}, [contest.optimizer])
 

@@ -31,9 +31,8 @@ figure, only the command that records it. How figures come about: [benchmarks.md
 COMPARED = {
     "compare-vista-cpu.json": (
         "Quality and speed: vista on a CPU",
-        "mrflow compare native native:12 native:6,solver=unipc native:4,solver=unipc 12+1 6+1:solver=unipc "
-        "12+1:upscaler=bicubic 12+1:upscaler=latent 12+0 native:cache=first-block@0.1 native:cache=taylorseer@4 "
-        "--out compare-vista --show 24\n"
+        "mrflow compare native native:6,solver=unipc 12+1 6+1:solver=unipc,guidance_stop=0.5 "
+        "12+1:upscaler=bicubic 12+1:upscaler=latent 12+0 native:cache=taylorseer@4 --out compare-vista --show 24\n"
         "cp compare-vista/scores.json benchmarks/compare-vista-cpu.json\n"
         "cp compare-vista/tradeoff.png docs/images/tradeoff-vista-cpu.png",
     ),
@@ -41,7 +40,7 @@ COMPARED = {
 BENCHED = {
     "bench-vista-cpu.json": (
         "Cost: vista on a CPU",
-        "mrflow bench native native:50,guidance_stop=0.4 native:12 12+1 20+1 6+1:solver=unipc --repeats 5 --json "
+        "mrflow bench native native:50,guidance_stop=0.33 native:12 12+1 20+1 6+1:solver=unipc --repeats 5 --json "
         "> benchmarks/bench-vista-cpu.json",
     ),
     "bench-flux1-dev-cuda.json": (

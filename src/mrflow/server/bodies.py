@@ -45,6 +45,15 @@ class OurFields(_Body):
     num_inference_steps: int | None = Field(None, ge=1, description="Steps of the draft, in place of the plan's.")
     guidance_scale: _Scale = Field(None, description="Of guidance-embedded checkpoints.")
     true_cfg_scale: _Scale = Field(None, description="Classifier-free guidance; 1 is none.")
+    guidance_stop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the draft's steps with classifier-free guidance; the rest cost half.",
+    )
+    solver: str | None = Field(
+        None, max_length=40, description='"unipc" or "dpm++2m" for the draft, of second order, for fewer steps.'
+    )
     refine_sigma: float | None = Field(
         None, gt=0, lt=1, description="Noise that the refine pass begins with; .16 to .20 helps small text."
     )

@@ -109,6 +109,8 @@ def _plan(model: Model, body: AskedBody, settings: Settings) -> Plan:
         "steps": body.num_inference_steps,
         "guidance_scale": body.guidance_scale,
         "true_cfg_scale": body.true_cfg_scale,
+        "guidance_stop": body.guidance_stop,
+        "solver": body.solver,
         "refine_sigma": body.refine_sigma,
     }
     plan = replace(plan, **{name: value for name, value in numbers.items() if value is not None})  # type: ignore[arg-type]
