@@ -39,21 +39,23 @@ def draw(
     flow: Flow, tokenizer: PreTrainedTokenizerFast, captions: list[str], side: int = 128, steps: int = 20,
     guidance: float = 3.0, guidance_stop: float = 1.0, seed: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Return latents (B, C, side/8, side/8), drawn as the pipeline draws them but in one go."""
+    """Return latents (B, C, side/8, side/8) on the CPU, drawn as the pipeline draws them but in one go."""
     count, rows = len(captions), side // 16
-    asked, free = (flow.text(tokenize(tokenizer, texts)) for texts in (captions, [""] * count))
+    device = flow.transformer.device
+    asked, free = (flow.text(tokenize(tokenizer, texts).to(device)) for texts in (captions, [""] * count))
     x = torch.randn(
         count, rows * rows, flow.transformer.config.in_channels, generator=torch.Generator().manual_seed(seed)
-    )
+    ).to(device)
     sigmas = torch.cat([shift(torch.linspace(1, 1 / steps, steps), rows * rows), torch.zeros(1)])
     guided = Plan(steps=steps, guidance_stop=guidance_stop).guided_steps
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
-        velocity = flow(x, sigma.expand(count), asked, rows, rows)
+        at = sigma.expand(count).to(device)
+        velocity = flow(x, at, asked, rows, rows)
         if step < guided:
-            unasked = flow(x, sigma.expand(count), free, rows, rows)
+            unasked = flow(x, at, free, rows, rows)
             velocity = unasked + guidance * (velocity - unasked)
         x = x + (following - sigma) * velocity
-    return unpack(x, 2 * rows, 2 * rows)
+    return unpack(x.cpu(), 2 * rows, 2 * rows)
 
 
 def score(

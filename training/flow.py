@@ -145,7 +145,7 @@ def load_flow() -> tuple[Flow, bool]:
 
 def save_pipeline(flow: Flow, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write the whole pipeline to the package, in half precision and diffusers' layout."""
-    half = copy.deepcopy(flow).half()
+    half = copy.deepcopy(flow).cpu().half()
     pipeline = FluxPipeline(
         scheduler=make_scheduler(), vae=copy.deepcopy(vae).half(), transformer=half.transformer,
         text_encoder=half.clip, tokenizer=tokenizer, text_encoder_2=half.t5, tokenizer_2=tokenizer,
@@ -241,11 +241,13 @@ def main(
     decay: Annotated[float, typer.Option(help="Share of the time, at the end, in which the rate falls.")] = 0.35,
     save_every: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 8,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, or cuda in bfloat16.")] = "cpu",
 ) -> None:
     """Train the flow."""
     from training.evaluate import score
 
     torch.manual_seed(seed)
+    place = torch.device(device)
     tokenizer = make_tokenizer()
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", dtype=torch.float32)
     vae.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -261,9 +263,10 @@ def main(
     if not started:
         log.write(0, {"text": pretrain(TextPair(flow.t5, flow.clip), tokenizer)})
     RUN.mkdir(parents=True, exist_ok=True)
+    flow.to(place)
     average = Average(flow, 0.998)
     alignment = guide.Alignment(flow.transformer.single_transformer_blocks[guide.LAYER])
-    trained = nn.ModuleList([flow, alignment])
+    trained = nn.ModuleList([flow, alignment.to(place)])
     optimizers = make_optimizers(trained, flow.matrices(), lr, matrix_lr, 0.01)
     modules: dict[str, nn.Module] = {"flow": flow, "average": average.model, "alignment": alignment}
     load_state(RUN, modules, optimizers)
@@ -275,15 +278,17 @@ def main(
         if progress >= 1:
             break
         set_lr(optimizers, step, progress, 100, decay)
-        x0, weights = bucket.latents[chosen].float(), bucket.weights[chosen]
+        x0, maps = bucket.latents[chosen].to(place).float(), bucket.maps[chosen].to(place)
         dropped = torch.rand(len(chosen), generator=rng) < DROP_CAPTION
         tokens = torch.where(dropped[:, None], nothing, bucket.tokens[chosen])
-        weights = torch.where(dropped[:, None], torch.ones(()), weights)
-        sigma = draw_sigmas(len(chosen), x0.shape[1], is_large, rng)
-        noise = torch.randn(x0.shape, generator=rng)
+        weights = torch.where(dropped[:, None], torch.ones(()), bucket.weights[chosen]).to(place)
+        sigma = draw_sigmas(len(chosen), x0.shape[1], is_large, rng).to(place)
+        noise = torch.randn(x0.shape, generator=rng).to(place)
         x = torch.lerp(x0, noise, sigma[:, None, None])
-        error = (flow(x, sigma, flow.text(tokens), bucket.rows, bucket.columns) - (noise - x0)).pow(2).mean(2)
-        apart = alignment(bucket.maps[chosen], bucket.rows, bucket.columns)
+        with torch.autocast(place.type, torch.bfloat16, enabled=place.type != "cpu"):
+            velocity = flow(x, sigma, flow.text(tokens.to(place)), bucket.rows, bucket.columns)
+            apart = alignment(maps, bucket.rows, bucket.columns)
+        error = (velocity.float() - (noise - x0)).pow(2).mean(2)
         loss = (weights * error).sum() / weights.sum() + ALIGN * apart
         for optimizer in optimizers:
             optimizer.zero_grad()

@@ -61,7 +61,7 @@ def load_state(folder: Path, modules: dict[str, nn.Module], optimizers: list[tor
     path = folder / "state.pt"
     if not path.exists():
         return False
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")  # a GPU may have written it
     for name, module in modules.items():
         module.load_state_dict(state["modules"][name])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
