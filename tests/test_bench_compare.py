@@ -25,6 +25,7 @@ from mrflow.bench.scores import complete_prompts, score
 from mrflow.errors import OutputError, RequestError
 from mrflow.images import to_pil
 from mrflow.metrics.frechet import Gaussian, Renders
+from mrflow.metrics.spectrum import fine_energy
 from mrflow.vista.grammar import ATTRIBUTES
 
 TEXTS = ["native:3", "2+1", "2+0"]
@@ -188,6 +189,7 @@ def test_figures_against_closed_forms(tmp_path) -> None:
     quality = other["quality"]
     assert quality["contrast"]["value"] == pytest.approx(0.5, abs=0.01)
     assert quality["sharpness"]["value"] == pytest.approx(0.25, abs=0.01)
+    assert quality["texture"]["value"] == pytest.approx(0.25, abs=0.01)
     assert quality["found"]["time"]["value"] == 0.5  # noon of noon and dawn
     assert set(quality["found"]) == {"time", "scene", "all"}  # nothing else is asked
     assert quality["composite"]["value"] == pytest.approx(0.5 * 0.25 * 0.5, rel=0.05)
@@ -200,6 +202,23 @@ def test_figures_against_closed_forms(tmp_path) -> None:
     assert (base["quality"]["psnr"], base["quality"]["diversity"]) == (None, None)
     assert quality["frechet"] is quality["patch_frechet"] is None  # two pictures have no covariance to speak of
     assert base["quality"]["composite_change"] is None
+
+
+def test_a_grid_is_as_sharp_as_noise_and_not_alike(tmp_path) -> None:
+    made = Course(methods=read_methods(["native:3", "native:2"]), questions=QUESTIONS)
+    ledger = open_ledger(tmp_path, made)
+    rng = torch.Generator().manual_seed(0)
+    for item in range(2):
+        noise = torch.rand(1, 3, 64, 64, generator=rng) - 0.5
+        grid = noise[..., ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3)
+        grid = grid * (fine_energy(noise) / fine_energy(grid)).sqrt().float()
+        for name, row in (("native:3", noise), ("native:2", grid)):
+            run = Run(method=name, item=item, session=1, seconds={"total": 1.0}, moments={})
+            ledger.add(run, to_pil(row * 0.3 + 0.5)[0])
+    base, other = score(made, ledger, Examiner(None, {}), None, lambda name: None)["methods"]
+    assert other["quality"]["sharpness"]["value"] == pytest.approx(1, abs=0.03)
+    assert other["quality"]["texture"]["value"] < 0.5
+    assert base["quality"]["texture"]["value"] == 1
 
 
 def test_a_report_holds_everything_and_fetches_nothing(compared) -> None:

@@ -67,8 +67,13 @@ def test_a_comparison_that_was_stopped_is_reported_on_as_it_is() -> None:
     lines = Path("out/runs.jsonl").read_text().splitlines(keepends=True)
     half = "".join(lines[:-1])
     Path("out/runs.jsonl").write_text(half)
+    begun = json.loads(Path("out/course.json").read_text())
+    begun["environment"]["commit"] = "elsewhere"
+    Path("out/course.json").write_text(json.dumps(begun))
     result = compare(*methods, "--out", "out", "--report-only")
     assert "1 of 2 prompts" in result.stderr
+    report = json.loads(Path("out/scores.json").read_text())
+    assert report["environment"]["commit"] == "elsewhere" != report["scores"]["commit"]
     assert Path("out/runs.jsonl").read_text() == half
     assert json.loads(Path("out/scores.json").read_text())["scores"]["prompts"] == 1
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrflow.bench.report import scored_by
 from mrflow.bench.report_tables import columns_of, stage_rows, write
 from mrflow.bench.tradeoff import measured
 from mrflow.errors import OutputError
@@ -174,6 +175,7 @@ def _place(report: Mapping[str, Any]) -> str:
     return (
         f"{name} on {place['device_name']} ({place['device']}, {place['dtype']}, "
         f"{place['threads']} threads), torch {place['versions']['torch']}, commit {commit[:12]}"
+        f"{scored_by(report, report.get('scores', {}))}"
     )
 
 

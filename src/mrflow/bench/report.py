@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +74,19 @@ def describe(head: Json, scores: Json) -> list[str]:
         f"{model['name']} (revision {model['revision'] or 'unknown'}), upscaler {model['upscaler']}, "
         f"{head['size'][0]}x{head['size'][1]}, {count}; the baseline is {names[0] if names else 'missing'}.",
         f"{place['device_name']} ({place['device']}), {place['dtype']}, {place['threads']} threads; {versions}; "
-        f"commit {place['commit'] or 'unknown'}.",
+        f"commit {place['commit'] or 'unknown'}{scored_by(head, scores)}.",
     ]
     if scores["prompts"] < scores["of"]:
         lines.append("Not complete: the figures are of the prompts of which every method has its pictures.")
     if equal := head.get("equal_time"):
         lines.append(f"native:{equal['steps']} is the native run that takes the time of {equal['method']}.")
     return lines
+
+
+def scored_by(head: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    """Return which other commit than the pictures' scored them, as the end of a line; nothing if none did."""
+    commit = scores.get("commit")
+    return "" if commit in (None, head["environment"]["commit"]) else f", scored by {commit[:12]}"
 
 
 def _show(course: Course, ledger: Ledger, scores: Json, prompts: Sequence[int]) -> list[Shown]:

@@ -30,7 +30,7 @@ def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
         (
             "Speed and quality",
             "Figures with their 95% bootstrap intervals over prompts; changes are to the baseline, in pairs. The "
-            "composite is the share found, times sharpness and contrast relative to the baseline, each at most 1.",
+            "composite is the share found, times the likeness of fine texture and of contrast to the baseline's.",
             [
                 Column("times faster", lambda row: write(row["speed"]["speedup"], 2)),
                 Column("seconds, median", lambda row: (f"{row['speed']['seconds']['total']['median']:.3g}", "")),
@@ -40,6 +40,7 @@ def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
                 Column("found", lambda row: write(row["quality"]["found"].get("all"), 3)),
                 Column("change of found", lambda row: write(row["quality"]["found_change"].get("all"), 3, True)),
                 Column("sharpness", lambda row: write(row["quality"]["sharpness"], 3)),
+                Column("texture", lambda row: write(row["quality"]["texture"], 3)),
                 Column("contrast", lambda row: write(row["quality"]["contrast"], 3)),
                 Column("Fréchet", _frechet("frechet")),
                 Column("Fréchet of patches", _frechet("patch_frechet")),

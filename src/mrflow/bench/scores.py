@@ -2,10 +2,11 @@
 
 The composite puts into one number what staged sampling may lose: what is asked for, sharpness, contrast.
 
-    composite = share found x min(s, 1/s) x min(c, 1/c)
+    composite = share found x mean of min(p, 1/p) x min(c, 1/c)
 
-s: fine energy over the baseline's. c: contrast over the baseline's. The share is 1 where no prompt asks for what
-the inspector knows. By its making the baseline's s and c are 1; too sharp costs as much as too soft.
+p: power over the baseline's, at each fine frequency: their sum would not see a grid, whose energy lies at some and
+is missing at others. c: contrast over the baseline's. The share is 1 where no prompt asks for what the inspector
+knows. By its making the baseline's p and c are 1; too sharp costs as much as too soft.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mrflow.bench.timing import Spread
 from mrflow.metrics.attributes import GROUPS, columns
 from mrflow.metrics.frechet import Reference, Renders
 from mrflow.metrics.intervals import Estimate, difference, estimate, mean, ratio_of_medians
+from mrflow.metrics.spectrum import FINE
 
 _FRECHET_ROUNDS = 100  # each takes the roots of a 256 x 256 matrix
 _MIN_FRECHET = 32  # pictures below which a covariance says nothing
@@ -141,6 +143,7 @@ def _quality(marks: Marks, base: Marks, references: tuple[Reference, Reference] 
         "found": shares,
         "found_change": changes,
         "sharpness": _ratio(marks.fine, base.fine),
+        "texture": estimate(_rings(marks, base), _texture).to_dict(),
         "contrast": _ratio(marks.contrast, base.contrast),
         "color": {
             name: difference(marks.mean[..., k], base.mean[..., k]).to_dict()
@@ -175,18 +178,29 @@ def composite_change(marks: Marks, other: Marks, base: Marks) -> Estimate:
 
 
 def _composite_rows(marks: Marks, base: Marks) -> Floats:
-    """Return what each prompt adds: hits, questions; fine energy and contrast, each with the baseline's."""
+    """Return what each prompt adds: hits, questions; contrast and fine rings, each with the baseline's."""
     flat = marks.hits.reshape(len(marks.hits), -1)
     asked = ~np.isnan(flat)
-    parts = [np.where(asked, flat, 0.0).sum(1), asked.sum(1)]
-    for name in ("fine", "contrast"):
-        parts += [getattr(marks, name).sum(1), getattr(base, name).sum(1)]
-    return np.stack(parts, 1)
+    parts = [np.where(asked, flat, 0.0).sum(1), asked.sum(1), marks.contrast.sum(1), base.contrast.sum(1)]
+    return np.concatenate([np.stack(parts, 1), _rings(marks, base)], 1)
+
+
+def _rings(marks: Marks, base: Marks) -> Floats:
+    """Return the power that each prompt adds to each fine ring, and what it adds to the baseline's."""
+    return np.concatenate([each.rings[..., FINE:].sum(1) for each in (marks, base)], 1)
 
 
 def _composite(sums: Floats) -> Floats:
-    found, sharp = _share(sums[..., 0], sums[..., 1]), _likeness(sums[..., 2], sums[..., 3])
-    return found * sharp * _likeness(sums[..., 4], sums[..., 5])
+    found, contrast = _share(sums[..., 0], sums[..., 1]), _likeness(sums[..., 2], sums[..., 3])
+    return found * contrast * _texture(sums[..., 4:])
+
+
+def _texture(sums: Floats) -> Floats:
+    """Return the likeness of two spectra, the mean over the rings in which the baseline has any power."""
+    own, base = np.split(sums, 2, -1)
+    there = base > 0
+    likeness: Floats = np.where(there, _likeness(own, base), 0.0)
+    return likeness.sum(-1) / there.sum(-1)
 
 
 def _share(hits: Floats, asked: Floats) -> Floats:

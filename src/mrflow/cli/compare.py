@@ -141,6 +141,9 @@ def compare(
         fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
         pixels = _resolve_size(fast, course, parse_size(size))
         head = {"format": 1, **_describe(fast), "size": list(pixels)}
+        if report_only:  # of pictures as they were made, perhaps elsewhere
+            begun = read_course(out) or {}
+            head |= {name: begun.get(name) for name in ("environment", "model")}
         with each_warning_once():
             course, equal = _add_equal_time(fast, course, pixels, out) if equal_time else (course, None)
             head["equal_time"] = equal
@@ -171,6 +174,7 @@ def _make(fast: MrFlow, course: Course, ledger: Ledger, size: Size) -> None:
 
 
 def _score(fast: MrFlow, course: Course, ledger: Ledger, chosen: list[Any]) -> dict[str, Any]:
+    from mrflow.bench.environment import source_commit
     from mrflow.bench.report import score_course
     from mrflow.metrics import learned
 
@@ -178,7 +182,8 @@ def _score(fast: MrFlow, course: Course, ledger: Ledger, chosen: list[Any]) -> d
     inspected = fast.model.name == "vista" or any(each.labels for each in course.questions)
     say("scoring")
     with run_bar(len(course.methods) * len(course.items)) as on_picture:
-        return score_course(course, ledger, networks, on_picture, inspected=inspected)
+        scores = score_course(course, ledger, networks, on_picture, inspected=inspected)
+    return {**scores, "commit": source_commit()}
 
 
 def _add_equal_time(

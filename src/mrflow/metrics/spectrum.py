@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 HIGH = 1 / 8
 """Frequencies above this count as fine: a draft at half size has hardly any above 1/4, nothing above .35."""
 BINS = 32
+FINE = round(2 * HIGH * BINS)
+"""The first of the rings that are fine."""
 
 
 def radial_power(images: Tensor) -> Tensor:
