@@ -199,8 +199,8 @@ def _texture(sums: Floats) -> Floats:
     """Return the likeness of two spectra, the mean over the rings in which the baseline has any power."""
     own, base = np.split(sums, 2, -1)
     there = base > 0
-    likeness: Floats = np.where(there, _likeness(own, base), 0.0)
-    return likeness.sum(-1) / there.sum(-1)
+    likeness: Floats = np.where(there, _likeness(own, base), 0.0).sum(-1) / there.sum(-1)
+    return likeness
 
 
 def _share(hits: Floats, asked: Floats) -> Floats:
