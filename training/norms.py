@@ -17,7 +17,7 @@ from torch import nn
 SPARE = 3
 CONSTANT = 4096.0
 """The other channels may grow to a spread of 75, as they do in the last level: then twice as much changes the
-spread of all by 0.4%."""
+spread of all by one in a hundred."""
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,10 @@ def label(axes: Any, points: list[tuple[str, Json, Json]]) -> list[Any]:
         taken.append(Bbox([place((x["value"], y["low"])), place((x["value"], y["high"]))]).padded(4))
     for name, x, y in sorted(points, key=lambda point: -point[1]["value"]):
         text = axes.annotate(name, (x["value"], y["value"]), (0, 0), textcoords="offset points", fontsize=8)
+        text.set_color("#333333")
         tried: list[tuple[float, int, str, tuple[int, int], Any]] = []
         for (align, dx), dy in product((("left", 7), ("right", -7)), (5, -13, 15, -23)):
-            text.set(ha=align, position=(dx, dy), color="#333333")
+            text.set(ha=align, position=(dx, dy))
             box = text.get_window_extent()
             lost = box.width * box.height - _shared(box, axes.bbox)
             tried.append((lost + sum(_shared(box, other) for other in taken), len(tried), align, (dx, dy), box))
