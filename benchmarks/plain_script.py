@@ -49,7 +49,7 @@ from mrflow.bench.random_weights import make_random, read_architecture
 from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
 from mrflow.errors import MrFlowError, RequestError
 from mrflow.loading import check_device, check_dtype
-from mrflow.plan import get_plan
+from mrflow.plan import OWN, get_plan
 from mrflow.progress import Clock
 from mrflow.results import Result
 from mrflow.sampling import refine_sigmas
@@ -133,7 +133,7 @@ def measure(fast: MrFlow, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def resolve(fast: MrFlow, plan: Plan) -> Plan:
-    """Return the plan as every way runs it: guided in all steps, which is what a script of these pipelines can do.
+    """Return the plan as every way runs it: guided in all steps by plain Euler, which is what such a script does.
 
     Raises RequestError for a pipeline that the script is not written for.
     """
@@ -141,7 +141,7 @@ def resolve(fast: MrFlow, plan: Plan) -> Plan:
         raise RequestError(
             f"The pipeline is a {type(fast.pipe).__name__}; this script is written for {' and '.join(PIPELINES)}."
         )
-    return fast.model.resolve_plan(replace(plan, guidance_stop=1.0))
+    return fast.model.resolve_plan(replace(plan, guidance_stop=1.0, solver=OWN))
 
 
 def ways(

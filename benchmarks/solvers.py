@@ -23,13 +23,13 @@ from mrflow import MrFlow, Plan
 from mrflow.bench.environment import describe_environment
 from mrflow.bench.prompts import VISTA_TUNING, Question, read_questions
 from mrflow.metrics.attributes import as_indices, asked, found, hits
-from mrflow.plan import SOLVERS
+from mrflow.plan import OWN, SOLVERS
 from mrflow.vista import inspector
 
 BATCH = 16
 
 
-def draw(fast: MrFlow, questions: Sequence[Question], steps: int, solver: str | None) -> Tensor:
+def draw(fast: MrFlow, questions: Sequence[Question], steps: int, solver: str) -> Tensor:
     """Return the drafts' pixels (B, 3, h, w), guided throughout."""
     plan = Plan(steps=steps, guidance_stop=1.0, solver=solver)
     made = fast.draft([each.prompt for each in questions], seed=range(len(questions)), plan=plan)
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     fast = MrFlow.from_pretrained("vista", batch_size=BATCH)
     questions = read_questions(VISTA_TUNING, options.prompts)
-    end = draw(fast, questions, options.many, None)
-    rows = [{"steps": options.many, "solver": None, **judge(end, end, questions)}]
+    end = draw(fast, questions, options.many, OWN)
+    rows = [{"steps": options.many, "solver": OWN, **judge(end, end, questions)}]
     for steps in options.steps or (6, 8, 12):
-        for solver in (None, *SOLVERS):
+        for solver in (OWN, *SOLVERS):
             rows.append(
                 {"steps": steps, "solver": solver, **judge(draw(fast, questions, steps, solver), end, questions)}
             )

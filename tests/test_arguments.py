@@ -109,6 +109,7 @@ def test_a_callback_that_raises_ends_the_call_and_the_pipeline_is_as_it_was(fast
         ({"num_inference_steps": 4}, "The plan has the steps"),
         ({"sigmas": [1.0]}, "The plan has the steps"),
         ({"guidance_scale": 4.0}, "The plan has the guidance"),
+        ({"refine_steps": 2}, r"plan=Plan\(refine_steps=\.\.\.\)"),
         ({"generator": None}, "seed="),
         ({"latents": None}, "seed="),
         ({"prompt_embeds": torch.zeros(1, 4, 16)}, "encoded once, from its text"),

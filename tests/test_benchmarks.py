@@ -38,7 +38,7 @@ def test_how_near_solvers_come(monkeypatch, capsys):
     solvers.main(["--prompts", "2", "--steps", "4", "--many", "20"])
     many, *few = json.loads(capsys.readouterr().out.splitlines()[-1])["drafts"]
     assert (many["steps"], many["distance"]) == (20, 0)
-    assert [each["solver"] for each in few] == [None, "dpm++2m", "unipc"]
+    assert [each["solver"] for each in few] == ["own", "dpm++2m", "unipc"]
     assert all(each["distance"] > 0 and 0 <= each["found"] <= each["of"] == 2 for each in few)
 
 

@@ -64,7 +64,7 @@ def refuse(arguments: list[str], code: int, *words: str) -> Result:
         ([*LAKE, "--size", "huge"], ["'huge'", "320x192"]),
         ([*LAKE, "--size", "99999"], ["99999", "8192"]),
         ([*LAKE, "--sigma", "1.4"], ["refine_sigma is 1.4", "Try 0.12"]),
-        ([*LAKE, "--solver", "heun"], ["solver is 'heun'", "dpm++2m or unipc"]),
+        ([*LAKE, "--solver", "heun"], ["solver is 'heun'", "dpm++2m or unipc, or own"]),
         ([*LAKE, "--sigma", "0"], ["refine_sigma is 0"]),
         ([*LAKE, "--steps", "0"], ["steps is 0"]),
         ([*LAKE, "--refine-steps", "0"], ["refine_steps is 0"]),

@@ -19,6 +19,7 @@ from families import CASES
 from lakonlab_stand_in import FlowMapSDEScheduler
 from mrflow import MrFlow, Plan
 from mrflow.backbones import get_backbone
+from mrflow.defaults import Defaults
 from mrflow.errors import BusyError, PlanError, RecipeError
 from mrflow.passes import borrowed, denoise, denoise_head, settings, tail
 from mrflow.plan import SOLVERS
@@ -317,6 +318,31 @@ def test_schedulers_that_cannot_be_replaced_are_refused_before_any_work(schedule
         with pytest.raises(PlanError, match=r"solver is 'unipc'; it can stand in for .* scheduler is .*Leave"):
             verb("a boat", seed=1, callback=callback, plan=Plan(solver="unipc"))
     assert seen == []
+
+
+def test_a_models_default_solver_stands_in_for_plain_euler_unless_the_plan_says_otherwise() -> None:
+    pipe = make_pipe()
+    ours, plain = MrFlow(pipe, "bicubic", defaults=Defaults(plan=Plan(steps=4, solver="unipc"))), make_fast(pipe)
+
+    def same(plan: Plan | None, other: Plan) -> bool:
+        mine, theirs = (fast("a boat", seed=1, plan=each) for fast, each in ((ours, plan), (plain, other)))
+        return mine.recipes[0].pixels_sha256 == theirs.recipes[0].pixels_sha256
+
+    assert same(None, Plan(steps=4, solver="unipc"))
+    assert same(Plan(steps=4), Plan(steps=4, solver="unipc"))
+    assert same(Plan(steps=4, solver="own"), Plan(steps=4))
+    assert not same(Plan(steps=4), Plan(steps=4))
+    assert ours.model.resolve_plan(ours.model.resolve_plan("12+1")).solver == "unipc"
+    assert ours.model.resolve_plan(ours.model.resolve_plan(Plan(solver="own"))).solver == "own"
+    made = ours("a boat", seed=1, plan=Plan(steps=4, solver="own"))
+    assert ours.replay(made.recipes[0]).recipes[0].pixels_sha256 == made.recipes[0].pixels_sha256
+    native = ours.native("a boat", seed=1, steps=3).recipes[0].pixels_sha256
+    assert native == plain.native("a boat", seed=1, steps=3).recipes[0].pixels_sha256
+
+    pipe.scheduler = d.FlowMatchHeunDiscreteScheduler()  # which somebody chose
+    assert ours.model.resolve_plan(None).solver is None
+    assert ours.model.resolve_plan("12+1").solver is None
+    assert ours.model.resolve_plan(Plan(solver="own")).solver == "own"
 
 
 def test_sigmas_that_do_not_fall_are_refused() -> None:

@@ -21,10 +21,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from training import norms
+from mrflow.vista import inspector
+from training import guide, norms
 from training.critic import Contest
 from training.data import crops, read, to_tensor
-from training.losses import edge_energy, pixel_loss, strengths, texture_loss
+from training.losses import edge_energy, look_loss, pixel_loss, strengths, texture_loss
 from training.optim import Average, make_optimizers, set_lr
 from training.track import Log, load_state, save_state
 
@@ -182,6 +183,7 @@ def main(
     lr: Annotated[float, typer.Option(help="Muon's learning rate.")] = 6e-3,
     gan_weight: Annotated[float, typer.Option(help="The critic's gradient, as a share of the loss's.")] = 0.5,
     texture: Annotated[float, typer.Option(help="Weight of the texture's strength.")] = 2.0,
+    look: Annotated[float, typer.Option(help="Weight of the look to the guide.")] = 0.4,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Fit the encoder if there is none, then train the decoder, going on from the weights in FOLDER."""
@@ -203,6 +205,7 @@ def main(
     contest = Contest(gan_weight, 1 - gan)
     average = Average(decoder, 0.998)
     load_state(RUN, {"critic": contest.critic}, [contest.optimizer])
+    eye = inspector.load(guide.FILE)
     held_out = to_tensor(pictures[-keep:])
     projection = read_projection(vae, held_out)
     log = Log("autoencoder")
@@ -215,8 +218,9 @@ def main(
             latents = latents + LATENT_NOISE * torch.rand(len(images), 1, 1, 1) * torch.randn_like(latents)
         decoded = decoder(latents)
         pixels, grain = pixel_loss(decoded, images), texture_loss(decoded, images)
-        loss = pixels + texture * grain
-        values = {"pixels": pixels.item(), "texture": grain.item()}
+        seen = look_loss(eye, decoded, images)
+        loss = pixels + texture * grain + look * seen
+        values = {"pixels": pixels.item(), "texture": grain.item(), "look": seen.item()}
         if contest.begun(progress):
             loss, values["fooled"] = contest.against(loss, decoded, decoder.conv_out.weight, progress)
         for optimizer in optimizers:

@@ -1,9 +1,12 @@
-"""What the decoder and the upscaler are trained for: the right pixels, edges, and amount of texture."""
+"""What the decoder and the upscaler are trained for: the right pixels, edges, amount of texture, and look."""
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, normalize
+
+from mrflow.vista.inspector import Inspector
 
 _WINDOW = 8
 """Side, in pixels, of the squares within which texture must have the right strength, wherever its grains lie."""
@@ -54,3 +57,19 @@ def texture_loss(made: Tensor, true: Tensor) -> Tensor:
     How strong the texture is can be foretold, and this asks for it; what it looks like is the critic's business.
     """
     return sum((a - b).abs().mean() for a, b in zip(strengths(made), strengths(true), strict=True))
+
+
+def look_loss(guide: Inspector, made: Tensor, true: Tensor) -> Tensor:
+    """Return how far pictures are from the truth to the guide's eye, both (B, 3, H, W) in [-1, 1].
+
+    Squared distances of unit feature vectors, place by place, over all layers (LPIPS, Zhang et al., arXiv
+    1801.03924), of a network that is not the judge (training/guide.py). Nothing is made smaller before it looks.
+    """
+    loss = made.new_zeros(())
+    for layer in guide.body:
+        made = layer(made)
+        with torch.no_grad():
+            true = layer(true)
+        if isinstance(layer, nn.ReLU):
+            loss = loss + (normalize(made, dim=1) - normalize(true, dim=1)).square().sum(1).mean()
+    return loss

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor
 from mrflow.backbones import Pipeline
 from mrflow.errors import RequestError
 from mrflow.images import pixels_sha256
+from mrflow.plan import Plan
 from mrflow.sizes import Size
 
 Arguments = Mapping[str, Any]
@@ -32,6 +34,7 @@ _GUIDANCE = "The plan has the guidance, under one name for all models: plan=Plan
 _LENGTH = "It belongs to the model: MrFlow(pipe, defaults=Defaults(max_sequence_length=...))."
 _NOISE = "The noise comes from seed=."
 OWNED: Mapping[str, str] = {
+    **{each.name: f"It stands in the plan: plan=Plan({each.name}=...)." for each in fields(Plan)},
     **dict.fromkeys(("num_inference_steps", "sigmas", "timesteps", "strength", "denoising_end"), _STEPS),
     **dict.fromkeys(("guidance_scale", "true_cfg_scale", "distilled_guidance_scale"), _GUIDANCE),
     **dict.fromkeys(("complex_human_instruction", "clean_caption", "skip_text_cleaning", "use_pe"), _TEXT),

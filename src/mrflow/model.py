@@ -15,7 +15,7 @@ from mrflow.errors import MrFlowWarning, PlanError, PromptWarning
 from mrflow.plan import Plan, get_plan
 from mrflow.recipe import Mode, Recipe, library_versions
 from mrflow.request import Job
-from mrflow.schedulers import check_solver
+from mrflow.schedulers import check_solver, is_plain_euler
 from mrflow.sizes import Size, check_size
 from mrflow.upscaler import Upscaler
 
@@ -43,14 +43,17 @@ class Model:
         return dtype
 
     def resolve_plan(self, plan: Plan | str | None) -> Plan:
-        """Return the plan with all guidance filled in: from the plan, else the defaults, else the family's.
+        """Return the plan with guidance and solver filled in: from the plan, else the defaults, else the family's.
 
-        Of the two kinds of guidance, `guidance_scale` stays None for checkpoints that cannot take it.
+        Of the two kinds of guidance, `guidance_scale` stays None for checkpoints that cannot take it. The solver
+        of the defaults stands in for plain Euler alone, not for a scheduler that somebody chose.
         Raises PlanError for a solver or a guidance_stop that the pipeline's scheduler cannot do.
         """
-        plan = self.defaults.plan if plan is None else get_plan(plan)
-        check_solver(self.pipe, plan.solver)
         own = self.defaults.plan
+        plan = replace(own, solver=None) if plan is None else get_plan(plan)
+        check_solver(self.pipe, plan.solver)
+        if plan.solver is None and is_plain_euler(self.pipe):
+            plan = replace(plan, solver=own.solver)
         field = self.backbone.guidance_field(self.pipe)
         usual = self.backbone.default_guidance(self.pipe)
         embedded = _first(plan.guidance_scale, own.guidance_scale)

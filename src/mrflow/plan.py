@@ -16,6 +16,7 @@ MAX_STEPS = 1000
 MAX_SCALE = 8.0
 MAX_GUIDANCE = 100.0
 SOLVERS = ("dpm++2m", "unipc")
+OWN = "own"
 _MAX_DENOMINATOR = 8  # 1.5 = 3/2 and 1.333 = 4/3 pass; finer ratios would leave hardly any size that fits
 _RATIO_TOLERANCE = 1e-3
 
@@ -56,10 +57,10 @@ class Plan:
     guidance_stop: the share of the draft's steps, from the first, with classifier-free guidance, in (0, 1]; the
         rest run without it, at half the cost. None takes the model's default, usually 1. Named as in diffusers'
         guiders; guidance matters at high noise (Kynkaanniemi et al., arXiv 2404.07724).
-    solver: what takes the draft from one sigma of the model's own schedule to the next; None is the pipeline's own
-        scheduler, usually Euler. Both solvers are of second order and call the model once a step: "unipc" (Zhao
-        et al., arXiv 2302.04867) and "dpm++2m" (Lu et al., arXiv 2211.01095), which from sigma 1 begins with two
-        steps of Euler.
+    solver: what takes the draft from one sigma of the model's own schedule to the next; "own" is the pipeline's
+        own scheduler, usually Euler, and None takes the model's default, usually that. Both solvers are of second
+        order and call the model once a step: "unipc" (Zhao et al., arXiv 2302.04867) and "dpm++2m" (Lu et al.,
+        arXiv 2211.01095), which from sigma 1 begins with two steps of Euler.
 
     Defaults: arXiv 2607.01642, its 12+1 setting.
     """
@@ -97,10 +98,10 @@ class Plan:
                     f"guidance_stop is {self.guidance_stop}; it must lie above 0 and be at most 1. Try 0.5; "
                     "for no guidance at all set true_cfg_scale to 1."
                 )
-        if self.solver is not None and not (isinstance(self.solver, str) and self.solver in SOLVERS):
+        if self.solver is not None and not (isinstance(self.solver, str) and self.solver in (OWN, *SOLVERS)):
             raise PlanError(
-                f"solver is {self.solver!r:.80}; it must be {' or '.join(SOLVERS)}. "
-                "Leave it out for the pipeline's own scheduler."
+                f"solver is {self.solver!r:.80}; it must be {' or '.join(SOLVERS)}, or {OWN} for the "
+                "pipeline's own scheduler."
             )
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mrflow.backbones import Pipeline
 from mrflow.errors import PlanError, RequestError
+from mrflow.plan import OWN
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "solver_order": 2}
 _SOLVERS: Mapping[str, Callable[[], Any]] = {
@@ -81,13 +82,18 @@ def takes_solver(pipe: Pipeline) -> bool:
     return known and not _oddity(pipe.scheduler)
 
 
+def is_plain_euler(pipe: Pipeline) -> bool:
+    """Return whether the pipeline's scheduler is the one that flow models come with, and steps as it does."""
+    return takes_solver(pipe) and isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+
+
 def _oddity(scheduler: Any) -> str:
     return next((name for name in ("stochastic_sampling", "invert_sigmas") if scheduler.config.get(name)), "")
 
 
 def check_solver(pipe: Pipeline, solver: str | None) -> None:
     """Raise PlanError where `solver`, a plan's, cannot stand in for the pipeline's scheduler."""
-    if solver is None or takes_solver(pipe):
+    if solver in (None, OWN) or takes_solver(pipe):
         return
     odd = _oddity(pipe.scheduler)
     kind = type(pipe.scheduler).__name__ + (f" with {odd}" if odd else "")
@@ -105,7 +111,7 @@ def draft_scheduler(pipe: Pipeline, solver: str | None = None) -> Any:
     earlier steps where the copy is led through them in two runs (`passes.denoise_head`, `passes.tail`).
     """
     scheduler = own_scheduler(pipe)
-    if solver is None:
+    if solver in (None, OWN):
         return scheduler
     set_own, stepping = scheduler.set_timesteps, _SOLVERS[solver]()
 

@@ -142,9 +142,9 @@ Solver = Annotated[
     typer.Option(
         "--solver",
         metavar="NAME",
-        help="What steps through the draft's sigmas; dpm++2m, of second order, wants fewer steps.",
+        help="What steps through the draft's sigmas: unipc or dpm++2m, of second order, or own, the pipeline's.",
         rich_help_panel=_HOW,
-        show_default="the pipeline's own scheduler",
+        show_default="the model's",
     ),
 ]
 

@@ -52,7 +52,7 @@ class OurFields(_Body):
         description="Share of the draft's steps with classifier-free guidance; the rest cost half.",
     )
     solver: str | None = Field(
-        None, max_length=40, description='"unipc" or "dpm++2m" for the draft, of second order, for fewer steps.'
+        None, max_length=40, description='"unipc" or "dpm++2m" for the draft, of second order, or "own".'
     )
     refine_sigma: float | None = Field(
         None, gt=0, lt=1, description="Noise that the refine pass begins with; .16 to .20 helps small text."
