@@ -115,10 +115,14 @@ def main(
     gan_weight: Annotated[float, typer.Option(help="The critic's gradient, as a share of the loss's.")] = 0.5,
     texture: Annotated[float, typer.Option(help="Weight of the texture's strength.")] = 2.0,
     look: Annotated[float, typer.Option(help="Weight of the look to the guide.")] = 0.3,
+    blend: Annotated[float, typer.Option(help="Share of the new weights beside those it began with.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Crops a step.")] = 8,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Train the upscaler, going on from the shipped one."""
+    """Train the upscaler, going on from the shipped one.
+
+    blend: mixed weights are a network between the two (Wang et al., ESRGAN, arXiv 1809.00219, network interpolation).
+    """
     torch.manual_seed(seed)
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     pictures, _, _ = read((256, 256))
@@ -126,6 +130,7 @@ def main(
     vae.to(memory_format=torch.channels_last)
     projection = read_projection(vae, to_tensor(pictures[:64]))
     network = load_or_build().to(memory_format=torch.channels_last)
+    begun = {name: value.clone() for name, value in network.state_dict().items()}
     kernels = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d)][1:-1]
     optimizers = make_optimizers(network, kernels, 1e-3, 3e-3)
     contest = Contest(gan_weight, 1 - gan)
@@ -168,7 +173,8 @@ def main(
             log.write(step, check(average.model, *held_out))
     log.write(step, check(average.model, *held_out))
     FILE.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in average.model.state_dict().items()}, FILE)
+    ended = average.model.state_dict()
+    save_file({k: v.lerp(ended[k], blend).half().contiguous() for k, v in begun.items()}, FILE)
     save_state(RUN, {"critic": contest.critic}, [contest.optimizer])
 
 
