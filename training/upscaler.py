@@ -121,7 +121,7 @@ def main(
 ) -> None:
     """Train the upscaler, going on from the shipped one.
 
-    blend: mixed weights are a network between the two (Wang et al., ESRGAN, arXiv 1809.00219, network interpolation).
+    blend: mixed weights are a network between the two (Wang et al., ESRGAN, arXiv 1809.00219).
     """
     torch.manual_seed(seed)
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
