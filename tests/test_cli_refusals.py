@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,25 @@ def test_an_unforeseen_error_is_a_line_too(monkeypatch):
 
     monkeypatch.setattr(ModelOptions, "load", load)
     refuse(LAKE, 1, "RuntimeError: out of memory", "--debug")
+
+
+def test_nothing_is_downloaded_on_a_pictures_word(monkeypatch):
+    asked = []
+
+    def load_config(_path: str, *, local_files_only: bool = False) -> None:
+        asked.append(local_files_only)
+        raise OSError("it is not here")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.load_config", staticmethod(load_config))
+    save_image(Image.new("RGB", (32, 32)), "draft.png", replace(RECIPE, model="nobody/nothing"))
+    for command in ("finish", "replay"):
+        refused = CliRunner().invoke(app, [command, "draft.png"])
+        assert refused.exit_code == 1
+        assert "nobody/nothing cannot be loaded: it is not here" in refused.stderr
+        assert "nothing is downloaded on a picture's word: if you trust it, give it as --model." in refused.stderr
+        trusted = CliRunner().invoke(app, [command, "draft.png", "--model", "nobody/nothing"])
+        assert "picture's word" not in trusted.stderr
+    assert asked == [True, False] * 2
 
 
 def test_interrupted_while_loading(monkeypatch):

@@ -54,7 +54,8 @@ def finish(
         kept = ("upscaled",) if stages else ()
         subjects = subjects_of(recipes, drafts)
         paths = plan_outputs(out, "{prompt}-{seed}.png", subjects, companions=kept, force=force)
-        fast = ModelOptions(model=name, upscaler=upscaler, device=device, dtype=dtype).load()
+        source = ModelOptions(model=name, recorded=model is None, upscaler=upscaler, device=device, dtype=dtype)
+        fast = source.load()
         plan = plans.apply(fast, recipes[0].plan) if plans.given() else None
         with Written(paths, stages=kept, force=force) as written, StageBars() as bars:
             result = fast.finish(chosen, plan=plan, stages=stages, callback=bars, on_picture=written)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrflow import vista
 from mrflow.cli.reporting import say, stderr_console
+from mrflow.errors import ModelError
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
@@ -16,9 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The options that choose a model; None where a default is to be found."""
+    """The options that choose a model; None where a default is to be found.
+
+    recorded: a picture names the model, not the user. Pictures come from anywhere: on their word nothing is
+    downloaded, only what is on this machine already is loaded.
+    """
 
     model: str = "vista"
+    recorded: bool = False
     upscaler: str | None = None
     device: str | None = None
     dtype: str | None = None
@@ -35,9 +41,19 @@ class ModelOptions:
         with _loading(self.model):
             from mrflow import MrFlow
 
-            return MrFlow.from_pretrained(
-                self.model, upscaler=self.upscaler, device=self.device or best_device(), dtype=self.dtype
-            )
+            local: dict[str, Any] = {"local_files_only": True} if self.recorded else {}
+            device = self.device or best_device()
+            try:
+                return MrFlow.from_pretrained(
+                    self.model, upscaler=self.upscaler, device=device, dtype=self.dtype, **local
+                )
+            except ModelError as error:
+                if not self.recorded:
+                    raise
+                raise ModelError(
+                    f"{error} It stands in the picture, and nothing is downloaded on a picture's word: if you "
+                    "trust it, give it as --model."
+                ) from error
 
 
 def _loading(name: str) -> AbstractContextManager[Any]:

@@ -85,6 +85,7 @@ def _model_options(
         upscaler = _recorded_upscaler(recipe)
     return ModelOptions(
         model=model or recipe.model,
+        recorded=model is None,
         upscaler=upscaler,
         device=device or recipe.device,
         dtype=dtype or recipe.dtype,
