@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
-from torch.nn.functional import unfold
+from torch.nn.functional import avg_pool2d, pad, unfold
 
 pytest.importorskip("numba")
 
-from training import autoencoder, critic, norms
+from training import autoencoder, critic, guide, norms
 from training.data import to_tensor
 from training.evaluate import draw, prompts
 from training.flow import (
@@ -30,7 +30,7 @@ from training.flow import (
 )
 from training.heldout import SETS, lines
 from training.inspector import accuracy
-from training.losses import pixel_loss, texture_loss
+from training.losses import look_loss, pixel_loss, texture_loss
 from training.optim import Average, Muon, orthogonalize
 from training.text import make_encoders, make_tokenizer, tokenize
 from training.track import load_state, save_state
@@ -199,6 +199,25 @@ def test_texture_is_judged_by_its_strength_not_by_where_its_grains_lie() -> None
     assert float(texture_loss(0.5 * true, true)) == pytest.approx(0.5 * flat, rel=0.1)
     left = torch.cat([true[..., :32], torch.zeros_like(true[..., 32:])], 3)
     assert texture_loss(left.flip(3), left) > 0.5 * flat  # as strong on the whole, but elsewhere
+
+
+def test_the_look_tells_texture_from_noise_of_the_same_strength(pictures: torch.Tensor) -> None:
+    eye, true = inspector.load(guide.FILE), pictures[:4, :, 48:112, 32:96].clone()
+
+    def mean(images: torch.Tensor, side: int) -> torch.Tensor:
+        return avg_pool2d(pad(images, (side // 2,) * 4, mode="replicate"), side, 1)
+
+    soft, noise = mean(true, 3), torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
+    noise = (noise - mean(noise, 3)) * mean((true - soft).square(), 9).sqrt()
+    half, noisy = (soft + true) / 2, soft + noise
+    assert float(look_loss(eye, true, true)) == 0
+    assert texture_loss(noisy, true) < texture_loss(half, true)
+    assert look_loss(eye, noisy, true) > 3 * look_loss(eye, half, true)
+
+    half.requires_grad_()
+    look_loss(eye, half, true.requires_grad_()).backward()
+    assert half.grad is not None
+    assert true.grad is None
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
