@@ -33,7 +33,8 @@ COMPARED = {
     "compare-vista-cpu.json": (
         "Quality and speed: vista on a CPU",
         "mrflow compare native native:6,solver=unipc 12+1 12+1:solver=own 6+1:guidance_stop=0.5 "
-        "12+1:upscaler=bicubic 12+1:upscaler=latent 12+0 native:cache=taylorseer@4 native:cache=taylorseer@16 --out compare-vista --show 24\n"
+        "12+1:upscaler=bicubic 12+1:upscaler=latent 12+0 native:cache=taylorseer@4 "
+        "native:cache=taylorseer@16 --out compare-vista --show 24\n"
         "cp compare-vista/scores.json benchmarks/compare-vista-cpu.json\n"
         "cp compare-vista/tradeoff.png docs/images/tradeoff-vista-cpu.png",
     ),
