@@ -21,6 +21,7 @@ DEFAULTS = Defaults(
     width=256,
     height=256,
     # Guided where it pays, in the first steps of the draft (training/README.md); each other step costs half.
+    # UniPC's drafts are sharper and nearer to renders than Euler's, at the same cost (docs/log.md).
     plan=Plan(true_cfg_scale=3.0, refine_true_cfg_scale=1.0, guidance_stop=0.33, solver="unipc"),
     max_sequence_length=24,  # captions of the grammar are shorter; trained at this length
 )
