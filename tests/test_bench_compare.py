@@ -204,6 +204,39 @@ def test_figures_against_closed_forms(tmp_path) -> None:
     assert base["quality"]["composite_change"] is None
 
 
+def test_alternatives_are_held_against_the_first_plan_in_pairs(tmp_path) -> None:
+    texts = ["native:3", "2+1:upscaler=bicubic", "2+1", "2+0"]
+    questions = [Question(f"a boat {number}", {"time": "noon"}) for number in range(32)]
+    made = Course(methods=read_methods(texts), questions=questions)
+    assert made.first_plan is made.methods[2]  # the one before has another upscaler
+    ledger = open_ledger(tmp_path, made)
+    rng = torch.Generator().manual_seed(0)
+    for item in range(32):
+        pixels = torch.rand(1, 3, 64, 64, generator=rng)
+        soft = 0.8 * pixels + 0.1 * torch.rand(1, 1, 1, 1, generator=rng)
+        for name, row in zip(texts, (pixels, pixels, soft, soft), strict=True):
+            ledger.add(Run(method=name, item=item, session=1, seconds={"total": 1.0}, moments={}), to_pil(row)[0])
+    gaussian = Gaussian.of(np.random.default_rng(0).normal(0, 1, (50, 3)))
+    renders = Renders(gaussian, gaussian, {})
+    scores = score(made, ledger, Examiner(Seer(), {}), renders, lambda name: None)  # type: ignore[arg-type]
+    assert scores["plan"] == "2+1"
+    native, bicubic, plan, unrefined = (row["quality"] for row in scores["methods"])
+    assert plan["composite_to_plan"] is None
+    assert "to_plan" not in plan["frechet"]
+    assert unrefined["composite_to_plan"] == {"value": 0, "low": 0, "high": 0}  # the same pictures
+    assert bicubic["composite_to_plan"] == native["composite_to_plan"]
+
+    def turned(change: dict[str, float]) -> list[float]:
+        return [-change["value"], -change["high"], -change["low"]]
+
+    assert list(native["composite_to_plan"].values()) == pytest.approx(turned(plan["composite_change"]))
+    for name in ("frechet", "patch_frechet"):
+        assert unrefined[name]["to_plan"] == {"value": 0, "low": 0, "high": 0}
+        assert list(native[name]["to_plan"].values()) == pytest.approx(turned(plan[name]["change"]))
+        assert abs(plan[name]["change"]["value"]) > 1e-3
+        assert "change" not in native[name]
+
+
 def test_a_grid_is_as_sharp_as_noise_and_not_alike(tmp_path) -> None:
     made = Course(methods=read_methods(["native:3", "native:2"]), questions=QUESTIONS)
     ledger = open_ledger(tmp_path, made)

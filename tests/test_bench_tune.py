@@ -41,11 +41,11 @@ def test_candidates_save_what_there_is_to_save() -> None:
     assert len({method.name for method in methods}) == len(methods) < 30
 
 
-def test_guidance_that_stops_early_already_is_not_prolonged() -> None:
+def test_guidance_that_stops_early_already_stops_earlier() -> None:
     reference = Plan(steps=12, true_cfg_scale=3.0, refine_true_cfg_scale=1.0, guidance_stop=0.4)
     plans = [method.plan for method in make_candidates(reference, 50) if method.plan]
-    assert {(plan.guidance_stop, plan.refine_true_cfg_scale) for plan in plans} == {(0.4, 1.0)}
-    assert len(plans) == 6 * 2 - 1
+    assert {(plan.guidance_stop, plan.refine_true_cfg_scale) for plan in plans} == {(0.4, 1.0), (0.2, 1.0)}
+    assert len(plans) == 6 * 2 * 2 - 1
 
 
 def test_where_no_solver_can_stand_in_none_is_tried() -> None:

@@ -47,6 +47,11 @@ class Course:
             raise RequestError(f"seeds is {self.seeds}; it must lie between 1 and 100. Try 1.")
 
     @property
+    def first_plan(self) -> Method | None:
+        """The first plan as it is, which the alternatives are held against; None without one."""
+        return next((each for each in self.methods if each.plan is not None and each.plain), None)
+
+    @property
     def items(self) -> list[tuple[Question, int]]:
         """Each prompt with each of its seeds, the pictures of a prompt side by side."""
         return [

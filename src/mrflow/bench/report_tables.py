@@ -26,10 +26,12 @@ class Column:
 def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
     """Return the tables: heading, a line about it, and its columns; without columns that would be empty."""
     rows = measured(scores)
+    plan = scores.get("plan")
     tables = [
         (
             "Speed and quality",
-            "Figures with their 95% bootstrap intervals over prompts; changes are to the baseline, in pairs. The "
+            "Figures with their 95% bootstrap intervals over prompts; changes are to the baseline"
+            f"{f', or to {plan}' if plan else ''}, in pairs. The "
             "composite is the share found, times the likeness of fine texture and of contrast to the baseline's.",
             [
                 Column("times faster", lambda row: write(row["speed"]["speedup"], 2)),
@@ -37,13 +39,16 @@ def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
                 Column("peak memory, GiB", _memory),
                 Column("composite", lambda row: write(row["quality"]["composite"], 3)),
                 Column("change of composite", lambda row: write(row["quality"]["composite_change"], 3, True)),
+                Column(f"composite, to {plan}", _composite_to_plan),
                 Column("found", lambda row: write(row["quality"]["found"].get("all"), 3)),
                 Column("change of found", lambda row: write(row["quality"]["found_change"].get("all"), 3, True)),
                 Column("sharpness", lambda row: write(row["quality"]["sharpness"], 3)),
                 Column("texture", lambda row: write(row["quality"]["texture"], 3)),
                 Column("contrast", lambda row: write(row["quality"]["contrast"], 3)),
                 Column("Fréchet", _frechet("frechet")),
+                Column(f"Fréchet, to {plan}", _frechet_to_plan("frechet")),
                 Column("Fréchet of patches", _frechet("patch_frechet")),
+                Column(f"patches, to {plan}", _frechet_to_plan("patch_frechet")),
             ],
         ),
         (
@@ -118,18 +123,26 @@ def _memory(row: Json) -> Cell:
     return ("" if peak is None else f"{peak / 2**30:.2f}"), ""
 
 
+def _composite_to_plan(row: Json) -> Cell:
+    return write(row["quality"].get("composite_to_plan"), 3, True)
+
+
 def _frechet(name: str) -> Callable[[Json], Cell]:
-    """Return what writes a distance to renders, with its change."""
+    """Return what writes a distance to renders, with its change from the baseline's."""
 
     def cell(row: Json) -> Cell:
         found = row["quality"][name]
         if found is None:
             return "", ""
-        change = found.get("change")
-        note = f"change {change['value']:+.2f} ({change['low']:+.2f} to {change['high']:+.2f})" if change else ""
-        return f"{found['value']:.2f}", note
+        change = write(found.get("change"), 2, True)
+        return f"{found['value']:.2f}", f"change {change[0]} ({change[1]})" if change[0] else ""
 
     return cell
+
+
+def _frechet_to_plan(name: str) -> Callable[[Json], Cell]:
+    """Return what writes how much farther from renders a method is than the first plan."""
+    return lambda row: write((row["quality"][name] or {}).get("to_plan"), 2, True)
 
 
 def _of(table: str, name: str, digits: int, signed: bool = False) -> Callable[[Json], Cell]:

@@ -12,7 +12,7 @@ knows. By its making the baseline's p and c are 1; too sharp costs as much as to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,24 +54,82 @@ def score(
     before each picture; what it raises ends the work.
     """
     prompts = complete_prompts(course, ledger)
-    methods: list[Json] = []
     references = None if renders is None else (Reference(renders.pictures), Reference(renders.patches))
-    base: Marks | None = None
+    judged = {
+        method.name: _Judged.of(
+            measure_pictures(ledger, course, prompts, method.name, examiner, on_picture), references
+        )
+        for method in course.methods
+        if prompts and not ledger.failed(method.name)
+    }
+    base = next(iter(judged.values()), None)
+    first = course.first_plan
+    plan = judged.get(first.name) if first else None
+    methods: list[Json] = []
     for method in course.methods:
-        if (reason := ledger.failed(method.name)) or not prompts:
-            methods.append({**_head(method), "failed": reason or "not measured"})
+        if base is None or method.name not in judged:
+            methods.append({**_head(method), "failed": ledger.failed(method.name) or "not measured"})
             continue
-        marks = measure_pictures(ledger, course, prompts, method.name, examiner, on_picture)
-        base = marks if base is None else base
         methods.append(
             {
                 **_head(method),
                 "speed": _speed(course, ledger, method, prompts),
-                "quality": _quality(marks, base, references),
+                "quality": _quality(judged[method.name], base, plan),
                 "drift": _drift(course, ledger, method, prompts),
             }
         )
-    return {"prompts": len(prompts), "of": len(course.questions), "seeds": course.seeds, "methods": methods}
+    return {
+        "prompts": len(prompts),
+        "of": len(course.questions),
+        "seeds": course.seeds,
+        "plan": first.name if first and plan else None,
+        "methods": methods,
+    }
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """A distance to fresh renders. drawn: the same of prompts drawn anew, the same draws for every method."""
+
+    value: float
+    drawn: Floats
+
+    @classmethod
+    def of(cls, values: Floats, renders: Reference) -> _Distance | None:
+        """Return it; None of too few pictures. values: features (prompts, seeds, ..., D); what lies between is
+        drawn with its picture."""
+        count, depth = values.shape[0] * values.shape[1], values.shape[-1]
+        if count < _MIN_FRECHET or depth != len(renders.gaussian.mean) or not values.size:
+            return None
+        pictures = values.reshape(count, -1, depth)
+        rng = np.random.default_rng(0)
+        drawn = [
+            renders.distance(pictures[rng.integers(count, size=count)].reshape(-1, depth))
+            for _ in range(_FRECHET_ROUNDS)
+        ]
+        return cls(renders.distance(pictures.reshape(-1, depth)), np.array(drawn))
+
+    def less(self, other: _Distance) -> Json:
+        """Return how much farther this is than another."""
+        low, high = np.quantile(self.drawn - other.drawn, [0.025, 0.975])
+        return {"value": self.value - other.value, "low": float(low), "high": float(high)}
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What one method's pictures got. distances: to renders, of whole pictures and of patches."""
+
+    marks: Marks
+    distances: tuple[_Distance | None, _Distance | None]
+
+    @classmethod
+    def of(cls, marks: Marks, references: tuple[Reference, Reference] | None) -> _Judged:
+        """Return it; references: the renders' statistics, None to leave the distances out."""
+        if references is None:
+            return cls(marks, (None, None))
+        whole, patches = references
+        distances = _Distance.of(marks.features, whole), _Distance.of(marks.patch_features, patches)
+        return cls(marks, distances)
 
 
 def _head(method: Method) -> Json:
@@ -121,9 +179,14 @@ def _speed(course: Course, ledger: Ledger, method: Method, prompts: Sequence[int
     }
 
 
-def _quality(marks: Marks, base: Marks, references: tuple[Reference, Reference] | None) -> Json:
-    own = marks is base
-    whole, patches = references or (None, None)
+def _quality(judged: _Judged, baseline: _Judged, plan: _Judged | None) -> Json:
+    marks, base, own = judged.marks, baseline.marks, judged is baseline
+    whole, patches = (
+        _distance(mine, None if own else their, None if plan is None or plan is judged else planned)
+        for mine, their, planned in zip(
+            judged.distances, baseline.distances, (plan or baseline).distances, strict=True
+        )
+    )
     shares = {
         group: mean(marks.hits[..., columns(group)]).to_dict()
         for group in GROUPS
@@ -140,6 +203,9 @@ def _quality(marks: Marks, base: Marks, references: tuple[Reference, Reference] 
     return {
         "composite": composite(marks, base).to_dict(),
         "composite_change": None if own else composite_change(marks, base, base).to_dict(),
+        "composite_to_plan": None
+        if plan is None or plan is judged
+        else composite_change(marks, plan.marks, base).to_dict(),
         "found": shares,
         "found_change": changes,
         "sharpness": _ratio(marks.fine, base.fine),
@@ -154,8 +220,8 @@ def _quality(marks: Marks, base: Marks, references: tuple[Reference, Reference] 
         "psnr": None if own else mean(marks.psnr).to_dict(),
         "ssim": None if own else mean(marks.ssim).to_dict(),
         "diversity": None if np.isnan(marks.diversity).all() else mean(marks.diversity).to_dict(),
-        "frechet": _frechet(marks.features, base.features, whole),
-        "patch_frechet": _frechet(marks.patch_features, base.patch_features, patches),
+        "frechet": whole,
+        "patch_frechet": patches,
         "learned": {name: mean(values).to_dict() for name, values in marks.learned.items()},
     }
 
@@ -213,32 +279,12 @@ def _likeness(value: Floats, base: Floats) -> Floats:
     return np.minimum(value / base, base / value)
 
 
-def _frechet(values: Floats, base: Floats, renders: Reference | None) -> Json | None:
-    """Return the distance to fresh renders, and for others than the baseline the difference, drawn in pairs.
-
-    values, base: features (prompts, seeds, ..., D); what lies between is drawn with its picture.
-    """
-    if renders is None or values.shape[0] * values.shape[1] < _MIN_FRECHET:
+def _distance(mine: _Distance | None, base: _Distance | None, plan: _Distance | None) -> Json | None:
+    """Return a distance to renders, with the changes to the baseline's and to the first plan's."""
+    if mine is None:
         return None
-    depth = values.shape[-1]
-    if depth != len(renders.gaussian.mean) or not values.size:
-        return None
-    own, their = (each.reshape(values.shape[0] * values.shape[1], -1, depth) for each in (values, base))
-
-    def distance(pictures: Floats) -> float:
-        return renders.distance(pictures.reshape(-1, depth))
-
-    found: dict[str, Any] = {"value": distance(own)}
-    if values is not base:
-        rng = np.random.default_rng(0)
-        drawn = []
-        for _ in range(_FRECHET_ROUNDS):
-            chosen = rng.integers(len(own), size=len(own))
-            drawn.append(distance(own[chosen]) - distance(their[chosen]))
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        change = found["value"] - distance(their)
-        found["change"] = {"value": change, "low": float(low), "high": float(high)}
-    return found
+    changes = {name: mine.less(other) for name, other in (("change", base), ("to_plan", plan)) if other}
+    return {"value": mine.value, **changes}
 
 
 def _drift(course: Course, ledger: Ledger, method: Method, prompts: Sequence[int]) -> Json:

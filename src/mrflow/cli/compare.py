@@ -193,7 +193,7 @@ def _add_equal_time(
 
     What an earlier run of the same command found is kept: a second measurement would give other steps.
     """
-    reference = next((method for method in course.methods if method.plan is not None and method.plain), None)
+    reference = course.first_plan
     if reference is None or course.methods[0].plan is not None:
         return course, None
     before = (read_course(folder) or {}).get("equal_time")
