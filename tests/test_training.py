@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, pad, unfold
 
 pytest.importorskip("numba")
 
-from training import autoencoder, critic, guide, norms
+from training import autoencoder, critic, guide, norms, redraw, upscaler
 from training.data import to_tensor
 from training.evaluate import draw, prompts
 from training.flow import (
@@ -135,6 +135,41 @@ def test_the_loss_weighs_where_the_caption_puts_the_object() -> None:
     assert weights[0, 5, 6] == 1
     assert weights[0, 0, 1] == 1
     assert (weights[1] == 1).all()
+
+
+def test_repainting_is_the_pipelines_path(flow: Flow) -> None:
+    latents, rng = torch.randn(2, autoencoder.LATENTS, 4, 6), torch.Generator().manual_seed(5)
+    tokens = tokenize(make_tokenizer(), ["a lake at night", "a beach"])
+    sigmas = torch.tensor([0.0, 0.3])
+    made = redraw.repaint(flow, latents, tokens, sigmas, 2, rng)
+    assert torch.equal(made[0], latents[0])  # nothing mixed in, nothing to take away
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))[1:]
+    x, text = pack(0.7 * latents[1:] + 0.3 * noise), flow.text(tokens[1:])
+    for sigma in (0.3, 0.15):
+        x = x - 0.15 * flow(x, torch.tensor([sigma]), text, 2, 3)
+    assert torch.allclose(made[1:], unpack(x, 4, 6), atol=1e-5)
+
+
+def test_repainted_crops_lie_where_their_truth_does(pictures: torch.Tensor) -> None:
+    vae, rng = autoencoder.build(), np.random.default_rng(0)
+    autoencoder.write_encoder(vae, *autoencoder.fit_components([pictures]))
+    projection = autoencoder.read_projection(vae, pictures[:20])
+    painted = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    latents = tuple(autoencoder.project(to_tensor(painted, half), *projection) for half in (False, True))
+    images, made = autoencoder.repainted_crops(painted, latents, rng, 6, 32)
+    assert (images.shape, made.shape) == ((6, 3, 32, 32), (6, autoencoder.LATENTS, 4, 4))
+    assert torch.allclose(autoencoder.project(images, *projection), made, atol=1e-4)
+
+
+def test_an_upscalers_repainted_inputs_lie_where_their_truth_does(monkeypatch) -> None:
+    monkeypatch.setattr(upscaler, "DRAFT_SHARE", 1.0)
+    painted = np.random.default_rng(0).integers(256, size=(3, 192, 192, 3), dtype=np.uint8)
+    drafts = avg_pool2d(to_tensor(painted) / 2 + 0.5, 2)
+    vae = autoencoder.build().requires_grad_(False)
+    projection = autoencoder.read_projection(vae, to_tensor(np.zeros((16, 64, 64, 3), np.uint8)))
+    rngs = np.random.default_rng(1), torch.Generator().manual_seed(1)
+    small, true = upscaler.pairs(painted, drafts, vae, projection, *rngs, 6)
+    assert torch.allclose(small, avg_pool2d(true, 2), atol=1e-6)
 
 
 def test_prompts_fit_and_are_reproducible() -> None:

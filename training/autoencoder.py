@@ -167,6 +167,25 @@ def project(images: Tensor, rows: Tensor, offset: Tensor) -> Tensor:
     return (rows @ unfold(images, 8, stride=8) + offset[:, None]).view(len(images), LATENTS, height, width)
 
 
+def repainted_crops(
+    pictures: np.ndarray, latents: tuple[Tensor, Tensor], rng: np.random.Generator, count: int, side: int
+) -> tuple[Tensor, Tensor]:
+    """Return `count` random crops (count, 3, side, side) in [-1, 1] and what the flow made of them as latents.
+
+    latents: of the first pictures, repainted at full and at half size; crops are from either, in turn.
+    """
+    true, made = [], []
+    for k in range(count):
+        half = k % 2 == 1
+        index = rng.integers(len(latents[half]))
+        across, pixels = side // 8, 16 if half else 8  # latents of a crop, pixels of a latent
+        y, x = (rng.integers(length - across + 1) for length in latents[half].shape[2:])
+        made.append(latents[half][index, :, y : y + across, x : x + across])
+        rows, columns = (slice(at * pixels, (at + across) * pixels) for at in (y, x))
+        true.append(to_tensor(pictures[index][None, rows, columns], half))
+    return torch.cat(true), torch.stack(made)
+
+
 @torch.no_grad()
 def check(vae: AutoencoderKL, decoder: nn.Module, images: Tensor) -> dict[str, float]:
     """Return PSNR in dB and edge energy relative to the originals, images (B, 3, H, W) in [-1, 1]."""
@@ -184,12 +203,16 @@ def main(
     gan_weight: Annotated[float, typer.Option(help="The critic's gradient, as a share of the loss's.")] = 0.5,
     texture: Annotated[float, typer.Option(help="Weight of the texture's strength.")] = 2.0,
     look: Annotated[float, typer.Option(help="Weight of the look to the guide.")] = 0.4,
+    repaint: Annotated[int, typer.Option(help="Pictures that the flow repaints for half of the crops.")] = 0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Fit the encoder if there is none, then train the decoder, going on from the weights in FOLDER."""
+    """Fit the encoder if there is none, then train the decoder, going on from the weights in FOLDER.
+
+    repaint: once there is a flow, the decoder can learn to make good its flaws, too.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    pictures, _, _ = read((256, 256))
+    pictures, captions, _ = read((256, 256))
     keep = 32
     if (FOLDER / "config.json").exists():
         vae = AutoencoderKL.from_pretrained(FOLDER, dtype=torch.float32)
@@ -208,14 +231,27 @@ def main(
     eye = inspector.load(guide.FILE)
     held_out = to_tensor(pictures[-keep:])
     projection = read_projection(vae, held_out)
+    repainted = None
+    if repaint:
+        from training.redraw import DRAFTED, REFINED, repaint_all
+
+        first = pictures[: min(repaint, len(pictures) - keep)]
+        repainted = (
+            repaint_all(first, captions, projection, False, REFINED, seed),
+            repaint_all(first, captions, projection, True, DRAFTED, seed),
+        )
     log = Log("autoencoder")
     start, step = time.monotonic(), 0
     while (progress := (time.monotonic() - start) / (minutes * 60)) < 1:
         set_lr(optimizers, step, progress, 50, 0.5)
-        images = crops(pictures, rng, batch, 64, keep).contiguous(memory_format=torch.channels_last)
+        images = crops(pictures, rng, batch // 2 if repainted else batch, 64, keep)
         with torch.no_grad():
             latents = project(images, *projection)
             latents = latents + LATENT_NOISE * torch.rand(len(images), 1, 1, 1) * torch.randn_like(latents)
+        if repainted:
+            more = repainted_crops(pictures, repainted, rng, batch - len(images), 64)
+            images, latents = (torch.cat(pair) for pair in zip((images, latents), more, strict=True))
+        images = images.contiguous(memory_format=torch.channels_last)
         decoded = decoder(latents)
         pixels, grain = pixel_loss(decoded, images), texture_loss(decoded, images)
         seen = look_loss(eye, decoded, images)

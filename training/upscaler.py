@@ -2,8 +2,8 @@
 
     python -m training.upscaler --minutes 10
 
-It learns from what it will meet: drafts. Its inputs are half-size pictures after the autoencoder, with
-noise on their latents and some blur, as a draft from few steps has them.
+It learns from what it will meet: drafts. Half of its inputs are half-size pictures that the flow has repainted
+(training/redraw.py), half are such pictures after the autoencoder, with noise on their latents and some blur.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from training.critic import Contest
 from training.data import read, to_tensor
 from training.losses import edge_energy, look_loss, pixel_loss, spreads, strengths, texture_loss
 from training.optim import Average, make_optimizers, set_lr
+from training.redraw import DRAFTED, repaint_all
 from training.track import Log, load_state, save_state
 
 FILE = Path("src/mrflow/vista/upscaler/vista-x2.safetensors")
@@ -36,6 +37,10 @@ RUN = Path("runs/upscaler")
 WIDTH, LAYERS = 32, 8
 SIDE = 64
 """Side of the half-size crops."""
+KEPT = 32
+"""Pictures, the last ones, that are not trained on."""
+DRAFT_SHARE = 0.5
+"""Share of the inputs that the flow has repainted."""
 LATENT_SHARE = 0.3
 """Weight, beside the pixels' texture, of what the encoder keeps of it: the rest does not reach the refine step."""
 LATENT_GAIN = 1.05
@@ -77,22 +82,33 @@ def degrade(vae: AutoencoderKL, projection: tuple[Tensor, Tensor], half: Tensor,
 
 def pairs(
     pictures: np.ndarray,
+    drafts: Tensor | None,
     vae: AutoencoderKL,
     projection: tuple[Tensor, Tensor],
     rng: np.random.Generator,
     noise: torch.Generator,
     count: int,
-    keep: int,
-):
-    """Return draft-like crops (count, 3, SIDE, SIDE) and the truth (count, 3, 2 SIDE, 2 SIDE), in [0, 1]."""
-    true = []
-    for _ in range(count):
-        image = pictures[rng.integers(len(pictures) - keep)]
+) -> tuple[Tensor, Tensor]:
+    """Return draft-like crops (count, 3, SIDE, SIDE) and the truth (count, 3, 2 SIDE, 2 SIDE), in [0, 1].
+
+    drafts: the first pictures repainted at half size, (N, 3, H/2, W/2) in [0, 1]; None imitates all.
+    """
+    true, repainted = [], {}
+    for k in range(count):
+        real = drafts is not None and rng.random() < DRAFT_SHARE
+        index = rng.integers(len(drafts if real else pictures))
+        image = pictures[index]
         y, x = 8 * rng.integers((image.shape[0] - 2 * SIDE) // 8 + 1, size=2)
         crop = to_tensor(image[None, y : y + 2 * SIDE, x : x + 2 * SIDE]) / 2 + 0.5
-        true.append(crop.flip(3) if rng.random() < 0.5 else crop)
+        turn = [-1] if rng.random() < 0.5 else []
+        true.append(crop.flip(turn))
+        if real:
+            repainted[k] = drafts[index, :, y // 2 : y // 2 + SIDE, x // 2 : x // 2 + SIDE].flip(turn)
     images = torch.cat(true)
-    return degrade(vae, projection, avg_pool2d(images, 2), noise), images
+    small = degrade(vae, projection, avg_pool2d(images, 2), noise)
+    for k, draft in repainted.items():
+        small[k] = draft
+    return small, images
 
 
 @torch.no_grad()
@@ -116,6 +132,7 @@ def main(
     texture: Annotated[float, typer.Option(help="Weight of the texture's strength.")] = 2.0,
     look: Annotated[float, typer.Option(help="Weight of the look to the guide.")] = 0.3,
     blend: Annotated[float, typer.Option(help="Share of the new weights beside those it began with.")] = 1.0,
+    drafts: Annotated[int, typer.Option(help="Pictures that the flow repaints, for inputs; 0 for none.")] = 1024,
     batch: Annotated[int, typer.Option(help="Crops a step.")] = 8,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
@@ -125,7 +142,7 @@ def main(
     """
     torch.manual_seed(seed)
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    pictures, _, _ = read((256, 256))
+    pictures, captions, _ = read((256, 256))
     vae = AutoencoderKL.from_pretrained(VAE, dtype=torch.float32).requires_grad_(False)
     vae.to(memory_format=torch.channels_last)
     projection = read_projection(vae, to_tensor(pictures[:64]))
@@ -137,17 +154,21 @@ def main(
     average = Average(network, 0.995)
     load_state(RUN, {"critic": contest.critic}, [contest.optimizer])
     eye = inspector.load(guide.FILE)
-    keep = 32
     held_out = pairs(
-        pictures[-keep:], vae, projection, np.random.default_rng(1), torch.Generator().manual_seed(1), 32, 0
+        pictures[-KEPT:], None, vae, projection, np.random.default_rng(1), torch.Generator().manual_seed(1), KEPT
     )
+    pictures, repainted = pictures[:-KEPT], None
+    if drafts:
+        latents = repaint_all(pictures[:drafts], captions[:drafts], projection, True, DRAFTED, seed)
+        with torch.no_grad():
+            repainted = torch.cat([vae.decode(each).sample.clamp(-1, 1) / 2 + 0.5 for each in latents.split(32)])
     log = Log("upscaler")
     start, step = time.monotonic(), 0
     while (progress := (time.monotonic() - start) / (minutes * 60)) < 1:
         set_lr(optimizers, step, progress, 50, 0.5)
         small, true = (
             x.contiguous(memory_format=torch.channels_last)
-            for x in pairs(pictures, vae, projection, rng, noise, batch, keep)
+            for x in pairs(pictures, repainted, vae, projection, rng, noise, batch)
         )
         images = network(small)
         pixels, grain = pixel_loss(images, true), texture_loss(images, true)
