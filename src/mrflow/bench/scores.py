@@ -22,11 +22,10 @@ from mrflow.bench.marks import Examiner, Floats, Marks, measure_pictures
 from mrflow.bench.methods import Method
 from mrflow.bench.timing import Spread
 from mrflow.metrics.attributes import GROUPS, columns
-from mrflow.metrics.frechet import Reference, Renders
+from mrflow.metrics.frechet import Distance, Reference, Renders
 from mrflow.metrics.intervals import Estimate, difference, estimate, mean, ratio_of_medians
 from mrflow.metrics.spectrum import FINE
 
-_FRECHET_ROUNDS = 100  # each takes the roots of a 256 x 256 matrix
 _MIN_FRECHET = 32  # pictures below which a covariance says nothing
 _CHANNELS = ("red", "green", "blue")
 
@@ -88,39 +87,11 @@ def score(
 
 
 @dataclass(frozen=True)
-class _Distance:
-    """A distance to fresh renders. drawn: the same of prompts drawn anew, the same draws for every method."""
-
-    value: float
-    drawn: Floats
-
-    @classmethod
-    def of(cls, values: Floats, renders: Reference) -> _Distance | None:
-        """Return it; None of too few pictures. values: features (prompts, seeds, ..., D); what lies between is
-        drawn with its picture."""
-        count, depth = values.shape[0] * values.shape[1], values.shape[-1]
-        if count < _MIN_FRECHET or depth != len(renders.gaussian.mean) or not values.size:
-            return None
-        pictures = values.reshape(count, -1, depth)
-        rng = np.random.default_rng(0)
-        drawn = [
-            renders.distance(pictures[rng.integers(count, size=count)].reshape(-1, depth))
-            for _ in range(_FRECHET_ROUNDS)
-        ]
-        return cls(renders.distance(pictures.reshape(-1, depth)), np.array(drawn))
-
-    def less(self, other: _Distance) -> Json:
-        """Return how much farther this is than another."""
-        low, high = np.quantile(self.drawn - other.drawn, [0.025, 0.975])
-        return {"value": self.value - other.value, "low": float(low), "high": float(high)}
-
-
-@dataclass(frozen=True)
 class _Judged:
     """What one method's pictures got. distances: to renders, of whole pictures and of patches."""
 
     marks: Marks
-    distances: tuple[_Distance | None, _Distance | None]
+    distances: tuple[Distance | None, Distance | None]
 
     @classmethod
     def of(cls, marks: Marks, references: tuple[Reference, Reference] | None) -> _Judged:
@@ -128,8 +99,15 @@ class _Judged:
         if references is None:
             return cls(marks, (None, None))
         whole, patches = references
-        distances = _Distance.of(marks.features, whole), _Distance.of(marks.patch_features, patches)
-        return cls(marks, distances)
+        return cls(marks, (_held_against(whole, marks.features), _held_against(patches, marks.patch_features)))
+
+
+def _held_against(renders: Reference, features: Floats) -> Distance | None:
+    """Return how far features (prompts, seeds, ..., D) are from renders'; None of too few pictures."""
+    count, depth = features.shape[0] * features.shape[1], features.shape[-1]
+    if count < _MIN_FRECHET or depth != len(renders.gaussian.mean) or not features.size:
+        return None
+    return Distance.of(features.reshape(count, -1, depth), renders)
 
 
 def _head(method: Method) -> Json:
@@ -279,11 +257,11 @@ def _likeness(value: Floats, base: Floats) -> Floats:
     return np.minimum(value / base, base / value)
 
 
-def _distance(mine: _Distance | None, base: _Distance | None, plan: _Distance | None) -> Json | None:
+def _distance(mine: Distance | None, base: Distance | None, plan: Distance | None) -> Json | None:
     """Return a distance to renders, with the changes to the baseline's and to the first plan's."""
     if mine is None:
         return None
-    changes = {name: mine.less(other) for name, other in (("change", base), ("to_plan", plan)) if other}
+    changes = {name: mine.less(other).to_dict() for name, other in (("change", base), ("to_plan", plan)) if other}
     return {"value": mine.value, **changes}
 
 

@@ -15,8 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrflow.errors import ModelError
+from mrflow.metrics.intervals import Estimate, interval
 
 Floats = NDArray[np.float64]
+
+ROUNDS = 100
+"""Draws of an interval; each takes the roots of a D x D matrix."""
 
 RENDERS = Path(__file__).parents[1] / "vista" / "renders.safetensors"
 """Mean and covariance of the inspector's features of fresh renders; made by `python -m training.renders`."""
@@ -56,6 +60,27 @@ class Reference:
         gap = own.mean - other.mean
         cross = np.sqrt(np.linalg.eigvalsh(self._root @ other.covariance @ self._root).clip(0)).sum()
         return float(gap @ gap + np.trace(own.covariance) + np.trace(other.covariance) - 2 * cross)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A Frechet distance. drawn: that of pictures drawn anew, the same draws for all sets of a size."""
+
+    value: float
+    drawn: Floats
+
+    @classmethod
+    def of(cls, features: Floats, reference: Reference, *, rounds: int = ROUNDS) -> Distance:
+        """Return the distance of features (N, ..., D) of N pictures, each drawn with all that is of it."""
+        rng = np.random.default_rng(0)
+        count, depth = len(features), features.shape[-1]
+        draws = (features[rng.integers(count, size=count)] for _ in range(rounds))
+        drawn = [reference.distance(each.reshape(-1, depth)) for each in draws]
+        return cls(reference.distance(features.reshape(-1, depth)), np.array(drawn))
+
+    def less(self, other: Distance) -> Estimate:
+        """Return this less another of as many pictures, in pairs."""
+        return interval(self.value - other.value, self.drawn - other.drawn)
 
 
 def file_sha256(path: Path) -> str:

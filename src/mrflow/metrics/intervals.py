@@ -41,7 +41,7 @@ def estimate(rows: Floats, figure: Callable[[Floats], Floats], *, rounds: int = 
     count = len(rows)
     times = rng.multinomial(count, np.full(count, 1 / count), size=rounds).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _estimate(float(figure(rows.sum(0))), figure(times @ rows))
+        return interval(float(figure(rows.sum(0))), figure(times @ rows))
 
 
 def mean(values: Floats, *, rounds: int = ROUNDS, seed: int = 0) -> Estimate:
@@ -72,10 +72,11 @@ def ratio_of_medians(upper: Floats, lower: Floats, *, rounds: int = ROUNDS, seed
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(upper), size=(rounds, len(upper)))
     drawn = np.median(upper[chosen], 1) / np.median(lower[chosen], 1)
-    return _estimate(float(np.median(upper) / np.median(lower)), drawn)
+    return interval(float(np.median(upper) / np.median(lower)), drawn)
 
 
-def _estimate(value: float, drawn: Floats) -> Estimate:
+def interval(value: float, drawn: Floats) -> Estimate:
+    """Return a figure with its interval, from the same of prompts drawn anew, (rounds,)."""
     drawn = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or not len(drawn):
         return Estimate(None, None, None)
