@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from conftest import make_fast, make_pipe
@@ -57,6 +59,19 @@ def test_without_guidance_none_is_saved() -> None:
     methods = make_candidates(Plan(steps=4, true_cfg_scale=1.0), 4)
     assert {method.plan.steps for method in methods if method.plan} == {1, 2, 3, 4}
     assert [(method.steps, method.solver) for method in methods if not method.plan] == [(1, None), (1, "unipc")]
+
+
+def test_names_mean_the_same_to_other_commands() -> None:
+    """Beside a reference unlike the model's own plan, names still say what differs from the latter."""
+    own = Plan(steps=12, true_cfg_scale=3.0, refine_true_cfg_scale=1.0, guidance_stop=0.33, solver="unipc")
+    published = replace(own, guidance_stop=1.0, solver="own")
+    names = {method.name for method in make_candidates(published, 50, own=own)}
+    assert {
+        "8+1:guidance_stop=1,solver=own",
+        "6+1:guidance_stop=0.5",
+        "4+1:refine_sigma=0.2,guidance_stop=1",
+    } <= names
+    assert "12+1:guidance_stop=1,solver=own" not in names  # the reference
 
 
 def test_names_say_what_differs_and_are_methods() -> None:

@@ -146,12 +146,13 @@ TUNE = ("tune", "--prompts", "prompts.jsonl", "--than", "2+1")
 
 
 def test_a_plan_is_found_and_taken_by_other_commands() -> None:
-    result = run(*TUNE, "1+1", "1+1:refine_sigma=0.3", "--at-least", "0.01x", "--at-most-loss", "1")
+    tune = ("tune", "--prompts", "prompts.jsonl", "--than", "2+1:refine_sigma=0.2")
+    result = run(*tune, "1+1", "1+1:refine_sigma=0.3", "--at-least", "0.01x", "--at-most-loss", "1")
     assert result.stdout == "tuned.json\n"
     assert read_plan(Path("tuned.json")).steps == 1
     measured = json.loads(Path("tuned.json").read_text())["measured"]
     assert measured["found"]["prompts"] == 2
-    assert measured["reference"] == "2+1"
+    assert measured["reference"] == "2+1:refine_sigma=0.2"
     made = run("generate", "a red boat", "--plan", "tuned.json", "--json")
     assert json.loads(made.stdout)["pictures"][0]["recipe"]["plan"]["steps"] == 1
     assert "tuned.json exists" in run(*TUNE, "1+1", "--at-least", "1", code=1).stderr
@@ -175,8 +176,10 @@ def test_a_target_that_nothing_meets_writes_nothing() -> None:
         (["--at-least", "1", "1+1:upscaler=bicubic"], "more than a plan", 2),
         (["--at-least", "1", "--out", "plan.txt"], "must be .json", 1),
         (["--at-least", "1", "--than", "nowhere.json"], "no plan file", 2),
+        (["--at-least", "1", "--than", "native:8"], "--than is native:8; it must be a plan", 2),
+        (["--at-least", "1", "--than", "12+0"], "12+0 is more than a plan", 2),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_what_cannot_be_tuned_is_refused_before_the_model_is_loaded(monkeypatch, arguments, words, code) -> None:
     monkeypatch.setattr(ModelOptions, "load", lambda self: pytest.fail("the model was loaded"))

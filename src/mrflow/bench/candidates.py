@@ -18,12 +18,14 @@ _SIGMAS = (0.2,)  # the larger of what the authors advise; the reference's own i
 _STOP = 0.5  # of the steps that the reference guides: arXiv 2404.07724 finds the late steps better without
 
 
-def make_candidates(reference: Plan, native_steps: int, *, solvers: bool = True) -> list[Method]:
+def make_candidates(
+    reference: Plan, native_steps: int, *, solvers: bool = True, own: Plan | None = None
+) -> list[Method]:
     """Return plans made from a resolved one, other than itself, and native runs: fewer than 30.
 
     Fewer steps, fewer still with a solver of second order, a larger sigma, guidance in half as many of the draft's
     steps and none in the refine pass; the latter only where there is guidance to save. solvers: whether the
-    pipeline takes any.
+    pipeline takes any. own: the model's plan, which a method's text changes; None is the reference.
     """
     paces = {(_part(reference.steps, share), reference.solver) for share in _STEPS}
     few: list[tuple[int, str | None]] = [(_part(native_steps, share), None) for share in _NATIVE]
@@ -43,7 +45,7 @@ def make_candidates(reference: Plan, native_steps: int, *, solvers: bool = True)
             sorted(paces, key=str), sorted({reference.refine_sigma, *_SIGMAS}), _guidances(reference)
         )
     ]
-    staged = [Method(name=name_plan(plan, reference), plan=plan) for plan in plans if plan != reference]
+    staged = [Method(name=name_plan(plan, own or reference), plan=plan) for plan in plans if plan != reference]
     return [*staged, *(_native(*each) for each in dict.fromkeys(few))]
 
 
@@ -65,12 +67,12 @@ def _native(steps: int, solver: str | None) -> Method:
     return Method(name=name, steps=steps, solver=solver)
 
 
-def name_plan(plan: Plan, reference: Plan) -> str:
-    """Return a plan's name by what differs from the reference's, as a method's text."""
-    own, other = plan.to_dict(), reference.to_dict()
+def name_plan(plan: Plan, own: Plan) -> str:
+    """Return a plan's name by what differs from the model's own, as a method's text."""
+    other = own.to_dict()
     changes = [
         f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
-        for name, value in own.items()
+        for name, value in plan.to_dict().items()
         if value is not None and value != other[name] and name not in ("steps", "refine_steps")
     ]
     return f"{plan.label}:{','.join(changes)}" if changes else plan.label

@@ -23,7 +23,7 @@ from mrflow.cli.progress import run_bar
 from mrflow.cli.reporting import FAILURE, each_warning_once, reporting, say, stderr_console
 from mrflow.cli.writing import tell_paths
 from mrflow.errors import OutputError, OutputExistsError, RequestError
-from mrflow.plan_files import named_plan, plan_to_json
+from mrflow.plan_files import plan_to_json
 from mrflow.request import make_seeds
 from mrflow.sizes import parse_size
 
@@ -75,8 +75,8 @@ def tune(
         str | None,
         typer.Option(
             "--than",
-            metavar="N+M",
-            help="The plan to be beaten.",
+            metavar="METHOD",
+            help="The plan to be beaten, such as 20+1 or 12+1:solver=own.",
             rich_help_panel=_TARGET,
             show_default="the model's",
         ),
@@ -140,7 +140,7 @@ def tune(
         if os.path.lexists(out) and not force:
             raise OutputExistsError(f"{out} exists and is not overwritten. Choose another --out or give --force.")
         given = _check(read_methods(methods)) if methods else None
-        plan = None if than is None else named_plan(than)
+        plan = None if than is None else _read_reference(than)
         questions = read_questions(prompts or VISTA_TUNING, limit)
         first = make_seeds(seed, 1)[0]
         fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
@@ -194,7 +194,10 @@ def _course(
     native = Method(name="native")
     one = Method(name=than or reference.label, plan=reference)
     candidates = given or make_candidates(
-        reference, fast.model.defaults.native_steps, solvers=takes_solver(fast.pipe)
+        reference,
+        fast.model.defaults.native_steps,
+        solvers=takes_solver(fast.pipe),
+        own=fast.model.resolve_plan(None),
     )
     others = [method for method in candidates if method.name not in (native.name, one.name)]
     if not others:
@@ -207,6 +210,13 @@ def _check(methods: list[Method]) -> list[Method]:
         if not method.plain:
             raise RequestError(f"{method.name} is more than a plan; a plan file cannot say it. Leave it out.")
     return methods
+
+
+def _read_reference(text: str) -> Plan:
+    (method,) = _check(read_methods([text]))
+    if method.plan is None:
+        raise RequestError(f"--than is {text}; it must be a plan, such as 12+1. Native runs are tried anyway.")
+    return method.plan
 
 
 def _describe(fast: MrFlow, course: Course, size: list[int]) -> dict[str, Any]:
