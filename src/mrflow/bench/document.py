@@ -32,18 +32,30 @@ figure, only the command that records it. How figures come about: [benchmarks.md
 COMPARED = {
     "compare-vista-cpu.json": (
         "Quality and speed: vista on a CPU",
-        "mrflow compare native native:6,solver=unipc 12+1 12+1:solver=own 6+1:guidance_stop=0.5 "
+        "mrflow compare native native:6,solver=unipc 12+1 12+1:solver=own,guidance_stop=1 6+1:guidance_stop=0.5 "
         "12+1:upscaler=bicubic 12+1:upscaler=latent 12+0 native:cache=taylorseer@4 "
         "native:cache=taylorseer@16 --out compare-vista --show 24\n"
         "cp compare-vista/scores.json benchmarks/compare-vista-cpu.json\n"
         "cp compare-vista/tradeoff.png docs/images/tradeoff-vista-cpu.png",
     ),
+    "compare-few-steps-vista-cpu.json": (
+        "Against few native steps: vista on a CPU",
+        "mrflow compare native native:6,solver=unipc native:5,solver=unipc native:4,solver=unipc "
+        "native:3,solver=unipc 12+1 6+1:guidance_stop=0.5 --limit 32 --out compare-few-steps\n"
+        "cp compare-few-steps/scores.json benchmarks/compare-few-steps-vista-cpu.json\n"
+        "cp compare-few-steps/tradeoff.png docs/images/tradeoff-few-steps-vista-cpu.png",
+    ),
 }
 BENCHED = {
     "bench-vista-cpu.json": (
         "Cost: vista on a CPU",
-        "mrflow bench native native:50,guidance_stop=0.33 native:12 12+1 20+1 6+1:solver=unipc --repeats 5 --json "
-        "> benchmarks/bench-vista-cpu.json",
+        "mrflow bench native native:50,guidance_stop=0.33 native:12 12+1 20+1 6+1:guidance_stop=0.5 --repeats 5 "
+        "--json > benchmarks/bench-vista-cpu.json",
+    ),
+    "bench-sizes-vista-cpu.json": (
+        "Cost over sizes, against few native steps: vista on a CPU",
+        "mrflow bench native:6,solver=unipc 12+1 --size 256,384,512 --repeats 5 --json "
+        "> benchmarks/bench-sizes-vista-cpu.json",
     ),
     "bench-flux1-dev-cuda.json": (
         "Cost: FLUX.1-dev at full size, random weights, on a GPU",
@@ -60,6 +72,11 @@ TUNED = {
     "tuned-vista-cpu.json": (
         "A tuned plan: vista on a CPU",
         "mrflow tune --at-least 1.3x --out benchmarks/tuned-vista-cpu.json --work tuning-vista",
+    ),
+    "tuned-published-vista-cpu.json": (
+        "A tuned plan against 12+1 as published: vista on a CPU",
+        "mrflow tune --at-least 1.5x --than 12+1:solver=own,guidance_stop=1 "
+        "--out benchmarks/tuned-published-vista-cpu.json --work tuning-published-vista",
     ),
 }
 SCRIPTED = {
