@@ -158,6 +158,19 @@ def test_a_plan_is_found_and_taken_by_other_commands() -> None:
     assert "tuned.json exists" in run(*TUNE, "1+1", "--at-least", "1", code=1).stderr
 
 
+def test_a_narrow_terminal_gets_a_finding_on_one_line_each() -> None:
+    arguments = [*TUNE, "1+1:refine_sigma=0.3", "--at-least", "0.01x", "--at-most-loss", "1"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.stderr
+    lines = result.stderr.splitlines()
+    at = next(k for k, line in enumerate(lines) if line.startswith("method"))
+    assert lines[at].split("  ")[0] == "method"
+    assert "peak memory" not in lines[at]
+    assert {line.split()[0] for line in lines[at + 1 : at + 3]} == {"2+1", "1+1:refine_sigma=0.3"}
+    assert all(line.rstrip().endswith(")") for line in lines[at + 1 : at + 3])  # the interval of the change
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_target_that_nothing_meets_writes_nothing() -> None:
     result = run(*TUNE, "1+1", "native:1", "--at-least", "900", "--json", code=1)
     assert "no candidate meets the target" in result.stderr

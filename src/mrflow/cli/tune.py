@@ -251,21 +251,33 @@ def _to_bytes(gibibytes: float) -> int:
 
 
 def _print(findings: list[Finding]) -> None:
+    console = stderr_console()
+    table = _table(findings)
+    unbounded = console.options.update_width(1_000)  # a table never measures more than it is allowed
+    if console.measure(table, options=unbounded).maximum > console.width:
+        table = _table(findings, brief=True)
+    console.print(table)
+
+
+def _table(findings: list[Finding], *, brief: bool = False) -> Table:
+    """Return a row for each finding. brief: of the intervals only the one that decides, and no memory."""
     table = Table(title="The last round, the best first", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("method", no_wrap=True)
-    for name in ("times faster", "composite", "change of it", "peak memory, GiB"):
-        table.add_column(name, justify="right")
+    table.add_column("method", overflow="fold")
+    for name in ("times faster", "composite", "change of it", "peak memory, GiB")[: 3 if brief else 4]:
+        table.add_column(name, justify="right", no_wrap=True)
     for each in findings:
+        figures = [(each.faster, ".2f", not brief), (each.quality, ".3f", not brief), (each.change, "+.3f", True)]
         memory = "" if each.memory is None else f"{each.memory / _GIB:.2f}"
-        cells = [_write(each.faster, ".2f"), _write(each.quality, ".3f"), _write(each.change, "+.3f")]
-        table.add_row(each.method.name, *cells, memory)
-    stderr_console().print(table)
+        cells = [_write(figure, style, interval=interval) for figure, style, interval in figures]
+        table.add_row(each.method.name, *cells, *([] if brief else [memory]))
+    return table
 
 
-def _write(estimate: Any, style: str) -> str:
+def _write(estimate: Any, style: str, *, interval: bool = True) -> str:
     if estimate.value is None:
         return ""
-    return f"{estimate.value:{style}} ({estimate.low:{style}} to {estimate.high:{style}})"
+    bounds = f" ({estimate.low:{style}} to {estimate.high:{style}})" if interval else ""
+    return f"{estimate.value:{style}}{bounds}"
 
 
 def _explain(findings: list[Finding], reference: str, target: Any) -> None:
