@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from mrflow import MrFlow, read_recipe, vista
+from conftest import make_fast, make_pipe
+from mrflow import MrFlow, Plan, read_recipe, vista
+from mrflow.server.visit import Wishes, generate
 from serving import Server, serving
 
 CHROMIUM = shutil.which("chromium")
@@ -68,6 +73,11 @@ def test_three_stages_a_download_and_its_recipe_read_back(server: Server, browse
     page.set_default_timeout(90_000)
     page.goto(server.url)
     page.locator("#prompt textarea").fill("a red boat")
+    page.get_by_text("Settings").click()
+    page.get_by_label("Guided share").fill("0.5")
+    page.get_by_label("Solver").click()
+    page.get_by_role("option", name="unipc").click()
+    page.get_by_text("Settings").click()
     page.get_by_label("Compare with native sampling").check()
     page.locator("#generate").press("Enter")  # by keyboard
     for stage in ("draft", "upscaled", "final"):
@@ -84,15 +94,43 @@ def test_three_stages_a_download_and_its_recipe_read_back(server: Server, browse
     download.value.save_as(file)
     recipe = read_recipe(file)
     assert recipe.prompt == "a red boat"
+    assert (recipe.plan.guidance_stop, recipe.plan.solver) == (0.5, "unipc")
     page.locator("#prompt textarea").fill("something else")
     page.get_by_text("Settings").click()
+    page.get_by_label("Guided share").fill("")
+    page.get_by_label("Solver").click()
+    page.get_by_role("option", name="the model's").click()
     page.locator("input[type=file]").first.set_input_files(str(file))
     page.get_by_text(f"The recipe of seed {recipe.seed}").wait_for()
     assert page.locator("#prompt textarea").input_value() == "a red boat"
+    assert page.get_by_label("Guided share").input_value() == "0.5"
+    assert page.get_by_label("Solver").input_value() == "unipc"
     assert {url.split("/")[2] for url in asked if url.startswith("http")} == {
         server.host
     }  # nothing from elsewhere
     page.close()
+
+
+def test_native_beside_it_is_the_picture_of_the_plain_pipeline() -> None:
+    """Guided throughout, by its own scheduler, though the model's drafts are neither, unless the visitor asks."""
+    fast = make_fast(make_pipe())
+    own = replace(fast.model.defaults.plan, guidance_stop=0.33, solver="unipc")
+    fast.model = replace(fast.model, defaults=replace(fast.model.defaults, plan=own))
+    wishes = Wishes("a red boat", "", "", "", "5", "", "", "", "")
+    with serving(fast.model, page=True) as server:
+
+        async def native(wishes: Wishes) -> Any:
+            service = server.app.state.service
+            views = [view async for view in generate(service, "somebody", wishes, compare=True)]
+            return views[-1].pictures["native"][0]
+
+        other = replace(wishes, guidance_stop="0.34", solver="unipc")
+        with ThreadPoolExecutor(1) as thread:  # in this one, the browser's driver runs a loop
+            plain, asked = (thread.submit(asyncio.run, native(each)).result() for each in (wishes, other))
+    fast = make_fast(make_pipe())
+    assert plain.tobytes() == fast.native("a red boat", seed=5).images[0].tobytes()
+    changed = fast.native("a red boat", seed=5, plan=Plan(guidance_stop=0.34, solver="unipc")).images[0]
+    assert asked.tobytes() == changed.tobytes() != plain.tobytes()
 
 
 @needs_browser

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +233,7 @@ class MrFlow:
         extra = check_arguments(self.pipe, extra)
         steps = self.model.defaults.native_steps if steps is None else steps
         given = get_plan(plan)
-        plan = replace(self.model.resolve_plan(plan), steps=steps, refine_true_cfg_scale=None)
-        plan = replace(plan, guidance_stop=given.guidance_stop or 1.0, solver=given.solver)
+        plan = self.model.resolve_plan(plan).native(steps, guidance_stop=given.guidance_stop, solver=given.solver)
         size = self.model.resolve_size(width, height, None)
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
         jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))

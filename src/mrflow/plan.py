@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
@@ -118,6 +118,11 @@ class Plan:
     def label(self) -> str:
         """The short name, "12+1": draft steps + refine steps."""
         return f"{self.steps}+{self.refine_steps}"
+
+    def native(self, steps: int, *, guidance_stop: float | None = None, solver: str | None = None) -> Plan:
+        """Return the plain pipeline's plan: guided in every step, by its own scheduler, unless given."""
+        stop = 1.0 if guidance_stop is None else guidance_stop
+        return replace(self, steps=steps, refine_true_cfg_scale=None, guidance_stop=stop, solver=solver)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr  # up here, for gradio reads the types of the functions below
 from fastapi import FastAPI
 
-from mrflow.plan import PRESETS
+from mrflow.plan import OWN, PRESETS, SOLVERS
 from mrflow.server import visit
 from mrflow.server.service import Service
 from mrflow.server.visit import View, Wishes
@@ -99,11 +99,19 @@ def _blocks(service: Service) -> Any:
             with gr.Row():
                 negative = gr.Textbox(label="Negative prompt (empty: the model's)", min_width=140)
                 guidance = gr.Textbox(label="Guidance (empty: the model's)", min_width=140)
+                guidance_stop = gr.Textbox(label="Guided share of the draft (empty: the model's)", min_width=140)
+            with gr.Row():
+                solver = gr.Dropdown(
+                    [("the model's", ""), *((name, name) for name in (OWN, *SOLVERS))],
+                    value="",
+                    label="Solver of the draft",
+                    min_width=140,
+                )
                 sigma = gr.Textbox(label="Refine sigma (empty: the plan's)", min_width=140)
             dropped = gr.File(
                 label="Drop a picture made by mrflow to read its recipe", file_types=["image"], height=120
             )
-        fields = [prompt, negative, plan, size, seed, guidance, sigma]
+        fields = [prompt, negative, plan, size, seed, guidance, guidance_stop, solver, sigma]
         with gr.Tab("Generate"):
             with gr.Row():
                 run = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
@@ -164,11 +172,13 @@ def _blocks(service: Service) -> Any:
             size: str,
             seed: str,
             guidance: str,
+            guidance_stop: str,
+            solver: str,
             sigma: str,
             comparing: bool,
             request: gr.Request,
         ) -> AsyncIterator[dict[Any, Any]]:
-            fields = (prompt, negative, plan, size, seed, guidance, sigma)
+            fields = (prompt, negative, plan, size, seed, guidance, guidance_stop, solver, sigma)
             wishes = Wishes(*(text or "" for text in fields))  # gradio sends None for what nobody touched
             yield {
                 status: "waiting for a turn",
@@ -198,10 +208,12 @@ def _blocks(service: Service) -> Any:
             size: str,
             seed: str,
             guidance: str,
+            guidance_stop: str,
+            solver: str,
             sigma: str,
             request: gr.Request,
         ) -> AsyncIterator[tuple[Any, ...]]:
-            fields = (prompt, negative, plan, size, seed, guidance, sigma)
+            fields = (prompt, negative, plan, size, seed, guidance, guidance_stop, solver, sigma)
             wishes = Wishes(*(text or "" for text in fields))  # gradio sends None for what nobody touched
             yield "waiting for a turn", [], []
             async for text, made in visit.make_drafts(service, _client(request), wishes):
@@ -223,12 +235,21 @@ def _blocks(service: Service) -> Any:
         def read(path: str | None) -> tuple[Any, ...]:
             text, recipe = visit.recipe_of(path)
             if recipe is None:
-                return (text, *[gr.skip()] * 7)
+                return (text, *[gr.skip()] * len(fields))
             chosen = recipe.plan
             guided = getattr(chosen, model.backbone.guidance_field(model.pipe))
-            guided = "" if guided is None else f"{guided:g}"
-            numbers = (f"{recipe.width}x{recipe.height}", str(recipe.seed), guided, f"{chosen.refine_sigma:g}")
-            return (text, recipe.prompt, recipe.negative_prompt or "", chosen.label, *numbers)
+            numbers = ["" if each is None else f"{each:g}" for each in (guided, chosen.guidance_stop)]
+            return (
+                text,
+                recipe.prompt,
+                recipe.negative_prompt or "",
+                chosen.label,
+                f"{recipe.width}x{recipe.height}",
+                str(recipe.seed),
+                *numbers,
+                chosen.solver or "",
+                f"{chosen.refine_sigma:g}",
+            )
 
         given = [*fields, compare]
         running = [event(generate, given, outputs, **private) for event in (run.click, prompt.submit)]

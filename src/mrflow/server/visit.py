@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Wishes:
     size: str
     seed: str
     guidance: str
+    guidance_stop: str
+    solver: str
     sigma: str
 
 
@@ -64,23 +66,24 @@ class View:
 async def generate(service: Service, client: str, wishes: Wishes, *, compare: bool) -> AsyncIterator[View]:
     """Yield the draft, the upscaled draft, the final and, to compare, the native picture as they are made."""
     try:
-        checked = await _checked(service, wishes, 1)
+        body = _body(service, wishes)
+        checked = await run_in_threadpool(check_prompt, service.scheduler, body, 1)
         order = Order(service.scheduler, client, (*_DRAFTED, *_UPSCALED))
         order.add(("draft", "finish"), checked.jobs, checked.plan, checked.size)
         async with order:
             async for news in order.news():
                 yield await _view(service, news, checked)
         if compare:
-            async for view in _native(service, client, checked):
+            async for view in _native(service, client, body, checked):
                 yield view
     except Refusal as refusal:
         yield View(f"**{refusal.message}**", {})
 
 
-async def _native(service: Service, client: str, checked: Checked) -> AsyncIterator[View]:
+async def _native(service: Service, client: str, body: GenerateBody, checked: Checked) -> AsyncIterator[View]:
     """Yield the same picture by the plain pipeline, for comparison."""
     steps = service.scheduler.model.defaults.native_steps
-    plan = replace(checked.plan, steps=steps, refine_true_cfg_scale=None, solver=None)
+    plan = checked.plan.native(steps, guidance_stop=body.guidance_stop, solver=body.solver)
     order = Order(service.scheduler, client, _NATIVE)
     order.add(("native",), checked.jobs, plan, checked.size)
     async with order:
@@ -101,7 +104,8 @@ async def make_drafts(service: Service, client: str, wishes: Wishes) -> AsyncIte
     Not one by one: gradio 6 writes a gallery's pictures again with each change, also those being fetched.
     """
     try:
-        checked = await _checked(service, wishes, DRAFTS)
+        body = _body(service, wishes)
+        checked = await run_in_threadpool(check_prompt, service.scheduler, body, DRAFTS)
         order = Order(service.scheduler, client, _DRAFTED)
         order.add(("draft",), checked.jobs, checked.plan, checked.size)
         drafts: list[Any] = []
@@ -142,28 +146,33 @@ def recipe_of(path: str | None) -> tuple[str, Recipe | None]:
     return f"The recipe of seed {recipe.seed}, made by {recipe.model}.", recipe
 
 
-async def _checked(service: Service, wishes: Wishes, n: int) -> Checked:
+def _body(service: Service, wishes: Wishes) -> GenerateBody:
+    """Return what is asked, as it would come over HTTP; raises a Refusal."""
     service.scheduler.check_open()
     model = service.scheduler.model
     field = model.backbone.guidance_field(model.pipe)
     plan = wishes.plan.strip()
-    texts = ((field, wishes.guidance), ("refine_sigma", wishes.sigma))
+    texts = (
+        (field, wishes.guidance),
+        ("guidance_stop", wishes.guidance_stop),
+        ("refine_sigma", wishes.sigma),
+    )
     try:
         values: dict[str, Any] = {name: float(text) for name, text in texts if text.strip()}
-        body = GenerateBody(
+        return GenerateBody(
             prompt=wishes.prompt,
             negative_prompt=wishes.negative.strip() or None,
             plan=None if plan in ("", model.defaults.plan.label) else plan,  # the model's own says more
             seed=int(wishes.seed) if wishes.seed.strip() else None,
             size=wishes.size.strip() or None,
+            solver=wishes.solver.strip() or None,
             **values,
         )
     except ValidationError as error:
         first = error.errors()[0]
         raise Refusal(400, f"{first['loc'][0]}: {first['msg']}.") from None
     except ValueError:
-        raise Refusal(400, "Seed, guidance and refine sigma must be numbers, or empty.") from None
-    return await run_in_threadpool(check_prompt, service.scheduler, body, n)
+        raise Refusal(400, "Seed, guidance, its share and refine sigma must be numbers, or empty.") from None
 
 
 async def _view(service: Service, news: News, checked: Checked) -> View:
