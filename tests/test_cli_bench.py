@@ -50,6 +50,18 @@ def test_tables_on_stderr_and_the_report_as_the_last_line():
     assert result.stderr.count("does not know: 'sunset'") == 1  # not once for each run
 
 
+def test_a_narrow_terminal_gets_the_totals_on_one_line_each():
+    methods = ["native:2", "1+1", "1+1:guidance_stop=0.5", "native:1", "1+1:refine_sigma=0.2"]
+    result = CliRunner().invoke(app, ["bench", *methods, "--repeats", "1"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.stderr
+    lines = result.stderr.splitlines()
+    at = next(k for k, line in enumerate(lines) if line.startswith("method"))
+    assert [line.split()[0] for line in lines[at + 1 : at + 6]] == methods
+    assert all(line.rstrip().endswith(")") for line in lines[at + 1 : at + 6])  # the ratio with its range
+    assert max(map(len, lines[at - 1 : at + 6])) <= 80
+    assert "--plot or --json" in lines[at - 1]
+
+
 def test_report_and_picture_are_written_and_named():
     result = run(*SHORT, "--out", "bench.json", "--plot", "bench.png")
     assert result.stdout == "bench.json\nbench.png\n"

@@ -8,14 +8,20 @@ from rich.console import Console
 from rich.table import Table
 
 from mrflow.cli.progress import STAGE_NAMES
+from mrflow.cli.tables import fits, make_table
 
 _ROWS = {**STAGE_NAMES, "rest": "rest", "total": "total"}
 
 
 def print_group(group: dict[str, Any], console: Console) -> None:
-    """Print one size and batch: a row for each stage, a column for each method."""
+    """Print one size and batch: a row for each stage, a column for each method; where that is too wide, totals."""
+    table = _stages(group)
+    console.print(table if fits(table, console) else _totals(group))
+
+
+def _stages(group: dict[str, Any]) -> Table:
     methods = group["methods"]
-    table = _table(_heading(group), ["seconds", *(method["name"] for method in methods)])
+    table = make_table(_heading(group), ["seconds", *(method["name"] for method in methods)])
     for stage, name in _ROWS.items():
         cells = [_seconds(method, stage) for method in methods]
         if any(cells):
@@ -26,7 +32,15 @@ def print_group(group: dict[str, Any], console: Console) -> None:
     table.add_row("pictures per second", *(_number(method.get("images_per_second")) for method in methods))
     table.add_row("peak memory, GiB", *(_gibibytes(method.get("peak_memory")) for method in methods))
     table.add_row("times faster", *(_speedup(method) for method in methods), style="bold")
-    console.print(table)
+    return table
+
+
+def _totals(group: dict[str, Any]) -> Table:
+    title = f"{_heading(group)}; stages in a wider window, --plot or --json"
+    table = make_table(title, ["method", "seconds", "lowest to highest", "times faster"], whole=True)
+    for method in group["methods"]:
+        table.add_row(method["name"], _seconds(method, "total"), _range(method), _speedup(method))
+    return table
 
 
 def print_overview(report: dict[str, Any], console: Console) -> None:
@@ -34,7 +48,7 @@ def print_overview(report: dict[str, Any], console: Console) -> None:
     groups = report["groups"]
     if len(groups) > 1:
         names = report["course"]["methods"]
-        table = _table("seconds (pictures per second)", ["size and batch", *names])
+        table = make_table("seconds (pictures per second)", ["size and batch", *names])
         for group in groups:
             cells = [_total(method) for method in group["methods"]]
             table.add_row(_heading(group), *cells)
@@ -46,13 +60,6 @@ def print_overview(report: dict[str, Any], console: Console) -> None:
         f"commit {(place['commit'] or 'unknown')[:12]}",
         soft_wrap=True,
     )
-
-
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left")
-    return table
 
 
 def _heading(group: dict[str, Any]) -> str:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from mrflow.bench.timing import Timed, speedup, time_in_turn
 from mrflow.cli.jobs import PictureOptions
 from mrflow.cli.loading import ModelOptions
@@ -17,6 +15,7 @@ from mrflow.cli.planning import PlanOptions
 from mrflow.cli.progress import STAGE_NAMES, run_bar
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.cli.side_by_side import Panel, draw_side_by_side
+from mrflow.cli.tables import make_table
 from mrflow.cli.writing import tell_json, tell_paths
 from mrflow.errors import RequestError
 from mrflow.files import save_image
@@ -133,9 +132,7 @@ def _tell_seconds(compared: Comparison) -> None:
     """Print the table of seconds on stderr."""
     native, staged = compared.native.seconds, compared.staged.seconds
     repeats = len(compared.native.runs)
-    table = Table(title=f"seconds, median of {repeats}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("stage", "native", "staged"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+    table = make_table(f"seconds, median of {repeats}", ["stage", "native", "staged"])
     for stage, name in {**STAGE_NAMES, "total": "total"}.items():
         cells = [f"{seconds[stage]:.3f}" if stage in seconds else "" for seconds in (native, staged)]
         table.add_row(name, *cells, style="bold" if stage == "total" else "")

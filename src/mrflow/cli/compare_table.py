@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mrflow.bench.report_tables import Column, columns_of
 from mrflow.bench.tradeoff import measured
+from mrflow.cli.tables import fits, make_table
 
 _MAIN = {"seconds, median": "seconds", "times faster": "", "composite": "", "sharpness": ""}  # shorter names
 
@@ -21,8 +22,7 @@ def print_scores(scores: dict[str, Any], console: Console) -> None:
         heading, _, columns = tables[0]
         title = f"{heading}: {scores['prompts']} of {scores['of']} prompts"
         table = _table(title, scores, columns, {})
-        unbounded = console.options.update_width(1_000)  # a table never measures more than it is allowed
-        if console.measure(table, options=unbounded).maximum > console.width:
+        if not fits(table, console):
             title += "; intervals and more in report.html"
             table = _table(title, scores, [each for each in columns if each.name in _MAIN], _MAIN, notes=False)
         console.print(table)
@@ -40,10 +40,9 @@ def _table(
     notes: bool = True,
 ) -> Table:
     """Return a row for each method. names: what to call a column instead. notes: with each figure's interval."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("method", overflow="fold")
-    for column in columns:
-        table.add_column(names.get(column.name) or column.name, justify="right", no_wrap=not notes)
+    table = make_table(
+        title, ["method", *(names.get(column.name) or column.name for column in columns)], whole=not notes
+    )
     for row in measured(scores):
         cells = [
             f"{value} ({note})" if notes and value and note else value

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from mrflow.bench.compare import Course
 from mrflow.bench.environment import describe_environment
@@ -21,6 +20,7 @@ from mrflow.cli import options
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.progress import run_bar
 from mrflow.cli.reporting import FAILURE, each_warning_once, reporting, say, stderr_console
+from mrflow.cli.tables import fits, make_table
 from mrflow.cli.writing import tell_paths
 from mrflow.errors import OutputError, OutputExistsError, RequestError
 from mrflow.plan_files import plan_to_json
@@ -28,6 +28,8 @@ from mrflow.request import make_seeds
 from mrflow.sizes import parse_size
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mrflow import MrFlow
     from mrflow.bench.tune import Finding
     from mrflow.plan import Plan
@@ -253,18 +255,13 @@ def _to_bytes(gibibytes: float) -> int:
 def _print(findings: list[Finding]) -> None:
     console = stderr_console()
     table = _table(findings)
-    unbounded = console.options.update_width(1_000)  # a table never measures more than it is allowed
-    if console.measure(table, options=unbounded).maximum > console.width:
-        table = _table(findings, brief=True)
-    console.print(table)
+    console.print(table if fits(table, console) else _table(findings, brief=True))
 
 
 def _table(findings: list[Finding], *, brief: bool = False) -> Table:
     """Return a row for each finding. brief: of the intervals only the one that decides, and no memory."""
-    table = Table(title="The last round, the best first", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("method", overflow="fold")
-    for name in ("times faster", "composite", "change of it", "peak memory, GiB")[: 3 if brief else 4]:
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ["method", "times faster", "composite", "change of it", *([] if brief else ["peak memory, GiB"])]
+    table = make_table("The last round, the best first", columns, whole=True)
     for each in findings:
         figures = [(each.faster, ".2f", not brief), (each.quality, ".3f", not brief), (each.change, "+.3f", True)]
         memory = "" if each.memory is None else f"{each.memory / _GIB:.2f}"
