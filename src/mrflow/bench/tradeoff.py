@@ -21,6 +21,11 @@ LOOKS = {
     "cache": ("#2f6f9f", "^"),
 }
 QUALITY = "composite"
+# where a name may stand from its point, in points: alignment, across and up; the first that covers least
+_BESIDE, _FURTHER = (
+    tuple((align, dx, dy) for (align, dx), dy in product((("left", 7), ("right", -7)), heights))
+    for heights in ((5, -13), (15, -23))
+)
 
 
 def look_of(method: Json) -> str:
@@ -138,8 +143,10 @@ def label(axes: Any, points: list[tuple[str, Json, Json]]) -> list[Any]:
     for name, x, y in sorted(points, key=lambda point: -point[1]["value"]):
         text = axes.annotate(name, (x["value"], y["value"]), (0, 0), textcoords="offset points", fontsize=8)
         text.set_color("#333333")
-        tried: list[tuple[float, int, str, tuple[int, int], Any]] = []
-        for (align, dx), dy in product((("left", 7), ("right", -7)), (5, -13, 15, -23)):
+        tried: list[tuple[float, int, str, tuple[float, float], Any]] = []
+        ends = [(place((x["value"], y[end])) - place((x["value"], y["value"])))[1] for end in ("high", "low")]
+        above, below = (pixels * 72 / axes.figure.dpi for pixels in ends)
+        for align, dx, dy in (*_BESIDE, ("center", 0, above + 4), ("center", 0, below - 12), *_FURTHER):
             text.set(ha=align, position=(dx, dy))
             box = text.get_window_extent()
             lost = box.width * box.height - _shared(box, axes.bbox)
