@@ -64,12 +64,14 @@ def blend(first: Path, second: Path, share: float) -> Path:
 
 
 def natives(fast: MrFlow, captions: list[str]) -> list[Image.Image]:
-    """Return native pictures, kept between calls."""
+    """Return native pictures, kept between calls for as long as the weights are the same."""
+    images = []
     for k, caption in enumerate(track(captions, "native")):
-        path = RUN / f"native-{fast.model.name}-{k}.png"
+        path = RUN / f"native-{fast.model.revision}-{k}.png"
         if not path.exists():
             fast.native(caption, seed=k).images[0].save(path)
-    return [load_image(RUN / f"native-{fast.model.name}-{k}.png") for k in range(len(captions))]
+        images.append(load_image(path))
+    return images
 
 
 def main(
@@ -77,32 +79,29 @@ def main(
     second: Path,
     blends: Annotated[str, typer.Option(help="Shares of the second file.")] = "0,0.5,1",
     sigmas: Annotated[str, typer.Option(help="Noise levels of the refine pass.")] = "0.12,0.2",
-    count: Annotated[int, typer.Option(help="Prompts.")] = 128,
-    native: Annotated[bool, typer.Option(help="Paint native pictures, seven seconds each.")] = True,
+    count: Annotated[int, typer.Option(help="Prompts; the native picture of each takes seconds.")] = 192,
 ) -> None:
-    """Print a line per blend and sigma."""
+    """Print a line per blend, not refined, and one for each sigma."""
     RUN.mkdir(parents=True, exist_ok=True)
     captions, judge, fast = prompts(count, seed=SEED)[0], Judge(), MrFlow.from_pretrained("vista")
     fast.pipe.set_progress_bar_config(disable=True)
     plan = fast.model.resolve_plan("12+1")
     drafts = [fast.draft(caption, seed=k, plan=plan)[0] for k, caption in enumerate(track(captions, "drafts"))]
-    whole = np.ones(count)
-    if native:
-        whole, *distances = judge(natives(fast, captions))
-        print("native", *(f"{each.value:.2f}" for each in distances), flush=True)
+    native, *distances = judge(natives(fast, captions))
+    print("native", *(f"{each.value:.2f}" for each in distances), flush=True)
     for share in map(float, blends.split(",")):
         fast.model = replace(fast.model, upscaler=Upscaler.load(blend(first, second, share)))
-        before = None
-        for sigma in map(float, sigmas.split(",")):
-            result = fast.finish(drafts, plan=replace(plan, refine_sigma=sigma), stages=True)
-            before = before or judge(result.upscaled)
-            for name, judged in (("not refined", before), (f"{sigma:g}", judge(result.images))):
-                ratio = estimate(np.stack([judged[0], whole], 1), lambda sums: sums[..., 0] / sums[..., 1])
-                changes = [each.less(base) for each, base in zip(judged[1:], before[1:], strict=True)]
-                parts = [
-                    f"{each.value:.2f} ({shown(change)})" for each, change in zip(judged[1:], changes, strict=True)
-                ]
-                print(f"{share:g}", name, f"fine {shown(ratio)}", *parts, sep="  ", flush=True)
+        made = {}
+        for sigma in sigmas.split(","):
+            result = fast.finish(drafts, plan=replace(plan, refine_sigma=float(sigma)), stages=True)
+            made |= {"not refined": result.upscaled, sigma: result.images}
+        before = judge(made["not refined"])
+        for name, images in made.items():
+            fine, *distances = judge(images)
+            ratio = estimate(np.stack([fine, native], 1), lambda sums: sums[..., 0] / sums[..., 1])
+            changes = [each.less(base) for each, base in zip(distances, before[1:], strict=True)]
+            parts = [f"{each.value:.2f} ({shown(by)})" for each, by in zip(distances, changes, strict=True)]
+            print(f"{share:g}", name, f"fine {shown(ratio)}", *parts, sep="  ", flush=True)
 
 
 if __name__ == "__main__":
