@@ -41,7 +41,7 @@ COMPARED = {
     "compare-few-steps-vista-cpu.json": (
         "Against few native steps: vista on a CPU",
         "mrflow compare native native:6,solver=unipc native:5,solver=unipc native:4,solver=unipc "
-        "native:3,solver=unipc 12+1 6+1:guidance_stop=0.5 --limit 32 --out compare-few-steps\n"
+        "native:3,solver=unipc 12+1 6+1:guidance_stop=0.5 --limit 96 --out compare-few-steps\n"
         "cp compare-few-steps/scores.json benchmarks/compare-few-steps-vista-cpu.json\n"
         "cp compare-few-steps/tradeoff.png docs/images/tradeoff-few-steps-vista-cpu.png",
     ),
