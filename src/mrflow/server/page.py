@@ -95,19 +95,19 @@ def _blocks(service: Service) -> Any:
                     min_width=140,
                 )
                 size = gr.Textbox(f"{defaults.width}x{defaults.height}", label="Size", min_width=140)
-                seed = gr.Textbox(label="Seed (empty: drawn)", min_width=140)
+                seed = gr.Textbox(label="Seed", placeholder="drawn", min_width=140)
             with gr.Row():
-                negative = gr.Textbox(label="Negative prompt (empty: the model's)", min_width=140)
-                guidance = gr.Textbox(label="Guidance (empty: the model's)", min_width=140)
-                guidance_stop = gr.Textbox(label="Guided share of the draft (empty: the model's)", min_width=140)
+                negative = gr.Textbox(label="Negative prompt", placeholder="the model's", min_width=140)
+                guidance = gr.Textbox(label="Guidance", placeholder="the model's", min_width=140)
+                guidance_stop = gr.Textbox(label="Guided share", placeholder="the model's", min_width=140)
             with gr.Row():
                 solver = gr.Dropdown(
                     [("the model's", ""), *((name, name) for name in (OWN, *SOLVERS))],
                     value="",
-                    label="Solver of the draft",
+                    label="Solver",
                     min_width=140,
                 )
-                sigma = gr.Textbox(label="Refine sigma (empty: the plan's)", min_width=140)
+                sigma = gr.Textbox(label="Refine sigma", placeholder="the plan's", min_width=140)
             dropped = gr.File(
                 label="Drop a picture made by mrflow to read its recipe", file_types=["image"], height=120
             )
