@@ -172,7 +172,7 @@ def _body(service: Service, wishes: Wishes) -> GenerateBody:
         first = error.errors()[0]
         raise Refusal(400, f"{first['loc'][0]}: {first['msg']}.") from None
     except ValueError:
-        raise Refusal(400, "Seed, guidance, its share and refine sigma must be numbers, or empty.") from None
+        raise Refusal(400, "Seed, guidance, guided share and refine sigma must be numbers, or empty.") from None
 
 
 async def _view(service: Service, news: News, checked: Checked) -> View:
