@@ -2,8 +2,8 @@
 
     python -m training.choose old.safetensors new.safetensors --blends 0,0.25,0.5 --sigmas 0.12,0.2
 
-The same drafts go through all of them. Fine energy is relative to native pictures of the same prompts and seeds,
-distances are to fresh renders, and changes to the pictures that were upscaled so and not refined, in pairs.
+The same drafts go through all of them. Fine energy is relative to native pictures of the same prompts and seeds
+(with --no-native to pictures not refined), distances are to fresh renders, with changes to pictures not refined.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def main(
     second: Path,
     blends: Annotated[str, typer.Option(help="Shares of the second file.")] = "0,0.5,1",
     sigmas: Annotated[str, typer.Option(help="Noise levels of the refine pass.")] = "0.12,0.2",
-    count: Annotated[int, typer.Option(help="Prompts; the native picture of each takes seconds.")] = 192,
+    count: Annotated[int, typer.Option(help="Prompts.")] = 192,
+    native: Annotated[bool, typer.Option(help="Paint native pictures, too, seconds each.")] = True,
 ) -> None:
     """Print a line per blend, not refined, and one for each sigma."""
     RUN.mkdir(parents=True, exist_ok=True)
@@ -87,18 +88,22 @@ def main(
     fast.pipe.set_progress_bar_config(disable=True)
     plan = fast.model.resolve_plan("12+1")
     drafts = [fast.draft(caption, seed=k, plan=plan)[0] for k, caption in enumerate(track(captions, "drafts"))]
-    native, *distances = judge(natives(fast, captions))
-    print("native", *(f"{each.value:.2f}" for each in distances), flush=True)
+    whole = None
+    if native:
+        whole, *distances = judge(natives(fast, captions))
+        print("native", *(f"{each.value:.2f}" for each in distances), flush=True)
     for share in map(float, blends.split(",")):
         fast.model = replace(fast.model, upscaler=Upscaler.load(blend(first, second, share)))
-        made = {}
+        judged = {}
         for sigma in sigmas.split(","):
             result = fast.finish(drafts, plan=replace(plan, refine_sigma=float(sigma)), stages=True)
-            made |= {"not refined": result.upscaled, sigma: result.images}
-        before = judge(made["not refined"])
-        for name, images in made.items():
-            fine, *distances = judge(images)
-            ratio = estimate(np.stack([fine, native], 1), lambda sums: sums[..., 0] / sums[..., 1])
+            if not judged:
+                judged["not refined"] = judge(result.upscaled)
+            judged[sigma] = judge(result.images)
+        before = judged["not refined"]
+        for name, (fine, *distances) in judged.items():
+            rows = np.stack([fine, before[0] if whole is None else whole], 1)
+            ratio = estimate(rows, lambda sums: sums[..., 0] / sums[..., 1])
             changes = [each.less(base) for each, base in zip(distances, before[1:], strict=True)]
             parts = [f"{each.value:.2f} ({shown(by)})" for each, by in zip(distances, changes, strict=True)]
             print(f"{share:g}", name, f"fine {shown(ratio)}", *parts, sep="  ", flush=True)
