@@ -19,7 +19,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 
 from mrflow import MrFlow
-from mrflow.files import load_image
+from mrflow.files import load_image, save_image
 from mrflow.images import to_tensor
 from mrflow.metrics.attributes import features, patch_features
 from mrflow.metrics.frechet import Distance, Reference, read_renders
@@ -64,12 +64,13 @@ def blend(first: Path, second: Path, share: float) -> Path:
 
 
 def natives(fast: MrFlow, captions: list[str]) -> list[Image.Image]:
-    """Return native pictures, kept between calls for as long as the weights are the same."""
+    """Return native pictures, kept between calls of equal weights and count; another count has other prompts."""
     images = []
     for k, caption in enumerate(track(captions, "native")):
-        path = RUN / f"native-{fast.model.revision}-{k}.png"
+        path = RUN / f"native-{fast.model.revision}-{len(captions)}-{k}.png"
         if not path.exists():
-            fast.native(caption, seed=k).images[0].save(path)
+            result = fast.native(caption, seed=k)
+            save_image(result.images[0], path, result.recipes[0])
         images.append(load_image(path))
     return images
 
