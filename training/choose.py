@@ -3,14 +3,14 @@
     python -m training.choose old.safetensors new.safetensors --blends 0.25,0.5 --sigmas 0.12,0.2
     python -m training.choose src/mrflow/vista/upscaler/vista-x2.safetensors --count 2000 --no-native
 
-The same drafts go through all of them, and through bicubic. Distances are to fresh renders, their changes to the
-first file with the first sigma, in pairs. Fine energy is relative to that, too, or to native pictures of the same
-prompts and seeds if they are painted.
+The same drafts go through all of them, and through bicubic. Distances are to fresh renders, and to native pictures
+of the same prompts and seeds if they are painted; their changes to the first file with the first sigma, in pairs.
+Fine energy is relative to native's, or to that one's.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +24,7 @@ from mrflow import MrFlow
 from mrflow.files import load_image, save_image
 from mrflow.images import to_tensor
 from mrflow.metrics.attributes import features, patch_features
-from mrflow.metrics.frechet import Distance, Reference, read_renders
+from mrflow.metrics.frechet import Distance, Gaussian, Reference, read_renders
 from mrflow.metrics.intervals import Estimate, estimate
 from mrflow.metrics.spectrum import fine_energy
 from mrflow.upscaler import Upscaler
@@ -34,27 +34,35 @@ from training.evaluate import prompts
 RUN = Path("runs/choose")
 SEED = 7_100_000  # of scenes that are neither trained on, nor tuned by, nor compared by
 _BATCH = 256
+_VIEWS = ("pictures", "patches")
 
 
-class Judge:
-    """The inspector with the statistics of fresh renders."""
+@dataclass(frozen=True)
+class Seen:
+    """What N pictures show: fine energy (N,), features of the whole (N, D) and of patches (N, patches, D)."""
 
-    def __init__(self) -> None:
-        """Load both."""
-        self._network = inspector.load()
-        renders = read_renders(inspector.FILE)
-        self._references = Reference(renders.pictures), Reference(renders.patches)
+    fine: np.ndarray
+    whole: np.ndarray
+    patches: np.ndarray
 
-    def __call__(self, images: list[Image.Image]) -> tuple[np.ndarray, Distance, Distance]:
-        """Return fine energy (N,) and the distances of whole pictures and of patches."""
-        found = []
+    @classmethod
+    def of(cls, network: inspector.Inspector, images: list[Image.Image]) -> Seen:
+        """Look at pictures."""
+        parts = []
         for start in range(0, len(images), _BATCH):
             pixels = to_tensor(images[start : start + _BATCH])
-            whole, patches = features(self._network, pixels), patch_features(self._network, pixels)
-            found.append((fine_energy(pixels).numpy(), whole, patches))
-        fine, *seen = map(np.concatenate, zip(*found, strict=True))
-        pictures, parts = (Distance.of(*pair) for pair in zip(seen, self._references, strict=True))
-        return fine, pictures, parts
+            seen = features(network, pixels), patch_features(network, pixels)
+            parts.append((fine_energy(pixels).numpy(), *seen))
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def gaussians(self) -> tuple[Gaussian, Gaussian]:
+        """Return what pictures and patches of others are held against."""
+        return Gaussian.of(self.whole), Gaussian.of(self.patches.reshape(-1, self.patches.shape[-1]))
+
+    def distances(self, references: tuple[Gaussian, Gaussian]) -> tuple[Distance, Distance]:
+        """Return how far pictures and patches are from others'."""
+        pictures, patches = map(Reference, references)
+        return Distance.of(self.whole, pictures), Distance.of(self.patches, patches)
 
 
 def shown(figure: Estimate) -> str:
@@ -97,27 +105,35 @@ def main(
 ) -> None:
     """Print a line per upscaler, not refined, and one for each sigma."""
     RUN.mkdir(parents=True, exist_ok=True)
-    captions, judge, fast = prompts(count, seed=SEED)[0], Judge(), MrFlow.from_pretrained("vista")
+    captions, network, fast = prompts(count, seed=SEED)[0], inspector.load(), MrFlow.from_pretrained("vista")
     fast.pipe.set_progress_bar_config(disable=True)
     plan = fast.model.resolve_plan("12+1")
+    renders = read_renders(inspector.FILE)
+    references = {"renders": (renders.pictures, renders.patches)}
+    seen: dict[str, Seen] = {}
+    if native:
+        seen["native"] = Seen.of(network, natives(fast, captions))
+        references["native"] = seen["native"].gaussians()
     drafts = [fast.draft(caption, seed=k, plan=plan)[0] for k, caption in enumerate(track(captions, "drafts"))]
-    judged = {"native": judge(natives(fast, captions))} if native else {}
     base = ""
     for name, upscaler in candidates(first, second, [float(share) for share in blends.split(",")]).items():
         fast.model = replace(fast.model, upscaler=upscaler)
         for k, sigma in enumerate(sigmas.split(",")):
             result = fast.finish(drafts, plan=replace(plan, refine_sigma=float(sigma)), stages=k == 0)
             if k == 0:
-                judged[f"{name}, not refined"] = judge(result.upscaled)
-            judged[f"{name}, refined from {sigma}"] = judge(result.images)
-            base = base or f"{name}, refined from {sigma}"
-    energy, *distances = judged[base]
-    reference = judged["native"][0] if native else energy
-    for name, (fine, *found) in judged.items():
-        ratio = estimate(np.stack([fine, reference], 1), lambda sums: sums[..., 0] / sums[..., 1])
-        changes = [each.less(to) for each, to in zip(found, distances, strict=True)]
-        parts = [f"{each.value:.2f} ({shown(by)})" for each, by in zip(found, changes, strict=True)]
-        print(f"{name}: fine {shown(ratio)}; pictures {parts[0]}; patches {parts[1]}", flush=True)
+                seen[f"{name}, not refined"] = Seen.of(network, result.upscaled)
+            refined = f"{name}, refined from {sigma}"
+            seen[refined], base = Seen.of(network, result.images), base or refined
+    energy = seen["native" if native else base].fine
+    held = {to: seen[base].distances(gaussians) for to, gaussians in references.items()}
+    for name, one in seen.items():
+        ratio = estimate(np.stack([one.fine, energy], 1), lambda sums: sums[..., 0] / sums[..., 1])
+        print(f"{name}: fine {shown(ratio)}", flush=True)
+        for to, gaussians in references.items():
+            if name == to:
+                continue
+            for view, each, other in zip(_VIEWS, one.distances(gaussians), held[to], strict=True):
+                print(f"    {view} to {to} {each.value:.2f} ({shown(each.less(other))})", flush=True)
 
 
 if __name__ == "__main__":
