@@ -125,15 +125,16 @@ def main(
             refined = f"{name}, refined from {sigma}"
             seen[refined], base = Seen.of(network, result.images), base or refined
     energy = seen["native" if native else base].fine
-    held = {to: seen[base].distances(gaussians) for to, gaussians in references.items()}
+    held = {
+        to: {name: one.distances(gaussians) for name, one in seen.items() if name != to}
+        for to, gaussians in references.items()
+    }
     for name, one in seen.items():
         ratio = estimate(np.stack([one.fine, energy], 1), lambda sums: sums[..., 0] / sums[..., 1])
-        print(f"{name}: fine {shown(ratio)}", flush=True)
-        for to, gaussians in references.items():
-            if name == to:
-                continue
-            for view, each, other in zip(_VIEWS, one.distances(gaussians), held[to], strict=True):
-                print(f"    {view} to {to} {each.value:.2f} ({shown(each.less(other))})", flush=True)
+        print(f"{name}: fine {shown(ratio)}")
+        for to, distances in held.items():
+            for view, each, other in zip(_VIEWS, distances.get(name, ()), distances[base], strict=False):
+                print(f"    {view} to {to} {each.value:.2f} ({shown(each.less(other))})")
 
 
 if __name__ == "__main__":
