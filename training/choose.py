@@ -55,13 +55,14 @@ class Seen:
             parts.append((fine_energy(pixels).numpy(), *seen))
         return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def gaussians(self) -> tuple[Gaussian, Gaussian]:
+    def references(self) -> tuple[Reference, Reference]:
         """Return what pictures and patches of others are held against."""
-        return Gaussian.of(self.whole), Gaussian.of(self.patches.reshape(-1, self.patches.shape[-1]))
+        patches = self.patches.reshape(-1, self.patches.shape[-1])
+        return Reference(Gaussian.of(self.whole)), Reference(Gaussian.of(patches))
 
-    def distances(self, references: tuple[Gaussian, Gaussian]) -> tuple[Distance, Distance]:
+    def distances(self, references: tuple[Reference, Reference]) -> tuple[Distance, Distance]:
         """Return how far pictures and patches are from others'."""
-        pictures, patches = map(Reference, references)
+        pictures, patches = references
         return Distance.of(self.whole, pictures), Distance.of(self.patches, patches)
 
 
@@ -109,11 +110,11 @@ def main(
     fast.pipe.set_progress_bar_config(disable=True)
     plan = fast.model.resolve_plan("12+1")
     renders = read_renders(inspector.FILE)
-    references = {"renders": (renders.pictures, renders.patches)}
+    references = {"renders": (Reference(renders.pictures), Reference(renders.patches))}
     seen: dict[str, Seen] = {}
     if native:
         seen["native"] = Seen.of(network, natives(fast, captions))
-        references["native"] = seen["native"].gaussians()
+        references["native"] = seen["native"].references()
     drafts = [fast.draft(caption, seed=k, plan=plan)[0] for k, caption in enumerate(track(captions, "drafts"))]
     base = ""
     for name, upscaler in candidates(first, second, [float(share) for share in blends.split(",")]).items():
@@ -126,14 +127,16 @@ def main(
             seen[refined], base = Seen.of(network, result.images), base or refined
     energy = seen["native" if native else base].fine
     held = {
-        to: {name: one.distances(gaussians) for name, one in seen.items() if name != to}
-        for to, gaussians in references.items()
+        to: {name: one.distances(those) for name, one in seen.items() if name != to}
+        for to, those in references.items()
     }
     for name, one in seen.items():
         ratio = estimate(np.stack([one.fine, energy], 1), lambda sums: sums[..., 0] / sums[..., 1])
         print(f"{name}: fine {shown(ratio)}")
         for to, distances in held.items():
-            for view, each, other in zip(_VIEWS, distances.get(name, ()), distances[base], strict=False):
+            if name == to:
+                continue
+            for view, each, other in zip(_VIEWS, distances[name], distances[base], strict=True):
                 print(f"    {view} to {to} {each.value:.2f} ({shown(each.less(other))})")
 
 
