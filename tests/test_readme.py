@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from pathlib import Path
@@ -61,3 +62,66 @@ def test_links_lead_somewhere(document, link):
     if not vista.available() and link.endswith("demo.png"):
         pytest.skip("the picture comes with vista's weights, which are not in this installation")
     assert (ROOT / document).parent.joinpath(link).exists(), f"{document} links to {link}"
+
+
+COMPARED = {
+    "native, 50 steps": "native",
+    "mrflow, 12+1": "12+1",
+    "12+1 as published: Euler, guided throughout": "12+1:solver=own,guidance_stop=1",
+    "mrflow, 6+1, half the draft guided": "6+1:guidance_stop=0.5",
+    "bicubic instead of the GAN": "12+1:upscaler=bicubic",
+    "latents enlarged instead of pixels": "12+1:upscaler=latent",
+    "upscaled, not refined": "12+0",
+    "native, 5 steps: the same time": "native:5",
+    "native, 6 steps with UniPC": "native:6,solver=unipc",
+    "native, TaylorSeer, every 4th step": "native:cache=taylorseer@4",
+    "native, TaylorSeer, every 16th": "native:cache=taylorseer@16",
+}
+BENCHED = {
+    "native | 50": "native",
+    "native, guided in the first 17 steps | 50": "native:50,guidance_stop=0.33",
+    "native, as few steps | 12": "native:12",
+    "mrflow | 12+1": "12+1",
+    "mrflow | 20+1": "20+1",
+    "mrflow, half the draft guided | 6+1": "6+1:guidance_stop=0.5",
+}
+
+
+def recorded(name):
+    return json.loads((ROOT / "benchmarks" / name).read_text())
+
+
+def figure(value, style):
+    """Write a number as the README does: without a zero before the point, with a true minus."""
+    return re.sub(r"\b0\.", ".", format(value, style)).replace("-", "\N{MINUS SIGN}")
+
+
+def interval(estimate, style):
+    middle, low, high = (figure(each, style) for each in estimate.values())
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def test_quality_is_as_recorded():
+    scores = recorded("compare-vista-cpu.json")["scores"]
+    assert sorted(COMPARED.values()) == sorted(row["name"] for row in scores["methods"])
+    for label, method in COMPARED.items():
+        row = next(row for row in scores["methods"] if row["name"] == method)
+        quality, native, plan = row["quality"], method == "native", method == scores["plan"]
+        cells = [
+            "1" if native else interval(row["speed"]["speedup"], "#.3g"),
+            interval(quality["found"]["all"], ".3f"),
+            "1" if native else interval(quality["sharpness"], ".2f"),
+            interval(quality["composite"], ".3f"),
+            "" if plan else interval(quality["composite_to_plan"], "+.3f"),
+            figure(quality["frechet"]["value"], ".1f"),
+            figure(quality["patch_frechet"]["value"], ".2f"),
+        ]
+        assert f"| {label} | {' | '.join(cells)} |" in README
+
+
+def test_speed_is_as_recorded():
+    (group,) = recorded("bench-vista-cpu.json")["groups"]
+    assert [*BENCHED.values()] == [row["name"] for row in group["methods"]]
+    for (label, method), row in zip(BENCHED.items(), group["methods"], strict=True):
+        faster = "1" if method == "native" else interval(row["speedup"], "#.3g")
+        assert f"| {label} | {figure(row['seconds']['total']['median'], '.2f')} | {faster} |" in README
