@@ -354,7 +354,10 @@ def flow_pipelines() -> set[str]:
     """Return the names of diffusers' text-to-image pipelines whose scheduler is one of flow matching."""
     found = set()
     for name in (each for each in dir(diffusers) if each.endswith("Pipeline")):
-        kind = getattr(diffusers, name)
+        try:
+            kind = getattr(diffusers, name)
+        except RuntimeError:  # it needs a newer transformers: diffusers 0.42.1's LTX-2 with 5.6
+            continue
         call = inspect.signature(kind.__call__).parameters
         scheduler = str(inspect.signature(kind.__init__).parameters.get("scheduler"))
         flows = "FlowMatch" in scheduler or name.startswith("Sana")  # whose DPM-Solver++ is one with flow sigmas

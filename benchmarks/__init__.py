@@ -1,0 +1,1 @@
+"""Scripts behind recorded figures, and the figures."""
