@@ -27,10 +27,8 @@ test: $(VENV)/installed-dev  ## lint, check types and run the tests
 	$(BIN)/mypy
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-# Deprecations are no news there: old libraries use what newer ones beneath them have given up. And torch 2.7.1's
-# convolutions for AVX2 round several pictures otherwise than one, by more than tests allow.
+# Deprecations are no news there: old libraries use what newer ones beneath them have given up.
 test-lower: export OMP_NUM_THREADS = 1
-test-lower: export ONEDNN_MAX_CPU_ISA = AVX
 test-lower:  ## run the tests with the oldest of each library that pyproject.toml allows
 	$(PYTHON) -m venv $(LOWER)
 	$(LOWER)/bin/python -m pip install uv

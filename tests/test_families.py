@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import ROUNDING
 from families import CASES, Case, klein, krea2, qwen_image_21
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones import get_backbone, supported
@@ -249,7 +250,7 @@ def test_a_batch_gives_what_its_pictures_give_alone(name: str) -> None:
     make_fast(case, pipe, batch_size=1)(prompts, negative_prompt=negatives, seed=[1, 2], callback=keep(alone))
     assert len(together) == len(alone) == 4
     for batched, single in zip(together, alone, strict=True):
-        assert (batched - single).abs().max() < 1e-5
+        assert (batched - single).abs().max() < ROUNDING
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 

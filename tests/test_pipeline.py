@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, FluxPipeline
 from PIL import Image
 
-from conftest import make_fast, make_pipe
+from conftest import ROUNDING, make_fast, make_pipe
 from mrflow import Defaults, Draft, MrFlow, Plan, Result, save_image
 from mrflow.errors import (
     BusyError,
@@ -95,7 +95,7 @@ def test_a_batch_equals_its_pictures_made_alone(guidance_embeds: bool, batch_siz
     assert fast(PROMPTS, seed=1).recipes[0].batch == batch_size
     for k, (prompt, seed) in enumerate(zip(PROMPTS, [9, 9, 2, 11], strict=True)):
         alone, _ = finished_pixels(fast, prompt, seed=seed)
-        assert (batch[k] - alone[0]).abs().max() < 1e-5
+        assert (batch[k] - alone[0]).abs().max() < ROUNDING
 
 
 def finished_pixels(fast: MrFlow, prompt: Any, **options: Any) -> tuple[torch.Tensor, list[Progress]]:

@@ -38,7 +38,7 @@ class Gaussian:
     @classmethod
     def of(cls, features: Floats) -> Gaussian:
         """Return mean and covariance of (N, D) features, N at least 2."""
-        return cls(features.mean(0), np.cov(features.T), len(features))
+        return cls(features.mean(0), np.cov(features.T, dtype=np.float64), len(features))
 
 
 class Reference:
