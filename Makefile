@@ -20,7 +20,6 @@ demo: export PROMPT := $(PROMPT)
 demo: $(VENV)/installed  ## paint one picture both ways, native beside staged, timed: demo.png and its stages
 	$(BIN)/mrflow generate "$$PROMPT" --compare --stages --seed $(SEED) --out "$(OUT)" --force
 
-test: export OMP_NUM_THREADS = 1  # tiny components: a second thread costs more than it gives
 test: $(VENV)/installed-dev  ## lint, check types and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,7 +27,6 @@ test: $(VENV)/installed-dev  ## lint, check types and run the tests
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 # Deprecations are no news there: old libraries use what newer ones beneath them have given up.
-test-lower: export OMP_NUM_THREADS = 1
 test-lower:  ## run the tests with the oldest of each library that pyproject.toml allows
 	$(PYTHON) -m venv $(LOWER)
 	$(LOWER)/bin/python -m pip install uv

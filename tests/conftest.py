@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Tiny components: a second thread costs more than it gives, and files are the same to the byte only with as many.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # One set of kernels on every x86, before torch is there: with AVX-512, convolutions of a batch round otherwise
 # than those of one picture, by a few units of the fifth digit: what holds to 1e-5 would depend on the machine.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,27 @@ def test_every_recipe_can_be_replayed(fast: MrFlow, mode: str) -> None:
     again = fast.replay(recipe, image if mode == "enhance" else None)
     assert bytes_of(again.images) == bytes_of(made.images)
     assert recipe.differences(again.recipes[0]) == {}
+
+
+@pytest.mark.parametrize("recorded", [1, 2, 3, None])
+def test_replay_takes_as_many_threads_as_the_picture_had(
+    fast: MrFlow, monkeypatch: pytest.MonkeyPatch, recorded: int | None
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)  # three are then more than there are
+    own, seen = torch.get_num_threads(), set()
+    recipe = replace(fast("a lake", seed=8).recipes[0], threads=recorded)
+    again = fast.replay(recipe, callback=lambda _: seen.add(torch.get_num_threads()))
+    assert seen == {again.recipes[0].threads} == {recorded if recorded in (1, 2) else own}
+    assert torch.get_num_threads() == own
+
+
+def test_a_picture_finished_with_other_threads_than_its_draft_has_no_number(fast: MrFlow) -> None:
+    drafts = fast.draft("a lake", seed=8)
+    other = replace(drafts[0], base_recipe=replace(drafts[0].recipe, threads=torch.get_num_threads() + 1))
+    assert [fast.finish(draft).recipes[0].threads for draft in (drafts[0], other)] == [
+        torch.get_num_threads(),
+        None,
+    ]
 
 
 def test_replay_of_enhance_needs_the_same_image(fast: MrFlow) -> None:

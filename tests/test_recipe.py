@@ -63,6 +63,8 @@ def test_fields_of_later_versions_are_ignored() -> None:
         ({"pixels_sha256": "../../etc/passwd"}, "pixels_sha256"),
         ({"upscaler_sha256": 3}, "upscaler_sha256"),
         ({"max_sequence_length": 0}, "max_sequence_length"),
+        ({"threads": 0}, "threads"),
+        ({"threads": "two"}, "threads"),
     ],
 )
 def test_wrong_values_are_refused_by_name(change: dict[str, object], words: str) -> None:

@@ -124,6 +124,7 @@ class Model:
     ) -> Recipe:
         """Return the recipe of one picture, as yet without its pixels' hash. device: where that is known."""
         upscales = mode not in ("native", "draft")
+        device = device or self.device
         return Recipe(
             mode=mode,
             prompt=job.prompt,
@@ -138,8 +139,9 @@ class Model:
             upscaler_sha256=self.upscaler.sha256 if upscales else None,
             max_sequence_length=self.defaults.max_sequence_length,
             dtype=str(self.dtype).removeprefix("torch."),
-            device=(device or self.device).type,
+            device=device.type,
             batch=batch,
+            threads=torch.get_num_threads() if device.type == "cpu" else None,
             conditions=conditions or {},
             versions=library_versions(),
         )

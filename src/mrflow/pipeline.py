@@ -29,6 +29,7 @@ from mrflow.progress import Callback, Clock
 from mrflow.recipe import Recipe
 from mrflow.request import Seeds, make_jobs
 from mrflow.results import Draft, Drafts, Result
+from mrflow.sharing import cpu_threads
 from mrflow.sources import ImageSource, check_input, drafts_from_images, replan_drafts
 from mrflow.stages import Stages
 from mrflow.upscaler import Upscaler
@@ -250,10 +251,11 @@ class MrFlow:
     ) -> Result:
         """Return the picture that `recipe` describes, made again; its pixels_sha256 tells whether it is the same.
 
-        The same on the same machine and library versions; `recipe.differences` names what is not. image: the
-        one that "enhance" began with. extra: give again what the picture was made with; LoRAs, caches and a
-        scheduler are the pipeline's, as it is now. Warns (MrFlowWarning) where these are not what the recipe
-        says, for then the pixels will differ. Raises ImageError where the image is missing or another one.
+        The same on the same machine and library versions; `recipe.differences` names what is not. A CPU takes as
+        many threads as the picture had, where it has the cores. image: the one that "enhance" began with. extra:
+        give again what the picture was made with; LoRAs, caches and a scheduler are the pipeline's, as it is now.
+        Warns (MrFlowWarning) where these are not what the recipe says, for then the pixels will differ. Raises
+        ImageError where the image is missing or another one.
         """
         extra = check_arguments(self.pipe, extra)
         warn_of_difference(recipe.conditions, describe(self.pipe, extra), "The picture")
@@ -266,16 +268,17 @@ class MrFlow:
             "callback": callback,
             **extra,
         }
-        if recipe.mode == "staged":
-            return self(recipe.prompt, **settings)
-        if recipe.mode == "native":
-            return self.native(recipe.prompt, steps=recipe.plan.steps, **settings)
-        if recipe.mode == "enhance":
-            return self.enhance(check_input(recipe, image), recipe.prompt, **settings)
-        drafts = self.draft(recipe.prompt, **settings)
-        if recipe.mode == "draft":
-            return Result(drafts.images, drafts.recipes, drafts.seconds, drafts)
-        return self.finish(drafts[0].rounded(), callback=callback, **extra)
+        with cpu_threads(recipe.threads):
+            if recipe.mode == "staged":
+                return self(recipe.prompt, **settings)
+            if recipe.mode == "native":
+                return self.native(recipe.prompt, steps=recipe.plan.steps, **settings)
+            if recipe.mode == "enhance":
+                return self.enhance(check_input(recipe, image), recipe.prompt, **settings)
+            drafts = self.draft(recipe.prompt, **settings)
+            if recipe.mode == "draft":
+                return Result(drafts.images, drafts.recipes, drafts.seconds, drafts)
+            return self.finish(drafts[0].rounded(), callback=callback, **extra)
 
     @contextmanager
     def _running(self, callback: Callback | None, extra: Arguments) -> Iterator[Stages]:

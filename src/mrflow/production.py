@@ -110,7 +110,8 @@ def finished_recipe(
     recipe = model.recipe(
         mode, _job(draft), (draft.width, draft.height), draft.plan, max(batch, draft.batch), conditions, device
     )
-    return replace(recipe, input_sha256=draft.input_sha256)
+    threads = recipe.threads if recipe.threads == draft.threads else None
+    return replace(recipe, input_sha256=draft.input_sha256, threads=threads)
 
 
 def conditioning_of(stages: Stages, drafts: Sequence[Draft], batch_size: int) -> list[Conditioning]:

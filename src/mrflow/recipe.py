@@ -42,6 +42,8 @@ class Recipe:
     dtype, device: of the transformer ("bfloat16", "cuda").
     batch: pictures that went through the model together. Sums are rounded otherwise in a batch of another size,
         so that a value of a pixel may differ by 1/255.
+    threads: of torch, on a CPU; another number rounds sums otherwise, too. None on other devices, and where the
+        draft had others than the finish.
     conditions: what else shaped the picture, name to short text: LoRAs and their weights, another scheduler, a
         cache, quantised weights, arguments of the caller's (see `mrflow.conditions`). Empty for a plain pipeline.
     versions: package name to version.
@@ -64,6 +66,7 @@ class Recipe:
     dtype: str | None = None
     device: str | None = None
     batch: int = 1
+    threads: int | None = None
     conditions: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     pixels_sha256: str | None = None
@@ -80,8 +83,9 @@ class Recipe:
         _check_range("width", self.width, 1, 65536)
         _check_range("height", self.height, 1, 65536)
         _check_range("batch", self.batch, 1, 65536)
-        if self.max_sequence_length is not None:
-            _check_range("max_sequence_length", self.max_sequence_length, 1, 65536)
+        for name in ("max_sequence_length", "threads"):
+            if getattr(self, name) is not None:
+                _check_range(name, getattr(self, name), 1, 65536)
         _check("plan", self.plan, Plan)
         for name in ("upscaler_sha256", "pixels_sha256", "input_sha256"):
             _check_hash(name, getattr(self, name))

@@ -12,6 +12,7 @@ lane at a time, for tokenizers that are called from two threads raise "Already b
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,18 @@ def copy_lane(model: Model) -> Model:
 def weights_id(model: Model) -> int:
     """Return a number that lanes of one model share, and no other model that is alive has."""
     return id(next(model.pipe.transformer.parameters()))
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Give the calling thread `count` of torch's threads for a while; None, or more than the cores: as it has."""
+    before = torch.get_num_threads()
+    if count is not None and count <= (os.cpu_count() or 1):
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Cores:
