@@ -13,7 +13,7 @@ import uvicorn
 from openai import OpenAI
 
 from conftest import make_fast, make_pipe
-from mrflow.model import Model, is_guided
+from mrflow.model import Model
 from mrflow.plan import Plan
 from mrflow.progress import Callback
 from mrflow.request import Job
@@ -58,7 +58,7 @@ def ticket(
 ) -> Ticket:
     """Return a ticket with everything resolved, as the front door makes it."""
     resolved = model.resolve_plan(plan)
-    (job,) = model.resolve_jobs([Job(prompt, None, seed)], guided=is_guided(resolved))
+    (job,) = model.resolve_jobs([Job(prompt, None, seed)], guided=resolved.guided)
     return Ticket(todo, job, resolved, size, client=client, seconds=seconds, on_news=on_news)
 
 

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from mrflow import errors as errors
     from mrflow.backbones import Backbone as Backbone
     from mrflow.backbones import register_backbone as register_backbone
-    from mrflow.defaults import Defaults as Defaults
     from mrflow.errors import MrFlowError as MrFlowError
     from mrflow.files import load_image as load_image
     from mrflow.files import read_recipe as read_recipe
     from mrflow.files import save_image as save_image
     from mrflow.pipeline import MrFlow as MrFlow
-    from mrflow.plan import PRESETS as PRESETS
+    from mrflow.plan import Defaults as Defaults
     from mrflow.plan import Plan as Plan
-    from mrflow.plan import Preset as Preset
-    from mrflow.plan import get_plan as get_plan
+    from mrflow.presets import PRESETS as PRESETS
+    from mrflow.presets import Preset as Preset
+    from mrflow.presets import get_plan as get_plan
     from mrflow.progress import Progress as Progress
     from mrflow.recipe import Recipe as Recipe
     from mrflow.results import Draft as Draft
@@ -39,10 +39,10 @@ __version__ = "0.1.0"
 _HOME = {
     "MrFlow": "pipeline",
     "Plan": "plan",
-    "Preset": "plan",
-    "PRESETS": "plan",
-    "get_plan": "plan",
-    "Defaults": "defaults",
+    "Preset": "presets",
+    "PRESETS": "presets",
+    "get_plan": "presets",
+    "Defaults": "plan",
     "Draft": "results",
     "Drafts": "results",
     "Result": "results",

@@ -15,9 +15,9 @@ import torch
 from mrflow import vista
 from mrflow.backbones import Pipeline, get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
-from mrflow.defaults import Defaults
 from mrflow.errors import DeviceError, ModelError, MrFlowError, UpscalerWarning
 from mrflow.model import Model
+from mrflow.plan import Defaults
 from mrflow.upscaler import Upscaler
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from mrflow.backbones import Backbone, Pipeline
-from mrflow.defaults import Defaults
 from mrflow.errors import MrFlowWarning, PlanError, PromptWarning
-from mrflow.plan import Plan, get_plan
+from mrflow.plan import Defaults, Plan
+from mrflow.presets import get_plan
 from mrflow.recipe import Mode, Recipe, library_versions
 from mrflow.request import Job
 from mrflow.schedulers import check_solver, is_plain_euler
@@ -157,11 +157,6 @@ class Model:
         if reading.unknown:
             names = ", ".join(map(repr, reading.unknown[:20]))
             warnings.warn(f"{self.name} does not know: {names}", PromptWarning, stacklevel=5)
-
-
-def is_guided(plan: Plan) -> bool:
-    """Return whether either pass of a resolved plan runs classifier-free guidance."""
-    return max(plan.true_cfg_scale or 1.0, plan.refine_true_cfg_scale or 1.0) > 1.0
 
 
 def _first(*values: Any) -> Any:

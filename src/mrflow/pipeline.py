@@ -18,12 +18,12 @@ import torch
 from mrflow.arguments import Arguments, check_arguments
 from mrflow.backbones import Pipeline
 from mrflow.conditions import describe, warn_of_difference
-from mrflow.defaults import Defaults
 from mrflow.errors import RequestError
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
-from mrflow.model import Model, is_guided
+from mrflow.model import Model
 from mrflow.passes import borrowed
-from mrflow.plan import Plan, get_plan
+from mrflow.plan import Defaults, Plan
+from mrflow.presets import get_plan
 from mrflow.production import OnPicture, finish_drafts, make_drafts, make_natives
 from mrflow.progress import Callback, Clock
 from mrflow.recipe import Recipe
@@ -131,7 +131,7 @@ class MrFlow:
         plan = self.model.resolve_plan(plan)
         size = self.model.resolve_size(width, height, plan)
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
-        jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))
+        jobs = self.model.resolve_jobs(jobs, guided=plan.guided)
         with self._running(callback, extra) as running:
             batch_size = self.batch_size
             drafts = make_drafts(running, jobs, plan, size, batch_size)
@@ -155,7 +155,7 @@ class MrFlow:
         plan = self.model.resolve_plan(plan)
         size = self.model.resolve_size(width, height, plan)
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
-        jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))
+        jobs = self.model.resolve_jobs(jobs, guided=plan.guided)
         with self._running(callback, extra) as running:
             drafts = make_drafts(running, jobs, plan, size, self.batch_size)
             return Drafts(tuple(drafts), running.clock.totals())
@@ -237,7 +237,7 @@ class MrFlow:
         plan = self.model.resolve_plan(plan).native(steps, guidance_stop=given.guidance_stop, solver=given.solver)
         size = self.model.resolve_size(width, height, None)
         jobs = make_jobs(prompt, negative_prompt, seed, num_images)
-        jobs = self.model.resolve_jobs(jobs, guided=is_guided(plan))
+        jobs = self.model.resolve_jobs(jobs, guided=plan.guided)
         with self._running(callback, extra) as running:
             return make_natives(running, jobs, plan, size, self.batch_size, on_picture=on_picture)
 

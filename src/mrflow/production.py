@@ -11,7 +11,7 @@ from torch import Tensor
 from mrflow.backbones import Conditioning
 from mrflow.conditions import finished_conditions
 from mrflow.images import pixels_sha256, to_pil
-from mrflow.model import Model, is_guided
+from mrflow.model import Model
 from mrflow.plan import Plan
 from mrflow.recipe import Mode, Recipe
 from mrflow.request import Job
@@ -25,7 +25,7 @@ OnPicture = Callable[[int, Result], None]
 
 def make_drafts(stages: Stages, jobs: Sequence[Job], plan: Plan, size: Size, batch_size: int) -> list[Draft]:
     """Return one draft per job, meant for `size`: steps 1 to 3."""
-    rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
+    rows = stages.encode_prompts(jobs, guided=plan.guided, batch_size=batch_size)
     small = draft_size(*size, plan)
     drafts: dict[int, Draft] = {}
     batches = cut_batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
@@ -83,7 +83,7 @@ def make_natives(
     on_picture: OnPicture | None = None,
 ) -> Result:
     """Return one picture per job from the plain pipeline at full size."""
-    rows = stages.encode_prompts(jobs, guided=is_guided(plan), batch_size=batch_size)
+    rows = stages.encode_prompts(jobs, guided=plan.guided, batch_size=batch_size)
     batches = cut_batches([stages.model.backbone.batch_key(row) for row in rows], batch_size)
     conditions = stages.conditions
     finished = _Finished(stages, (), on_picture)
@@ -118,7 +118,7 @@ def conditioning_of(stages: Stages, drafts: Sequence[Draft], batch_size: int) ->
     """Return each draft's conditioning: its own, or encoded now where it has none."""
     rows = {k: draft.conditioning for k, draft in enumerate(drafts) if draft.conditioning is not None}
     for guided in (False, True):
-        missing = [k for k, d in enumerate(drafts) if k not in rows and is_guided(d.base_recipe.plan) is guided]
+        missing = [k for k, d in enumerate(drafts) if k not in rows and d.base_recipe.plan.guided is guided]
         if missing:
             jobs = [_job(drafts[k].base_recipe) for k in missing]
             encoded = stages.encode_prompts(jobs, guided=guided, batch_size=batch_size)

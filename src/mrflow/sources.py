@@ -13,7 +13,7 @@ from torch import Tensor
 from mrflow.errors import ImageError, RequestError, SizeError
 from mrflow.files import load_image
 from mrflow.images import crop_to_aspect, pixels_sha256, to_pil, to_tensor
-from mrflow.model import Model, is_guided
+from mrflow.model import Model
 from mrflow.plan import Plan
 from mrflow.recipe import Recipe
 from mrflow.request import Job, Seeds, make_jobs
@@ -41,7 +41,7 @@ def drafts_from_images(
     if not sources:
         raise ImageError("There are 0 images; give at least one.")
     jobs = _jobs_for(len(sources), prompt, negative_prompt, seed)
-    jobs = model.resolve_jobs(jobs, guided=is_guided(plan))
+    jobs = model.resolve_jobs(jobs, guided=plan.guided)
     return [_from_image(model, source, job, size, plan) for source, job in zip(sources, jobs, strict=True)]
 
 
@@ -130,7 +130,7 @@ def _replan(model: Model, draft: Draft, plan: Plan | str) -> Draft:
     if any(side % model.backbone.multiple(model.pipe) for side in size):
         shown = f"{float(size[0]):g}x{float(size[1]):g}"
         raise SizeError(f"The draft of {width}x{height} at scale {new.scale:g} gives {shown}, which does not fit.")
-    guided, was_guided = is_guided(new), is_guided(base.plan)
+    guided, was_guided = new.guided, base.plan.guided
     negative = model.defaults.negative_prompt if guided and not was_guided else base.negative_prompt
     recipe = replace(base, plan=new, width=int(size[0]), height=int(size[1]), negative_prompt=negative)
     return Draft(draft.pixels, recipe, draft.conditioning if was_guided or not guided else None)

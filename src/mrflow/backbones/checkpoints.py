@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from mrflow.backbones import Pipeline
 from mrflow.backbones.families import VARIANTS
-from mrflow.defaults import Defaults
-from mrflow.plan import PRESETS
+from mrflow.plan import Defaults
+from mrflow.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from mrflow.backbones.checkpoints import DISTILLED
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.backbones.family import Family
 from mrflow.known_upscalers import KNOWN
-from mrflow.plan import PRESETS
+from mrflow.presets import PRESETS
 
 _HEAD = """\
 # Models

@@ -14,7 +14,7 @@ from mrflow.batch.tasks import Task
 from mrflow.batch.writer import Finished
 from mrflow.errors import BatchError
 from mrflow.fitting import BatchSizes, in_batches
-from mrflow.model import Model, is_guided
+from mrflow.model import Model
 from mrflow.production import finish_drafts, make_drafts
 from mrflow.progress import Callback, Clock
 from mrflow.results import Draft
@@ -99,7 +99,7 @@ class Maker:
         clock = Clock(self.model.device)
         stages = Stages(model=self.model, clock=clock)
         with torch.no_grad():  # a thread has a mode of its own
-            rows = stages.encode_prompts([task.job], guided=is_guided(task.plan), batch_size=1)
+            rows = stages.encode_prompts([task.job], guided=task.plan.guided, batch_size=1)
         return Read(task, rows[0], clock.seconds["text"])
 
     def _read(self, task: Task, read: Callable[[Task], Read]) -> Read | None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from mrflow.errors import OutputError
+from mrflow.errors import OutputError, PlanError
 from mrflow.files import save_bytes
+from mrflow.plan import Plan
 from mrflow.recipe import Recipe
 
 MANIFEST, ERRORS = "manifest.jsonl", "errors.jsonl"
@@ -61,8 +62,9 @@ class Entry:
 
     def differences(self, recipe: Recipe) -> dict[str, tuple[object, object]]:
         """Return in what the picture was to be otherwise than `recipe` now says: name to (then, now)."""
-        now = {name: getattr(recipe, name) for name in _SHAPING} | {"plan": recipe.plan.to_dict()}
-        return {name: (getattr(self, name), value) for name, value in now.items() if getattr(self, name) != value}
+        then = {name: getattr(self, name) for name in _SHAPING} | {"plan": _whole(self.plan)}
+        now = {name: getattr(recipe, name) for name in _SHAPING} | {"plan": recipe.plan}
+        return {name: (then[name], value) for name, value in now.items() if then[name] != value}
 
 
 class Ledger:
@@ -126,6 +128,14 @@ class Ledger:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _whole(plan: Mapping[str, Any]) -> Plan | Mapping[str, Any]:
+    """Return the plan as whichever version wrote it meant it; what is no plan as it is."""
+    try:
+        return Plan.from_dict(plan)
+    except PlanError:
+        return plan
 
 
 def _line(entry: Entry) -> bytes:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from mrflow.batch.rows import COLUMNS, Row
 from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, RequestError
-from mrflow.plan import Plan, get_plan
+from mrflow.plan import Plan
+from mrflow.presets import get_plan
 from mrflow.request import Job, make_jobs
 from mrflow.sizes import Size, check_size
 
@@ -141,10 +142,9 @@ def make_seed(base: int, id: str) -> int:
 
 
 def _resolve(model: Model, one: Wanted, plan: Plan) -> Task:
-    from mrflow.model import is_guided
 
     size = model.resolve_size(one.width, one.height, plan)
-    job = model.resolve_jobs([one.job], guided=is_guided(plan))[0]
+    job = model.resolve_jobs([one.job], guided=plan.guided)[0]
     return Task(one.id, one.row, job, plan, size)
 
 

@@ -25,7 +25,7 @@ from mrflow.bench.caches import Cache, cached, check_cache, read_cache
 from mrflow.bench.variants import LATENT, run_latent, run_unrefined, with_upscaler
 from mrflow.errors import PlanError, RequestError
 from mrflow.plan import Plan
-from mrflow.plan_files import named_plan
+from mrflow.presets import named_plan
 
 if TYPE_CHECKING:
     from mrflow.pipeline import MrFlow
@@ -79,9 +79,8 @@ class Method:
             return fast(plan=self.plan, **settings)
 
     def _is_guided(self, fast: MrFlow) -> bool:
-        from mrflow.model import is_guided
 
-        return is_guided(fast.model.resolve_plan(self.plan))
+        return fast.model.resolve_plan(self.plan).guided
 
     def shortened(self) -> Method:
         """Return the same with so few steps that it warms everything up cheaply."""

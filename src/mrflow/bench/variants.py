@@ -64,7 +64,6 @@ def run_latent(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
     Raises RequestError for a family whose layout of latents is not known.
     """
     from mrflow.images import to_pil
-    from mrflow.model import is_guided
     from mrflow.passes import borrowed
     from mrflow.progress import Clock
     from mrflow.request import make_jobs
@@ -78,12 +77,12 @@ def run_latent(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
     callback = settings.pop("callback", None)
     plan = model.resolve_plan(plan)
     size = model.resolve_size(settings.pop("width", None), settings.pop("height", None), plan)
-    jobs = model.resolve_jobs(make_jobs(**settings), guided=is_guided(plan))
+    jobs = model.resolve_jobs(make_jobs(**settings), guided=plan.guided)
     images, recipes = [], []
     with borrowed(fast.pipe, quiet=callback is not None):
         stages = Stages(model=model, clock=Clock(model.device, callback))
         for job in jobs:
-            rows = stages.encode_prompts([job], guided=is_guided(plan), batch_size=1)
+            rows = stages.encode_prompts([job], guided=plan.guided, batch_size=1)
             images += to_pil(_finish(stages, rows, job.seed, plan, size))
             recipes.append(model.recipe("staged", job, size, plan))
         return Result(images, recipes, stages.clock.totals())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrflow.errors import RequestError
 from mrflow.plan import Plan
-from mrflow.plan_files import named_plan
+from mrflow.presets import named_plan
 
 if TYPE_CHECKING:
     from mrflow import MrFlow

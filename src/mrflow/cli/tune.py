@@ -23,7 +23,7 @@ from mrflow.cli.reporting import FAILURE, each_warning_once, reporting, say, std
 from mrflow.cli.tables import fits, make_table
 from mrflow.cli.writing import tell_paths
 from mrflow.errors import OutputError, OutputExistsError, RequestError
-from mrflow.plan_files import plan_to_json
+from mrflow.presets import plan_to_json
 from mrflow.request import make_seeds
 from mrflow.sizes import parse_size
 

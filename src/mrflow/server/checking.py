@@ -11,8 +11,9 @@ from typing import IO
 
 from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, PromptError, SizeError
 from mrflow.files import load_image
-from mrflow.model import Model, is_guided
-from mrflow.plan import Plan, get_plan
+from mrflow.model import Model
+from mrflow.plan import Plan
+from mrflow.presets import get_plan
 from mrflow.request import Job, make_jobs
 from mrflow.results import Draft
 from mrflow.server import refusals
@@ -50,7 +51,7 @@ def check_prompt(scheduler: Scheduler, body: AskedBody, n: int) -> Checked:
         _check_pixels(size, settings)
         _check_text(body, settings)
         jobs = make_jobs(body.prompt, body.negative_prompt, body.seed, n)
-        jobs = model.resolve_jobs(jobs, guided=is_guided(plan))
+        jobs = model.resolve_jobs(jobs, guided=plan.guided)
     return Checked(plan, size, jobs, warnings=warned)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from mrflow.backbones import Conditioning
 from mrflow.fitting import BatchSizes, in_batches
-from mrflow.model import Model, is_guided
+from mrflow.model import Model
 from mrflow.passes import borrowed
 from mrflow.production import conditioning_of, cut_batches, finish_drafts, finish_key, make_drafts, make_natives
 from mrflow.progress import Clock, Progress
@@ -112,7 +112,7 @@ class Worker:
         jobs = [ticket.job for ticket in part]
         plan, size = part[0].plan, part[0].size
         with self.reading:  # one text at a time, so that a row never depends on its neighbours
-            rows = Stages(model=self.model, clock=clock).encode_prompts(jobs, guided=is_guided(plan), batch_size=1)
+            rows = Stages(model=self.model, clock=clock).encode_prompts(jobs, guided=plan.guided, batch_size=1)
         made: dict[int, Draft] = {}
         for group in cut_batches([self.model.backbone.batch_key(row) for row in rows], len(part)):
             audience.members = [part[k] for k in group]
@@ -146,7 +146,7 @@ class Worker:
         clock = Clock(self.model.device, _Audience(self, part))
         with self.reading:
             rows = Stages(model=self.model, clock=clock).encode_prompts(
-                [ticket.job for ticket in part], guided=is_guided(part[0].plan), batch_size=1
+                [ticket.job for ticket in part], guided=part[0].plan.guided, batch_size=1
             )
         stages = EncodedStages(model=self.model, clock=clock, rows=rows)
         jobs = [ticket.job for ticket in part]

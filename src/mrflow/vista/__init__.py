@@ -11,9 +11,8 @@ import json
 from functools import cache
 from pathlib import Path
 
-from mrflow.defaults import Defaults
 from mrflow.errors import ModelError
-from mrflow.plan import Plan
+from mrflow.plan import Defaults, Plan
 
 _HERE = Path(__file__).parent
 
