@@ -31,7 +31,7 @@ from mrflow.batch.rows import Row
 from mrflow.batch.run import News, run_batch
 from mrflow.batch.tasks import read_request
 from mrflow.bench.environment import describe_run
-from mrflow.sharing import check_lanes
+from mrflow.lanes import check_lanes
 
 DRAFTING = ("text", "draft", "decode_draft")
 FINISHING = ("upscale", "encode", "refine", "decode")

@@ -28,7 +28,7 @@ from mrflow.batch.run import run_batch
 from mrflow.batch.tasks import read_request
 from mrflow.bench.environment import describe_run
 from mrflow.bench.timing import Spread
-from mrflow.sharing import check_lanes
+from mrflow.lanes import check_lanes
 
 Way = Callable[[MrFlow, Sequence[str], Path], None]
 

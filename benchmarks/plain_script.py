@@ -49,12 +49,11 @@ from mrflow.bench.random_weights import make_random, read_architecture
 from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
 from mrflow.errors import MrFlowError, RequestError
 from mrflow.loading import check_device, check_dtype
-from mrflow.plan import OWN
-from mrflow.presets import get_plan
+from mrflow.plan import OWN, get_plan
 from mrflow.progress import Clock
-from mrflow.results import Result
+from mrflow.drafts import Result
 from mrflow.sampling import refine_sigmas
-from mrflow.sizes import Size, draft_size, parse_size
+from mrflow.jobs import Size, draft_size, parse_size
 
 TILE, OVERLAP = 512, 32  # those of ComfyUI's ImageUpscaleWithModel, in pixels of the draft
 PLAIN = "plain script"

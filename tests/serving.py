@@ -16,7 +16,7 @@ from conftest import make_fast, make_pipe
 from mrflow.model import Model
 from mrflow.plan import Plan
 from mrflow.progress import Callback
-from mrflow.request import Job
+from mrflow.jobs import Job
 from mrflow.server.app import create_app
 from mrflow.server.keys import Keys
 from mrflow.server.metrics import Metrics

@@ -6,8 +6,8 @@ import torch
 from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow, Plan, backbones
 from mrflow.backbones import get_backbone, register_backbone, supported
+from mrflow.backbones.family import split_rows, stack_rows, trim
 from mrflow.backbones.flux import FluxBackbone
-from mrflow.backbones.prompts import split_rows, stack_rows, trim
 from mrflow.errors import UnsupportedPipelineError
 
 SMALL = Defaults(width=64, height=64, max_sequence_length=16)

@@ -16,7 +16,7 @@ import families
 from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow
 from mrflow.batch import maker
-from mrflow.batch.lanes import Lanes
+from mrflow.lanes import Lanes
 from mrflow.batch.run import News
 from mrflow.errors import BatchError
 from test_batch_run import IDS, ROWS, assert_complete, files, manifest, run

@@ -8,7 +8,7 @@ import pytest
 
 from mrflow.bench.timing import Spread, speedup, time_in_turn
 from mrflow.errors import RequestError
-from mrflow.results import Result
+from mrflow.drafts import Result
 
 
 def ways(**seconds: list[dict[str, float]]):

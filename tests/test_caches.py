@@ -11,7 +11,7 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConf
 
 from conftest import make_fast, make_pipe
 from mrflow import Plan
-from mrflow.caches import describe_cache, without_caches
+from mrflow.borrowing import describe_cache, without_caches
 from mrflow.sampling import draft_generators
 from test_pipeline import bytes_of
 

@@ -13,7 +13,7 @@ from mrflow import MrFlow
 from mrflow.bench import caches
 from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
-from mrflow.presets import read_plan
+from mrflow.plan import read_plan
 
 PROMPTS = '{"prompt": "a red boat", "labels": {"object": "boat"}}\n{"prompt": "a blue house"}\n'
 

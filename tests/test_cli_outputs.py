@@ -8,7 +8,7 @@ import pytest
 
 from mrflow.cli.outputs import Subject, companion, plan_outputs, subjects_of
 from mrflow.errors import OutputError, OutputExistsError, RequestError
-from mrflow.request import make_jobs
+from mrflow.jobs import ask
 
 TWO = [Subject(prompt="a-lake", seed=7, index=1), Subject(prompt="a-lake", seed=8, index=2)]
 DEFAULT = "{prompt}-{seed}.png"

@@ -17,7 +17,8 @@ from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones import get_backbone, supported
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.errors import MrFlowWarning, SizeError
-from mrflow.passes import borrowed, denoise, denoise_head, settings, tail
+from mrflow.borrowing import borrowed, settings
+from mrflow.passes import denoise, denoise_head, tail
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
 from mrflow.schedulers import exact_scheduler, own_scheduler

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mrflow.fitting import MOST, BatchSize, BatchSizes, in_batches, is_out_of_memory
+from mrflow.batches import MOST, BatchSize, BatchSizes, in_batches, is_out_of_memory
 
 
 def run(items: list[int], size: BatchSize, work: Any) -> tuple[list[int], list[int], list[int]]:

@@ -10,7 +10,7 @@ from mrflow import MrFlow
 from mrflow.backbones.checkpoints import DISTILLED, checkpoint_defaults
 from mrflow.backbones.document import models_page
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
-from mrflow.presets import PRESETS
+from mrflow.plan import PRESETS
 
 
 def test_the_page_is_current() -> None:

@@ -16,7 +16,7 @@ from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.progress import StageBars
 from mrflow.images import pixels_sha256
-from mrflow.results import Result
+from mrflow.drafts import Result
 
 PROMPTS = ["a red boat", "a lake at dusk", "a big house"]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mrflow.errors import BusyError
-from mrflow.passes import borrowed
+from mrflow.borrowing import borrowed
 
 
 def test_a_borrowed_pipeline_cannot_be_borrowed_again(pipe) -> None:

@@ -57,7 +57,7 @@ def state_of(pipe: Any) -> dict[str, Any]:
 
 
 def test_a_call_gives_pictures_recipes_and_seconds(fast: MrFlow) -> None:
-    result = fast(PROMPTS[:2], width=96, height=64, seed=3, num_images=2, stages=True)
+    result = fast(PROMPTS[:2], width=96, height=64, seed=3, num_images=2, keep_upscaled=True)
     assert [image.size for image in result.images] == [(96, 64)] * 4
     assert [image.size for image in result.upscaled] == [(96, 64)] * 4
     assert [draft.image.size for draft in result.drafts] == [(48, 32)] * 4
@@ -152,7 +152,7 @@ def test_drafts_can_be_finished_by_another_plan(fast: MrFlow) -> None:
 def test_mixed_drafts_come_back_in_order(fast: MrFlow) -> None:
     small = fast.draft("a boat", seed=[1, 2])
     large = fast.draft("a boat", seed=3, width=96)
-    result = fast.finish([small[0], large[0], small[1]], stages=True)
+    result = fast.finish([small[0], large[0], small[1]], keep_upscaled=True)
     assert [image.size for image in result.images] == [(64, 64), (96, 64), (64, 64)]
     assert [image.size for image in result.upscaled] == [(64, 64), (96, 64), (64, 64)]
     assert [recipe.seed for recipe in result.recipes] == [1, 3, 2]

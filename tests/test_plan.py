@@ -4,8 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from mrflow.errors import PlanError
-from mrflow.plan import Plan
-from mrflow.presets import PRESETS, get_plan
+from mrflow.plan import PRESETS, Plan, get_plan
 
 
 def test_presets_are_the_published_ones_and_name_their_source() -> None:

@@ -15,7 +15,7 @@ import mrflow
 from mrflow import vista
 from mrflow.cli.app import app
 from mrflow.cli.outputs import subjects_of
-from mrflow.request import make_jobs
+from mrflow.jobs import ask
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

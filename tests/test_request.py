@@ -1,7 +1,7 @@
 import pytest
 
 from mrflow.errors import PromptError, RequestError
-from mrflow.request import MAX_PROMPT, Job, make_jobs, make_seeds
+from mrflow.jobs import MAX_PROMPT, Job, ask, make_seeds
 
 
 def test_pictures_of_a_prompt_stand_side_by_side() -> None:

@@ -11,7 +11,7 @@ import torch
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, sharing
 from mrflow.errors import RequestError
-from mrflow.sharing import Cores, check_lanes, copy_lane, weights_id
+from mrflow.lanes import Cores, check_lanes, copy_lane, weights_id
 
 
 @pytest.fixture(scope="module")

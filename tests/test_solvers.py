@@ -21,7 +21,8 @@ from lakonlab_stand_in import FlowMapSDEScheduler
 from mrflow import MrFlow, Plan
 from mrflow.backbones import get_backbone
 from mrflow.errors import BusyError, PlanError, RecipeError
-from mrflow.passes import borrowed, denoise, denoise_head, settings, tail
+from mrflow.borrowing import borrowed, settings
+from mrflow.passes import denoise, denoise_head, tail
 from mrflow.plan import SOLVERS
 from mrflow.recipe import Recipe
 from mrflow.sampling import draft_generators

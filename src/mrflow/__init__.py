@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mrflow import errors as errors
-    from mrflow.backbones import Backbone as Backbone
     from mrflow.backbones import register_backbone as register_backbone
+    from mrflow.backbones.family import Backbone as Backbone
+    from mrflow.drafts import Draft as Draft
+    from mrflow.drafts import Drafts as Drafts
+    from mrflow.drafts import Result as Result
     from mrflow.errors import MrFlowError as MrFlowError
     from mrflow.files import load_image as load_image
     from mrflow.files import read_recipe as read_recipe
     from mrflow.files import save_image as save_image
     from mrflow.pipeline import MrFlow as MrFlow
+    from mrflow.plan import PRESETS as PRESETS
     from mrflow.plan import Defaults as Defaults
     from mrflow.plan import Plan as Plan
-    from mrflow.presets import PRESETS as PRESETS
-    from mrflow.presets import Preset as Preset
-    from mrflow.presets import get_plan as get_plan
+    from mrflow.plan import Preset as Preset
+    from mrflow.plan import get_plan as get_plan
     from mrflow.progress import Progress as Progress
     from mrflow.recipe import Recipe as Recipe
-    from mrflow.results import Draft as Draft
-    from mrflow.results import Drafts as Drafts
-    from mrflow.results import Result as Result
     from mrflow.upscaler import Upscaler as Upscaler
 
 __version__ = "0.1.0"
@@ -39,17 +39,17 @@ __version__ = "0.1.0"
 _HOME = {
     "MrFlow": "pipeline",
     "Plan": "plan",
-    "Preset": "presets",
-    "PRESETS": "presets",
-    "get_plan": "presets",
+    "Preset": "plan",
+    "PRESETS": "plan",
+    "get_plan": "plan",
     "Defaults": "plan",
-    "Draft": "results",
-    "Drafts": "results",
-    "Result": "results",
+    "Draft": "drafts",
+    "Drafts": "drafts",
+    "Result": "drafts",
     "Progress": "progress",
     "Recipe": "recipe",
     "Upscaler": "upscaler",
-    "Backbone": "backbones",
+    "Backbone": "backbones.family",
     "register_backbone": "backbones",
     "load_image": "files",
     "save_image": "files",

@@ -1,9 +1,11 @@
-"""Arguments of the pipeline's own call that a caller adds to ours: checked by name, fitted to each pass.
+"""Arguments of a call in the field's words: ours read, the pipeline's own checked by name, fitted to each pass.
 
+    fast("a boat", num_inference_steps=8, guidance_scale=3.5, generator=torch.manual_seed(7), output_type="pt")
+    fast("a boat", steps=8, refine_sigma=0.2)                               # any field of Plan
     fast("a boat", joint_attention_kwargs={"scale": 0.7}, callback_on_step_end=watch)
-    fast("a boat", control_image=edges, controlnet_conditioning_scale=0.6)    # over a ControlNet pipeline
+    fast("a boat", control_image=edges, controlnet_conditioning_scale=0.6)  # over a ControlNet pipeline
 
-They go to both passes, and are the same for every picture of the call.
+The pipeline's own go to both passes, and are the same for every picture of the call.
 """
 
 from __future__ import annotations
@@ -11,105 +13,186 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mrflow.backbones import Pipeline
+from mrflow.backbones.family import Backbone, Pipeline
 from mrflow.errors import RequestError
 from mrflow.images import pixels_sha256
-from mrflow.plan import Plan
-from mrflow.sizes import Size
+from mrflow.jobs import Seeds, Size
+from mrflow.plan import ABOUT, DEFAULT_PLAN, Plan, get_plan, real
 
 Arguments = Mapping[str, Any]
 
+OUTPUTS = ("pil", "pt", "np")
 _TEXT = "The prompt is encoded once, from its text, for both passes: give prompt and negative_prompt alone."
-_STEPS = "The plan has the steps and the sigmas: plan=Plan(steps=..., refine_sigma=...)."
-_GUIDANCE = "The plan has the guidance, under one name for all models: plan=Plan(true_cfg_scale=...)."
-_LENGTH = "It belongs to the model: MrFlow(pipe, defaults=Defaults(max_sequence_length=...))."
-_NOISE = "The noise comes from seed=."
+_STEPS = "The plan has the steps and the sigmas: give num_inference_steps, refine_steps and refine_sigma."
+_GUIDANCE = "Guidance has one name for all models: give true_cfg_scale."
 OWNED: Mapping[str, str] = {
-    **{each.name: f"It stands in the plan: plan=Plan({each.name}=...)." for each in fields(Plan)},
-    **dict.fromkeys(("num_inference_steps", "sigmas", "timesteps", "strength", "denoising_end"), _STEPS),
-    **dict.fromkeys(("guidance_scale", "true_cfg_scale", "distilled_guidance_scale"), _GUIDANCE),
+    **dict.fromkeys(("sigmas", "timesteps", "strength", "denoising_end"), _STEPS),
+    "distilled_guidance_scale": _GUIDANCE,
     **dict.fromkeys(("complex_human_instruction", "clean_caption", "skip_text_cleaning", "use_pe"), _TEXT),
-    **dict.fromkeys(("generator", "latents"), _NOISE),
-    "num_images_per_prompt": "Give num_images=.",
+    "latents": "The noise comes from seed= or generator=.",
     "use_resolution_binning": "Sizes are taken as they are, so that one pass fits the other.",
-    **dict.fromkeys(("max_sequence_length", "tokenizer_max_length"), _LENGTH),
-    "output_type": "A result's images are Pillow images; with callback= the pixels come as tensors.",
-    "return_dict": "The result is always a Result.",
-    "callback": "Give callback_on_step_end=, or our own callback=.",
-    "callback_steps": "Give callback_on_step_end=, or our own callback=.",
+    "tokenizer_max_length": "Give max_sequence_length.",
+    **dict.fromkeys(("callback", "callback_steps"), "Give callback_on_step_end=, or our own callback=."),
 }
-_OURS = (
-    "prompt",
-    "negative_prompt",
-    "width",
-    "height",
-    "plan",
-    "seed",
-    "num_images",
-    "stages",
-    "callback",
-    "steps",
-)
+_OURS = ("prompt", "negative_prompt", "width", "height", "plan", "seed", "num_images", "keep_upscaled", "callback")
 _TEXTS = ("prompt", "attention_mask")  # parts of the names of what encoded prompts are given as
 _IMAGES = ("control_image",)  # arguments whose images lie on the picture, place by place
+_SHARES = ("control_guidance_start", "control_guidance_end")  # of the way from noise to picture
+_MAX_TEXT = 2000  # characters of one entry in a recipe
 
 
-def check_arguments(pipe: Pipeline, extra: Arguments) -> dict[str, Any]:
-    """Return the arguments, which the pipeline's call knows and we leave to the caller; raises RequestError."""
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The arguments of one call, read.
+
+    plan: as it was given, by name or whole, with the numbers that were given one by one; None if nothing was.
+    numbers: those. seed: a number, several, or generators. extra: of the pipeline's own call.
+    """
+
+    plan: Plan | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    seed: Seeds = None
+    num_images: int = 1
+    max_sequence_length: int | None = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    extra: Arguments = field(default_factory=dict)
+
+
+def read_call(
+    pipe: Pipeline,
+    backbone: Backbone,
+    others: Arguments,
+    *,
+    plan: Plan | str | None = None,
+    base: Plan = DEFAULT_PLAN,
+    seed: Seeds = None,
+    num_images: int = 1,
+) -> Call:
+    """Return the arguments of a call; others: those that its verb has no name for. base: what mere numbers change.
+
+    The field's names mean what they mean to the pipeline: num_inference_steps (the draft's), guidance_scale (of
+    whichever kind the pipeline so calls), num_images_per_prompt, generator. Raises RequestError for names that
+    nobody knows, for what is not the caller's to set, and for the same thing said twice with different values.
+    """
+    rest = dict(others)
     signature = inspect.signature(type(pipe).__call__).parameters
-    anything = any(each.kind is each.VAR_KEYWORD for each in signature.values())
-    theirs = [name for name in signature if name not in ("self", *_OURS) and not _owner(name)]
-    for name in extra:
-        if hint := _owner(name):
-            raise RequestError(f"{name} is not for the caller to set. {hint}")
-        if name not in signature and not anything:
-            close = difflib.get_close_matches(name, [*theirs, *_OURS], n=1)
-            rest = f"did you mean {close[0]}?" if close else f"beside ours it takes {', '.join(theirs)}."
-            raise RequestError(f"There is no argument {name!r}, nor has {type(pipe).__name__} one; {rest}")
-    kind = type(pipe).__name__
-    if "Control" in kind and "control_image" in signature and extra.get("control_image") is None:
-        raise RequestError(f"{kind} needs a control image; give it one: control_image=.")
-    return _check_callback(pipe, dict(extra))
+    numbers = {name: rest.pop(name) for name in ABOUT if rest.get(name) is not None}
+    for name in ABOUT:
+        rest.pop(name, None)  # given as None, which says nothing
+    if "guidance_scale" in numbers and "true_cfg_scale" not in signature:
+        _put(numbers, "true_cfg_scale", *_as_true_cfg(pipe, backbone, numbers.pop("guidance_scale")))
+    if (steps := rest.pop("num_inference_steps", None)) is not None:
+        _put(numbers, "steps", steps, "num_inference_steps")
+    if (count := rest.pop("num_images_per_prompt", None)) is not None:
+        num_images = _same("num_images", num_images, "num_images_per_prompt", count, unsaid=1)
+    if (generator := rest.pop("generator", None)) is not None:
+        seed = _same("seed", seed, "generator", generator, unsaid=None)
+    return Call(  # the rest of the arguments last: what the others take is no longer among them
+        numbers=numbers,
+        seed=seed,
+        num_images=num_images,
+        max_sequence_length=rest.pop("max_sequence_length", None),
+        output_type=_check_output(rest.pop("output_type", None) or "pil"),
+        return_dict=bool(rest.pop("return_dict", True)),
+        extra=_check_extra(pipe, signature, rest),
+        plan=_chosen(plan, base, numbers),
+    )
 
 
-def fit_arguments(extra: Arguments, size: Size) -> dict[str, Any]:
-    """Return the arguments for a pass at `size`: control images given as tensors are resized to it.
-
-    Images of other kinds are resized by the pipelines themselves. Bilinear: no value leaves the range.
-    """
-    return {name: _resized(value, size) if name in _IMAGES else value for name, value in extra.items()}
-
-
-@contextmanager
-def text_lora_scale(pipe: Pipeline, extra: Arguments) -> Iterator[None]:
-    """Weigh the text encoders' LoRAs meanwhile as the pipeline's call would, which encodes no text for us.
-
-    The scale stands in joint_attention_kwargs or attention_kwargs (diffusers 0.42.1, pipeline_flux.py).
-    """
+def lora_scale(extra: Arguments) -> float | None:
+    """Return the weight that the caller gives LoRAs for a call (diffusers 0.42.1, pipeline_flux.py)."""
     given = extra.get("joint_attention_kwargs") or extra.get("attention_kwargs") or {}
-    scale = given.get("scale")
-    with ExitStack() as stack:
-        for name, part in pipe.components.items():
-            if scale is not None and name.startswith("text_encoder") and hasattr(part, "peft_config"):
-                for layer in part.modules():
-                    if hasattr(layer, "lora_alpha"):
-                        layer.scale_layer(scale)
-                        stack.callback(layer.unscale_layer, scale)
-        yield
+    scale: float | None = given.get("scale")
+    return scale
+
+
+def fit_arguments(extra: Arguments, size: Size, begin: float = 0.0, end: float = 1.0) -> dict[str, Any]:
+    """Return the arguments for a run of the pipeline at `size` that goes from share `begin` of the way to `end`.
+
+    Control images given as tensors are resized; those of other kinds the pipelines resize themselves. Bilinear: no
+    value leaves the range. Shares of the way from noise to picture become shares of the run.
+    """
+    fitted = {name: _resized(value, size) if name in _IMAGES else value for name, value in extra.items()}
+    shares = {name: _in_run(extra[name], begin, end) for name in _SHARES if extra.get(name) is not None}
+    return fitted | shares
 
 
 def describe_arguments(extra: Arguments) -> dict[str, str]:
     """Return for each argument a short text that tells values apart: images and tensors by their hash."""
-    return {f"argument.{name}": _describe(value) for name, value in extra.items()}
+    return {f"argument.{name}": _describe(value)[:_MAX_TEXT] for name, value in extra.items()}
+
+
+def _put(numbers: dict[str, Any], name: str, value: Any, called: str) -> None:
+    numbers[name] = _same(name, numbers.get(name), called, value, unsaid=None)
+
+
+def _same(name: str, said: Any, called: str, value: Any, *, unsaid: Any) -> Any:
+    """Return what two names of one thing say; raises RequestError if they say different things."""
+    if said is not unsaid and said != unsaid and said != getattr(value, "initial_seed", lambda: value)():
+        raise RequestError(f"{name} is {said!r:.80} and {called} is {value!r:.80}; they mean the same. Give one.")
+    return value
+
+
+def _as_true_cfg(pipe: Pipeline, backbone: Backbone, value: Any) -> tuple[Any, str]:
+    """Return a pipeline's own guidance_scale in our scale: Z-Image counts from 0 where others do from 1."""
+    own = real(value)
+    if own is None or backbone.guidance_field(pipe) != "true_cfg_scale":
+        return value, "guidance_scale"
+    none, one = (backbone.guidance(None, cfg).get("guidance_scale", cfg) for cfg in (0.0, 1.0))
+    return (own - none) / (one - none), "guidance_scale"
+
+
+def _chosen(plan: Plan | str | None, base: Plan, numbers: Mapping[str, Any]) -> Plan | None:
+    """Return the plan that is asked for, if any; raises RequestError for a number that it says otherwise."""
+    if plan is None:
+        return replace(base, **numbers) if numbers else None
+    chosen = get_plan(plan)
+    if not numbers:
+        return chosen
+    said = {name for name in ABOUT if getattr(chosen, name) != getattr(DEFAULT_PLAN, name)}
+    if isinstance(plan, str):
+        said |= {"steps", "refine_steps"}
+    for name in said & set(numbers):
+        if numbers[name] != getattr(chosen, name):
+            value = f"{name} is {numbers[name]!r:.80} and the plan says {getattr(chosen, name)!r}"
+            raise RequestError(f"{value}; they mean the same. Give one.")
+    return replace(chosen, **numbers)
+
+
+def _check_output(name: object) -> str:
+    if name == "latent":
+        raise RequestError("output_type is 'latent'; finished pictures are pixels. Give 'pt' for a tensor.")
+    if name not in OUTPUTS:
+        raise RequestError(f"output_type is {name!r:.80}; it must be one of {', '.join(OUTPUTS)}.")
+    return str(name)
+
+
+def _check_extra(
+    pipe: Pipeline, signature: Mapping[str, inspect.Parameter], extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments, which the pipeline's call knows and we leave to the caller; raises RequestError."""
+    kind = type(pipe).__name__
+    anything = any(each.kind is each.VAR_KEYWORD for each in signature.values())
+    theirs = [name for name in signature if name != "self" and not _owner(name)]
+    for name in extra:
+        if hint := _owner(name):
+            raise RequestError(f"{name} is not for the caller to set. {hint}")
+        if name not in signature and not anything:
+            close = difflib.get_close_matches(name, [*theirs, *_OURS, *ABOUT], n=1)
+            rest = f"did you mean {close[0]}?" if close else f"beside ours it takes {', '.join(theirs)}."
+            raise RequestError(f"There is no argument {name!r}, nor has {kind} one; {rest}")
+    if "Control" in kind and "control_image" in signature and extra.get("control_image") is None:
+        raise RequestError(f"{kind} needs a control image; give it one: control_image=.")
+    return _check_callback(pipe, extra)
 
 
 def _owner(name: str) -> str:
@@ -133,6 +216,12 @@ def _check_callback(pipe: Pipeline, extra: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise RequestError(f"callback_on_step_end_tensor_inputs has {name!r}; known are {', '.join(known)}.")
     return {**extra, "callback_on_step_end_tensor_inputs": list(dict.fromkeys(["latents", *wanted]))}
+
+
+def _in_run(value: Any, begin: float, end: float) -> Any:
+    if isinstance(value, (list, tuple)):  # one for each of several ControlNets
+        return [_in_run(each, begin, end) for each in value]
+    return min(max((value - begin) / (end - begin), 0.0), 1.0)
 
 
 def _resized(value: Any, size: Size) -> Any:

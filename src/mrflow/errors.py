@@ -63,6 +63,10 @@ class BusyError(MrFlowError, RuntimeError):
     """The pipeline is in the middle of another call."""
 
 
+class StoppedError(MrFlowError, RuntimeError):
+    """The pipeline's own stop signal ended a call before its picture was finished."""
+
+
 class ClusterError(MrFlowError, RuntimeError):
     """Ray can't be reached or started, or its workers can't."""
 

@@ -20,8 +20,8 @@ from typing import IO, Any
 from PIL import Image, ImageOps, PngImagePlugin
 
 from mrflow.errors import ImageError, OutputError, OutputExistsError, RecipeError
+from mrflow.jobs import MAX_SIDE
 from mrflow.recipe import Recipe
-from mrflow.sizes import MAX_SIDE
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = MAX_SIDE * MAX_SIDE  # below the size at which Pillow itself warns of a decompression bomb

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from mrflow import vista
-from mrflow.backbones import Pipeline, get_backbone
+from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
+from mrflow.backbones.family import Pipeline
 from mrflow.errors import DeviceError, ModelError, MrFlowError, UpscalerWarning
 from mrflow.model import Model
 from mrflow.plan import Defaults

@@ -1,23 +1,23 @@
-"""A pipeline with all that is known of it: its family, name, defaults and upscaler; plans and sizes made whole."""
+"""A pipeline with all that is known of it: family, name, defaults, upscaler; what is asked made into jobs."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
-from mrflow.backbones import Backbone, Pipeline
+from mrflow.backbones.family import Backbone, Pipeline, Reading
 from mrflow.errors import MrFlowWarning, PlanError, PromptWarning
-from mrflow.plan import Defaults, Plan
-from mrflow.presets import get_plan
-from mrflow.recipe import Mode, Recipe, library_versions
-from mrflow.request import Job
-from mrflow.schedulers import check_solver, is_plain_euler
-from mrflow.sizes import Size, check_size
+from mrflow.jobs import Asked, Job, check_size
+from mrflow.plan import Defaults, Plan, get_plan
+from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
+from mrflow.schedulers import resolve_solver
 from mrflow.upscaler import Upscaler
+
+_JOB = [each.name for each in fields(Job)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,112 +42,142 @@ class Model:
         dtype: torch.dtype = self.pipe.transformer.dtype
         return dtype
 
-    def resolve_plan(self, plan: Plan | str | None) -> Plan:
+    @property
+    def multiple(self) -> int:
+        """The pixels by whose multiples picture sides are whole patches."""
+        return self.backbone.multiple(self.pipe)
+
+    def resolve(self, asked: Iterable[Asked], *, native: bool = False) -> list[Job]:
+        """Return what is asked for as jobs, everything settled for this model: plan, size, negative prompt.
+
+        native: for the plain pipeline, of whose plan only steps, guidance and solver count, the last two as given.
+        Raises PlanError or SizeError. Warns (PromptWarning) of what the model will not take in: a text's cut-off
+        end, words it does not know, negative prompts in a run without classifier-free guidance.
+        """
+        asked, jobs, unheard, multiple = list(asked), list[Job](), False, self.backbone.multiple(self.pipe)
+        texts: dict[tuple[str, int | None], None] = {}
+        plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
+        for one in asked:
+            own, plan = self.defaults, plans[one.plan]
+            guided = plan.guided
+            values: dict[str, Any] = {
+                "negative_prompt": _first(one.negative_prompt, own.negative_prompt) if guided else None,
+                "max_sequence_length": _first(one.max_sequence_length, own.max_sequence_length),
+            }
+            size = _first(one.width, own.width), _first(one.height, own.height)
+            width, height = check_size(*size, multiple)
+            jobs.append(Job(prompt=one.prompt, seed=one.seed, plan=plan, width=width, height=height, **values))
+            unheard |= bool(one.negative_prompt) and not guided
+            for text in filter(None, (one.prompt, values["negative_prompt"])):
+                texts[text, values["max_sequence_length"]] = None
+        if unheard:
+            text = "The negative prompt has no effect without classifier-free guidance."
+            warnings.warn(f"{text} Set true_cfg_scale above 1.", PromptWarning, stacklevel=4)
+        for text, length in texts:
+            reading = self.backbone.read_prompt(self.pipe, text, length)
+            if reading.cut or reading.unknown:
+                self._warn_of_loss(reading)
+        return jobs
+
+    def resolve_plan(self, plan: Plan | str | None = None, *, native: bool = False) -> Plan:
         """Return the plan with guidance and solver filled in: from the plan, else the defaults, else the family's.
 
         Of the two kinds of guidance, `guidance_scale` stays None for checkpoints that cannot take it. The solver
         of the defaults stands in for plain Euler alone, not for a scheduler that somebody chose.
         Raises PlanError for a solver or a guidance_stop that the pipeline's scheduler cannot do.
         """
-        own = self.defaults.plan
-        plan = replace(own, solver=None) if plan is None else get_plan(plan)
-        check_solver(self.pipe, plan.solver)
-        if plan.solver is None and is_plain_euler(self.pipe):
-            plan = replace(plan, solver=own.solver)
-        field = self.backbone.guidance_field(self.pipe)
-        usual = self.backbone.default_guidance(self.pipe)
-        embedded = _first(plan.guidance_scale, own.guidance_scale)
-        cfg = _first(plan.true_cfg_scale, own.true_cfg_scale)
-        if field == "guidance_scale":
-            embedded, cfg = _first(embedded, usual), _first(cfg, 1.0)
-        else:
-            if plan.guidance_scale is not None:
-                text = f"guidance_scale has no effect: {self.name} has no guidance embeddings."
-                warnings.warn(f"{text} Set true_cfg_scale instead.", MrFlowWarning, stacklevel=4)
-            embedded, cfg = None, _first(cfg, usual)
-        if not self.backbone.takes_cfg(self.pipe):
-            if max(plan.true_cfg_scale or 1.0, plan.refine_true_cfg_scale or 1.0) > 1:
-                text = f"true_cfg_scale has no effect: {self.name} takes no classifier-free guidance."
-                warnings.warn(text, MrFlowWarning, stacklevel=4)
-            return replace(
-                plan, guidance_scale=embedded, true_cfg_scale=1.0, refine_true_cfg_scale=1.0, guidance_stop=1.0
-            )
-        refine = _first(plan.refine_true_cfg_scale, own.refine_true_cfg_scale, cfg)
-        stop = _first(plan.guidance_stop, own.guidance_stop, 1.0)
-        if stop < 1 and cfg > 1 and getattr(self.pipe.scheduler, "order", 1) != 1:
-            raise PlanError(
-                f"guidance_stop is {stop}; it needs a scheduler that asks the model once a step, and "
-                f"{type(self.pipe.scheduler).__name__} asks {self.pipe.scheduler.order} times. Set it to 1."
-            )
-        return replace(
-            plan, guidance_scale=embedded, true_cfg_scale=cfg, refine_true_cfg_scale=refine, guidance_stop=stop
-        )
-
-    def resolve_size(self, width: int | None, height: int | None, plan: Plan | None) -> Size:
-        """Return the size to make, each missing side from the defaults; raises SizeError if it does not fit.
-
-        plan: whose draft must fit too; None for a native run.
-        """
-        size = (_first(width, self.defaults.width), _first(height, self.defaults.height))
-        check_size(*size, self.backbone.multiple(self.pipe), plan)
-        return size
-
-    def resolve_jobs(self, jobs: Iterable[Job], *, guided: bool) -> list[Job]:
-        """Return the jobs with the negative prompts that will be used: the defaults' where guided, else None.
-
-        Warns (PromptWarning) of what the model will not take in: a text's cut-off end, words it does not know,
-        negative prompts in a run without classifier-free guidance.
-        """
-        jobs = list(jobs)
-        if not guided and any(job.negative_prompt for job in jobs):
-            text = "The negative prompt has no effect without classifier-free guidance."
-            warnings.warn(f"{text} Set true_cfg_scale above 1.", PromptWarning, stacklevel=4)
-        resolved = [
-            replace(
-                job, negative_prompt=_first(job.negative_prompt, self.defaults.negative_prompt) if guided else None
-            )
-            for job in jobs
-        ]
-        for text in dict.fromkeys(t for job in resolved for t in (job.prompt, job.negative_prompt) if t):
-            self._warn_of_loss(text)
+        own, takes_cfg = self.defaults.plan, self.backbone.takes_cfg(self.pipe)
+        kind, usual = self.backbone.guidance_field(self.pipe), self.backbone.default_guidance(self.pipe)
+        given = plan if isinstance(plan, Plan) else get_plan(plan or replace(own, solver=None))
+        solver = resolve_solver(self.pipe, given.solver, None if native else own.solver)
+        resolved = replace(given, solver=solver, **self._guidance(given, kind, usual, takes_cfg=takes_cfg))
+        if native:
+            stop = None if plan is None else given.guidance_stop
+            return resolved.native(given.steps, guidance_stop=stop, solver=solver)
         return resolved
 
     def recipe(
         self,
         mode: Mode,
         job: Job,
-        size: Size,
-        plan: Plan,
         batch: int = 1,
         conditions: Mapping[str, str] | None = None,
         device: torch.device | None = None,
+        **more: Any,
     ) -> Recipe:
-        """Return the recipe of one picture, as yet without its pixels' hash. device: where that is known."""
+        """Return the recipe of one picture. device: where that is known. more: fields that others know."""
         upscales = mode not in ("native", "draft")
         device = device or self.device
-        return Recipe(
-            mode=mode,
-            prompt=job.prompt,
-            negative_prompt=job.negative_prompt,
-            seed=job.seed,
-            width=size[0],
-            height=size[1],
-            plan=plan,
-            model=self.name,
-            revision=self.revision,
-            upscaler=self.upscaler.name if upscales else None,
-            upscaler_sha256=self.upscaler.sha256 if upscales else None,
-            max_sequence_length=self.defaults.max_sequence_length,
-            dtype=str(self.dtype).removeprefix("torch."),
-            device=device.type,
-            batch=batch,
-            threads=torch.get_num_threads() if device.type == "cpu" else None,
-            conditions=conditions or {},
-            versions=library_versions(),
-        )
+        values: dict[str, Any] = {
+            **{name: getattr(job, name) for name in _JOB},
+            "mode": mode,
+            "model": self.name,
+            "revision": self.revision,
+            "upscaler": self.upscaler.name if upscales else None,
+            "upscaler_sha256": self.upscaler.sha256 if upscales else None,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": device.type,
+            "batch": batch,
+            "threads": torch.get_num_threads() if device.type == "cpu" else None,
+            "conditions": conditions or {},
+            "versions": library_versions(),
+        }
+        return Recipe(**values | more)
 
-    def _warn_of_loss(self, text: str) -> None:
-        reading = self.backbone.read_prompt(self.pipe, text, self.defaults.max_sequence_length)
+    def finished_recipe(
+        self, base: Job, batch: int, conditions: Mapping[str, str], device: torch.device, pixels_sha256: str
+    ) -> Recipe:
+        """Return the recipe of a finished picture.
+
+        base: the recipe that a draft or given image was planned with, or a native picture's job. batch, device:
+        of the finishing. conditions: of the pipeline while it finished.
+        """
+        more: dict[str, Any] = {"pixels_sha256": pixels_sha256}
+        if not isinstance(base, Recipe):
+            return self.recipe("native", base, batch, conditions, device, **more)
+        if base.mode != "enhance" and base.conditions != conditions:  # enhancing drafts nothing
+            conditions = finished_conditions(base.conditions, conditions)
+        if base.threads != (torch.get_num_threads() if device.type == "cpu" else None):
+            more["threads"] = None
+        more["input_sha256"] = base.input_sha256
+        mode: Mode = "staged" if base.input_sha256 is None else "finish"
+        if base.mode == "enhance":
+            mode = "enhance"
+        return self.recipe(mode, base, max(batch, base.batch), conditions, device, **more)
+
+    def _guidance(self, plan: Plan, kind: str, usual: float, *, takes_cfg: bool) -> dict[str, Any]:
+        """Return the fields of a resolved plan that guide it. kind, usual, takes_cfg: as the backbone says."""
+        own = self.defaults.plan
+        embedded = _first(plan.guidance_scale, own.guidance_scale)
+        cfg = _first(plan.true_cfg_scale, own.true_cfg_scale)
+        if kind == "guidance_scale":
+            embedded, cfg = _first(embedded, usual), _first(cfg, 1.0)
+        else:
+            if plan.guidance_scale:  # 0 asks for none, as diffusers' examples of FLUX.1-schnell do
+                text = f"guidance_scale has no effect: {self.name} has no guidance embeddings."
+                warnings.warn(f"{text} Set true_cfg_scale instead.", MrFlowWarning, stacklevel=6)
+            embedded, cfg = None, _first(cfg, usual)
+        refine = _first(plan.refine_true_cfg_scale, own.refine_true_cfg_scale, cfg)
+        stop = _first(plan.guidance_stop, own.guidance_stop, 1.0)
+        if not takes_cfg:
+            if max(plan.true_cfg_scale or 1.0, plan.refine_true_cfg_scale or 1.0) > 1:
+                text = f"true_cfg_scale has no effect: {self.name} takes no classifier-free guidance."
+                warnings.warn(text, MrFlowWarning, stacklevel=6)
+            cfg = refine = stop = 1.0
+        order = getattr(self.pipe.scheduler, "order", 1)
+        if stop < 1 and cfg > 1 and order != 1:
+            raise PlanError(
+                f"guidance_stop is {stop}; it needs a scheduler that asks the model once a step, and "
+                f"{type(self.pipe.scheduler).__name__} asks {order} times. Set it to 1."
+            )
+        return {
+            "guidance_scale": embedded,
+            "true_cfg_scale": cfg,
+            "refine_true_cfg_scale": refine,
+            "guidance_stop": stop,
+        }
+
+    def _warn_of_loss(self, reading: Reading) -> None:
         if reading.cut:
             warnings.warn(
                 f"The prompt is too long for {self.name}; this end is cut off: {reading.cut[:500]!r}",

@@ -3,38 +3,34 @@
     1 encode the prompt    2 draft    3 decode    4 upscale    5 encode    6 add noise    7 refine    8 decode
 
 `draft` is steps 1 to 3, `finish` 4 to 8, a call both, `enhance` 1 and 4 to 8. Everything a caller gives is
-checked before any work; the steps themselves are in `mrflow.stages`.
+checked before any work; the steps themselves are in `mrflow.steps`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mrflow.arguments import Arguments, check_arguments
-from mrflow.backbones import Pipeline
-from mrflow.conditions import describe, warn_of_difference
+from mrflow.arguments import Arguments, Call, read_call
+from mrflow.backbones.family import Pipeline
+from mrflow.borrowing import borrowed
+from mrflow.calls import OnPicture, finish_drafts, make_drafts, make_natives
+from mrflow.drafts import Draft, Drafts, ImageSource, Result, check_input, drafts_from_images, replan_drafts
 from mrflow.errors import RequestError
+from mrflow.jobs import Job, Prompts, Seeds, ask
+from mrflow.lanes import cpu_threads
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.model import Model
-from mrflow.passes import borrowed
-from mrflow.plan import Defaults, Plan
-from mrflow.presets import get_plan
-from mrflow.production import OnPicture, finish_drafts, make_drafts, make_natives
-from mrflow.progress import Callback, Clock
-from mrflow.recipe import Recipe
-from mrflow.request import Seeds, make_jobs
-from mrflow.results import Draft, Drafts, Result
-from mrflow.sharing import cpu_threads
-from mrflow.sources import ImageSource, check_input, drafts_from_images, replan_drafts
-from mrflow.stages import Stages
+from mrflow.plan import DEFAULT_PLAN, Defaults, Plan, get_plan, whole
+from mrflow.progress import Callback
+from mrflow.recipe import Recipe, warn_of_difference
+from mrflow.steps import Run
 from mrflow.upscaler import Upscaler
-
-Prompts = str | Sequence[str]
 
 
 class MrFlow:
@@ -52,11 +48,14 @@ class MrFlow:
     plan: a Plan, a preset's name, any "N+M", or None for the model's default.
     seed: a number (several pictures take seed, seed + 1, ...), one each, or None: drawn, and kept in the recipe.
     num_images: pictures per prompt, side by side in the result.
-    stages: keep the upscaled pictures in the result. callback: gets a Progress at each step, and may raise.
+    keep_upscaled: keep the pictures of step 4 in the result. callback: gets a Progress at each step, and may
+        raise; without one a single bar names what is going on, as the pipeline's own is set to look.
     on_picture: called with each finished picture's number and a Result of it alone, while others are still to be
         made; what it raises ends the call.
-    extra: any other argument of the pipeline's call, for both passes (see mrflow.arguments): control_image,
-        joint_attention_kwargs, callback_on_step_end and the like.
+    others: any field of Plan (steps=8, refine_sigma=0.2), and the pipeline's own arguments under their own names,
+        so that a call of the pipeline is one of ours: num_inference_steps (the draft's), guidance_scale,
+        true_cfg_scale, num_images_per_prompt, generator, max_sequence_length, output_type ("pil", "pt" or "np"),
+        return_dict; control_image, joint_attention_kwargs, callback_on_step_end and the like go to both passes.
 
     Raises RequestError (PromptError, PlanError, SizeError) for what cannot be done as asked, before any work.
     """
@@ -87,13 +86,17 @@ class MrFlow:
         fast._wrap(load_model(source, **kwargs), batch_size)
         return fast
 
+    @classmethod
+    def from_pipe(cls, pipe: Pipeline | MrFlow, **kwargs: Any) -> MrFlow:
+        """Return MrFlow over a pipeline that is loaded, or that of another MrFlow; kwargs: MrFlow's own."""
+        return cls(pipe.pipe if isinstance(pipe, MrFlow) else pipe, **kwargs)
+
     def _wrap(self, model: Model, batch_size: int | None) -> None:
-        if batch_size is not None and (
-            not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
-        ):
+        if batch_size is not None and (whole(batch_size) or 0) < 1:
             raise RequestError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1. Try 4.")
         self.model = model
         self._batch_size = batch_size
+        self._base = replace(model.defaults.plan, solver=None)
 
     @property
     def batch_size(self) -> int:
@@ -121,21 +124,23 @@ class MrFlow:
         plan: Plan | str | None = None,
         seed: Seeds = None,
         num_images: int = 1,
-        stages: bool = False,
+        keep_upscaled: bool = False,
         callback: Callback | None = None,
         on_picture: OnPicture | None = None,
-        **extra: Any,
+        **others: Any,
     ) -> Result:
-        """Return finished pictures: draft, then finish."""
-        extra = check_arguments(self.pipe, extra)
-        plan = self.model.resolve_plan(plan)
-        size = self.model.resolve_size(width, height, plan)
-        jobs = make_jobs(prompt, negative_prompt, seed, num_images)
-        jobs = self.model.resolve_jobs(jobs, guided=plan.guided)
-        with self._running(callback, extra) as running:
-            batch_size = self.batch_size
-            drafts = make_drafts(running, jobs, plan, size, batch_size)
-            return finish_drafts(running, drafts, batch_size, keep_upscaled=stages, on_picture=on_picture)
+        """Return finished pictures: draft, then finish. With return_dict=False a tuple that holds the images."""
+        call = self._read(others, plan=plan, seed=seed, num_images=num_images)
+        jobs = self._jobs(call, prompt, negative_prompt, width, height)
+        with self._running(callback, call.extra) as run:
+            result = finish_drafts(
+                run,
+                make_drafts(run, jobs),
+                keep_upscaled=keep_upscaled,
+                on_picture=on_picture,
+                output_type=call.output_type,
+            )
+        return result if call.return_dict else result.to_tuple()
 
     def draft(
         self,
@@ -148,40 +153,45 @@ class MrFlow:
         seed: Seeds = None,
         num_images: int = 1,
         callback: Callback | None = None,
-        **extra: Any,
+        **others: Any,
     ) -> Drafts:
         """Return drafts, `plan.scale` times smaller than width x height, ready to be finished."""
-        extra = check_arguments(self.pipe, extra)
-        plan = self.model.resolve_plan(plan)
-        size = self.model.resolve_size(width, height, plan)
-        jobs = make_jobs(prompt, negative_prompt, seed, num_images)
-        jobs = self.model.resolve_jobs(jobs, guided=plan.guided)
-        with self._running(callback, extra) as running:
-            drafts = make_drafts(running, jobs, plan, size, self.batch_size)
-            return Drafts(tuple(drafts), running.clock.totals())
+        call = self._read(others, plan=plan, seed=seed, num_images=num_images)
+        jobs = self._jobs(call, prompt, negative_prompt, width, height)
+        with self._running(callback, call.extra) as run:
+            drafts = make_drafts(run, jobs)
+            return Drafts(tuple(drafts), run.clock.totals())
 
     def finish(
         self,
         drafts: Draft | Iterable[Draft],
         *,
         plan: Plan | str | None = None,
-        stages: bool = False,
+        keep_upscaled: bool = False,
         callback: Callback | None = None,
         on_picture: OnPicture | None = None,
-        **extra: Any,
+        **others: Any,
     ) -> Result:
         """Return the drafts at full size.
 
-        plan: None finishes as the drafts were planned, exactly as a call would have. Another one changes the
-        refine pass, and with its scale the final size. extra: give again what the drafts were made with.
+        plan: None finishes as the drafts were planned, exactly as a call would have. Another one, or fields of it
+        among the others, changes the refine pass, and with its scale the final size. Give again what else the
+        drafts were made with.
         """
-        extra = check_arguments(self.pipe, extra)
-        planned = replan_drafts(self.model, drafts, plan)
-        with self._running(callback, extra) as running:
+        call = self._read(others, plan=plan)
+        planned = replan_drafts(self.model, drafts, plan if plan is None else call.plan, call.numbers)
+        with self._running(callback, call.extra) as run:
             for draft in planned:
                 if draft.base_recipe.mode != "enhance":
-                    warn_of_difference(draft.base_recipe.conditions, running.conditions, "A draft")
-            return finish_drafts(running, planned, self.batch_size, keep_upscaled=stages, on_picture=on_picture)
+                    warn_of_difference(draft.base_recipe.conditions, run.conditions, "A draft")
+            result = finish_drafts(
+                run,
+                planned,
+                keep_upscaled=keep_upscaled,
+                on_picture=on_picture,
+                output_type=call.output_type,
+            )
+        return result if call.return_dict else result.to_tuple()
 
     def enhance(
         self,
@@ -193,10 +203,10 @@ class MrFlow:
         height: int | None = None,
         plan: Plan | str | None = None,
         seed: Seeds = None,
-        stages: bool = False,
+        keep_upscaled: bool = False,
         callback: Callback | None = None,
         on_picture: OnPicture | None = None,
-        **extra: Any,
+        **others: Any,
     ) -> Result:
         """Return given pictures, upscaled and refined: steps 4 to 8.
 
@@ -205,11 +215,27 @@ class MrFlow:
         neither. An image of another shape is cropped to the aspect ratio, evenly on both sides.
         Raises ImageError for an image that cannot be read.
         """
-        extra = check_arguments(self.pipe, extra)
-        plan = self.model.resolve_plan(plan)
-        drafts = drafts_from_images(self.model, image, prompt, negative_prompt, seed, (width, height), plan)
-        with self._running(callback, extra) as running:
-            return finish_drafts(running, drafts, self.batch_size, keep_upscaled=stages, on_picture=on_picture)
+        call = self._read(others, plan=plan, seed=seed)
+        drafts = drafts_from_images(
+            self.model,
+            image,
+            prompt,
+            negative_prompt,
+            call.seed,
+            plan=call.plan,
+            width=width,
+            height=height,
+            max_sequence_length=call.max_sequence_length,
+        )
+        with self._running(callback, call.extra) as run:
+            result = finish_drafts(
+                run,
+                drafts,
+                keep_upscaled=keep_upscaled,
+                on_picture=on_picture,
+                output_type=call.output_type,
+            )
+        return result if call.return_dict else result.to_tuple()
 
     def native(
         self,
@@ -224,22 +250,21 @@ class MrFlow:
         num_images: int = 1,
         callback: Callback | None = None,
         on_picture: OnPicture | None = None,
-        **extra: Any,
+        **others: Any,
     ) -> Result:
         """Return the plain pipeline's pictures at full size, for comparison: same prompts, seeds and guidance.
 
         steps: None is the model's default, 50. plan: only its guidance and solver count; guided in every step and
         stepped by the pipeline's own scheduler, unless the plan itself says otherwise.
         """
-        extra = check_arguments(self.pipe, extra)
-        steps = self.model.defaults.native_steps if steps is None else steps
-        given = get_plan(plan)
-        plan = self.model.resolve_plan(plan).native(steps, guidance_stop=given.guidance_stop, solver=given.solver)
-        size = self.model.resolve_size(width, height, None)
-        jobs = make_jobs(prompt, negative_prompt, seed, num_images)
-        jobs = self.model.resolve_jobs(jobs, guided=plan.guided)
-        with self._running(callback, extra) as running:
-            return make_natives(running, jobs, plan, size, self.batch_size, on_picture=on_picture)
+        chosen = replace(get_plan(plan), steps=DEFAULT_PLAN.steps, refine_steps=DEFAULT_PLAN.refine_steps)
+        call = self._read({**others, "steps": steps}, plan=chosen, seed=seed, num_images=num_images)
+        if "steps" not in call.numbers:
+            call = replace(call, plan=replace(chosen, steps=self.model.defaults.native_steps))
+        jobs = self._jobs(call, prompt, negative_prompt, width, height, native=True)
+        with self._running(callback, call.extra) as run:
+            result = make_natives(run, jobs, on_picture=on_picture, output_type=call.output_type)
+        return result if call.return_dict else result.to_tuple()
 
     def replay(
         self,
@@ -247,24 +272,25 @@ class MrFlow:
         image: ImageSource | None = None,
         *,
         callback: Callback | None = None,
-        **extra: Any,
+        **others: Any,
     ) -> Result:
         """Return the picture that `recipe` describes, made again; its pixels_sha256 tells whether it is the same.
 
         The same on the same machine and library versions; `recipe.differences` names what is not. A CPU takes as
-        many threads as the picture had, where it has the cores. image: the one that "enhance" began with. extra:
+        many threads as the picture had, where it has the cores. image: the one that "enhance" began with. others:
         give again what the picture was made with; LoRAs, caches and a scheduler are the pipeline's, as it is now.
         Warns (MrFlowWarning) where these are not what the recipe says, for then the pixels will differ. Raises
         ImageError where the image is missing or another one.
         """
-        extra = check_arguments(self.pipe, extra)
-        warn_of_difference(recipe.conditions, describe(self.pipe, extra), "The picture")
+        extra = self._read(others).extra
+        warn_of_difference(recipe.conditions, Run.over(self.model, extra=extra).conditions, "The picture")
         settings: dict[str, Any] = {
             "negative_prompt": recipe.negative_prompt,
             "width": recipe.width,
             "height": recipe.height,
             "plan": recipe.plan,
             "seed": recipe.seed,
+            "max_sequence_length": recipe.max_sequence_length,
             "callback": callback,
             **extra,
         }
@@ -280,8 +306,38 @@ class MrFlow:
                 return Result(drafts.images, drafts.recipes, drafts.seconds, drafts)
             return self.finish(drafts[0].rounded(), callback=callback, **extra)
 
+    def _read(self, others: Arguments, **ours: Any) -> Call:
+        base = self._base  # whose solver the model's resolving puts back where it fits
+        return read_call(self.pipe, self.model.backbone, others, base=base, **ours)
+
+    def _jobs(
+        self,
+        call: Call,
+        prompt: Prompts,
+        negative_prompt: Prompts | None,
+        width: int | None,
+        height: int | None,
+        *,
+        native: bool = False,
+    ) -> list[Job]:
+        """Return what is asked for as jobs; raises RequestError and its kin before any work."""
+        asked = ask(
+            prompt,
+            negative_prompt,
+            call.seed,
+            call.num_images,
+            plan=call.plan,
+            width=width,
+            height=height,
+            max_sequence_length=call.max_sequence_length,
+        )
+        return self.model.resolve(asked, native=native)
+
     @contextmanager
-    def _running(self, callback: Callback | None, extra: Arguments) -> Iterator[Stages]:
-        """Hold the pipeline for one call and give its stages."""
-        with borrowed(self.pipe, quiet=callback is not None):
-            yield Stages(model=self.model, clock=Clock(self.model.device, callback), extra=extra)
+    def _running(self, callback: Callback | None, extra: Arguments) -> Iterator[Run]:
+        """Hold the pipeline for one call and give what its steps work with."""
+        shown = getattr(self.pipe, "_progress_bar_config", None) or {}
+        with borrowed(self.pipe), ExitStack() as stack:
+            run = Run.over(self.model, callback, extra, self._batch_size, shown)
+            stack.callback(run.clock.close)
+            yield run

@@ -1,18 +1,30 @@
-"""How a picture is made: the numbers of the two passes, each described once, and what a model does by itself.
+"""How a picture is made: the numbers of the two passes, each described once; published plans, and those in files.
 
 A field of Plan says in its metadata all that the doors need: its help, its bounds, what the command line and HTTP
 call it. Options, request bodies, method texts and the docstring are made from that.
+
+`mrflow tune` writes plans into files, which only commands read: a name in a row of prompts or in a request is
+never taken for a path.
+
+    {"format": 1, "plan": {"steps": 8, "refine_sigma": 0.2, ...}, "measured": {...}}
 """
 
 from __future__ import annotations
 
+import json
 import math
+import operator
+import os
+import re
+import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from mrflow.checks import real, whole
 from mrflow.errors import PlanError
 
 MAX_STEPS = 1000
@@ -21,6 +33,37 @@ SOLVERS = ("dpm++2m", "unipc")
 OWN = "own"
 _MAX_DENOMINATOR = 8  # 1.5 = 3/2 and 1.333 = 4/3 pass; finer ratios would leave hardly any size that fits
 _RATIO_TOLERANCE = 1e-3
+
+FORMAT = 1  # of plan files
+SUFFIX = ".json"
+_MAX_BYTES = 2**20
+
+
+def whole(value: object) -> int | None:
+    """Return a whole number as Python's own, or None for anything else; a truth value is no number."""
+    if _is_truth(value):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # asked, not told
+    except (TypeError, ValueError, RuntimeError):  # the last from a tensor of several values
+        return None
+
+
+def real(value: object) -> float | None:
+    """Return a number as a Python float, or None for anything else, text among it. May be infinite or nan."""
+    number: Any = value
+    if _is_truth(value) or not hasattr(number, "__float__") or getattr(number, "shape", None):
+        return None
+    try:
+        return float(number)
+    except OverflowError:  # an integer beyond all floats, and yet finite
+        return sys.float_info.max if number > 0 else -sys.float_info.max
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _is_truth(value: object) -> bool:
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +255,11 @@ class Plan:
         """The short name, "12+1": draft steps + refine steps."""
         return f"{self.steps}+{self.refine_steps}"
 
+    def draft_size(self, width: int, height: int, multiple: int = 1) -> tuple[int, int]:
+        """Return the draft's size of a final one: over `scale`, in the nearest whole patches of `multiple`."""
+        unit, half = self.ratio * multiple, Fraction(1, 2)
+        return max(int(width / unit + half), 1) * multiple, max(int(height / unit + half), 1) * multiple
+
     def native(self, steps: int, *, guidance_stop: float | None = None, solver: str | None = None) -> Plan:
         """Return the plain pipeline's plan: guided in every step, by its own scheduler, unless given."""
         stop = 1.0 if guidance_stop is None else guidance_stop
@@ -247,6 +295,28 @@ Plan.__doc__ = f"{Plan.__doc__}\n" + "\n".join(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A published plan: its name, when to take it and where its numbers come from."""
+
+    name: str
+    plan: Plan
+    about: str
+    source: str
+
+
+def _read_presets() -> dict[str, Preset]:
+    tables = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
+    return {
+        name: Preset(**{**table, "name": name, "plan": Plan(**table["plan"])}) for name, table in tables.items()
+    }
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(_read_presets())
+
+DEFAULT_PLAN = PRESETS["12+1"].plan
+
+
+@dataclass(frozen=True, kw_only=True)
 class Defaults:
     """A model's own defaults; what a call gives wins over them.
 
@@ -263,3 +333,58 @@ class Defaults:
     native_steps: int = 50
     negative_prompt: str = ""
     max_sequence_length: int | None = None
+
+
+def get_plan(plan: Plan | str | None = None) -> Plan:
+    """Return a plan from a preset's name, any "N+M" text, a Plan (as it is) or None (12+1).
+
+    Raises PlanError for other text, naming the presets.
+    """
+    if plan is None:
+        return DEFAULT_PLAN
+    if isinstance(plan, Plan):
+        return plan
+    if not isinstance(plan, str):
+        raise PlanError(f"plan is {type(plan).__name__}; it must be a Plan or a name such as '12+1'.")
+    name = plan.strip()
+    if name in PRESETS:
+        return PRESETS[name].plan
+    match = re.fullmatch(r"(\d{1,4})\s*\+\s*(\d{1,4})", name, flags=re.ASCII)
+    if match is None:
+        raise PlanError(
+            f"There is no plan {name[:80]!r}. Known: {', '.join(PRESETS)}; "
+            "or give your own as draft steps + refine steps, such as '16+1'."
+        )
+    return Plan(steps=int(match[1]), refine_steps=int(match[2]))
+
+
+def named_plan(name: str | None) -> Plan:
+    """Return the plan of a file, if the name ends in .json, else what `get_plan` gives. Raises PlanError."""
+    if name is not None and name.strip().lower().endswith(SUFFIX):
+        return read_plan(Path(name.strip()))
+    return get_plan(name)
+
+
+def read_plan(path: Path) -> Plan:
+    """Return the plan in a file; raises PlanError if it is missing, no plan or written by a later version."""
+    if not os.path.isfile(path):  # os.path, for it takes any text, however long
+        raise PlanError(f"There is no plan file {str(path)[:200]}. Make one with: mrflow tune")
+    try:
+        with open(path, "rb") as file:
+            data = json.loads(file.read(_MAX_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise PlanError(f"{path} is no JSON that can be read. Make a plan file with: mrflow tune") from None
+    if not isinstance(data, dict) or not isinstance(data.get("plan"), dict):
+        raise PlanError(f'{path} holds no "plan". Make a plan file with: mrflow tune')
+    version = data.get("format")
+    if version != FORMAT:
+        raise PlanError(f"{path} has format {version!r:.40}; known is {FORMAT}. Upgrade mrflow.")
+    try:
+        return Plan.from_dict(data["plan"])
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from None
+
+
+def plan_to_json(plan: Plan, measured: Mapping[str, Any]) -> str:
+    """Return the text of a plan file. measured: on what grounds, for people to read."""
+    return json.dumps({"format": FORMAT, "plan": plan.to_dict(), "measured": dict(measured)}, indent=2) + "\n"

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Stage = Literal["text", "draft", "decode_draft", "upscale", "encode", "refine", "decode"]
+_SHOWN = ("decode_draft", "upscale", "decode")  # stages that make pixels
+WORDS: Mapping[Stage, str] = {
+    "text": "encode the prompt",
+    "draft": "draft",
+    "decode_draft": "decode the draft",
+    "upscale": "upscale",
+    "encode": "encode",
+    "refine": "refine",
+    "decode": "decode",
+}
 
 
 @dataclass(frozen=True)
@@ -45,22 +56,38 @@ class Clock:
     device is synchronized at a stage's ends, so that each stage is charged with its own work.
     """
 
-    def __init__(self, device: torch.device, callback: Callback | None = None) -> None:
-        """Start the clock of one call; `callback` gets a Progress at each step and may raise to stop it."""
+    def __init__(
+        self, device: torch.device, callback: Callback | None = None, bar: Mapping[str, Any] | None = None
+    ) -> None:
+        """Start the clock of one call; `callback` gets a Progress at each step and may raise to stop it.
+
+        bar: without a callback, draw a bar set to look like this; None draws none.
+        """
         self.seconds: dict[str, float] = {}
         self.device = device
-        self._callback = callback
+        self._bar = Bar(bar) if callback is None and bar is not None else None
+        self._callback = callback or self._bar
+        self._stage = StageRun(None, Progress("text", 0, 1, 1, 1))
         self._begin = self._now()
 
     @contextmanager
     def stage(self, name: Stage, steps: int = 1, batch: int = 1, batches: int = 1) -> Iterator[StageRun]:
         """Time the body as one stage: news before it and, unless it raises, after it."""
-        run = StageRun(self._callback, Progress(name, 0, steps, batch, batches))
+        run = self._stage = StageRun(self._callback, Progress(name, 0, steps, batch, batches))
         run.step(0)
         begin = self._now()
         yield run
         self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
         run.finish()
+
+    def step(self, step: int) -> None:
+        """Report that `step` steps of the stage at work are done."""
+        self._stage.step(step)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
 
     def totals(self) -> dict[str, float]:
         """Return the seconds per stage, and as "total" those since the call began."""
@@ -70,8 +97,57 @@ class Clock:
         if self.device.type in ("cuda", "mps"):
             import torch
 
-            (torch.cuda if self.device.type == "cuda" else torch.mps).synchronize()
+            torch.cuda.synchronize(self.device) if self.device.type == "cuda" else torch.mps.synchronize()
         return time.perf_counter()
+
+
+P = ParamSpec("P")
+Made = TypeVar("Made")
+Step = Callable[Concatenate[Any, Any, P], Made]
+
+
+def timed(name: Stage, loop: str = "") -> Callable[[Step[P, Made]], Step[P, Made]]:
+    """Return a decorator that makes a step of the method, step(run, batch, ...), a stage of its run's clock.
+
+    loop: the plan's field with the number of its denoising steps, which it reports by `run.clock.step`.
+    """
+
+    def decorate(step: Step[P, Made]) -> Step[P, Made]:
+        @wraps(step)
+        def timed_step(run: Any, batch: Any, *args: P.args, **kwargs: P.kwargs) -> Made:
+            steps = getattr(batch.jobs[0].plan, loop) if loop else 1
+            with run.clock.stage(name, steps, batch.number, batch.of) as stage:
+                made = step(run, batch, *args, **kwargs)
+                if name in _SHOWN:
+                    stage.pixels = made
+            return made
+
+        return cast("Step[P, Made]", timed_step)
+
+    return decorate
+
+
+class Bar:
+    """A callback that draws one bar for a call, which names the stage at work; to be closed in the end."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """config: what a pipeline's own bar is set to (`set_progress_bar_config`); its text stands in front."""
+        from tqdm.auto import tqdm
+
+        self._prefix = f"{config['desc']} " if config.get("desc") else ""
+        self._bar = tqdm(**{**config, "total": 1, "desc": self._prefix})
+
+    def __call__(self, news: Progress) -> None:
+        """Show where the call is."""
+        if news.step == 0:
+            number = f" {news.batch}/{news.batches}" if news.batches > 1 else ""
+            self._bar.reset(total=news.steps)
+            self._bar.set_description_str(f"{self._prefix}{WORDS[news.stage]}{number}")
+        self._bar.update(news.step - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
 
 
 class StageRun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -11,34 +12,36 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
-from mrflow.errors import MrFlowError, RecipeError
-from mrflow.plan import Plan
+from mrflow.errors import MrFlowError, MrFlowWarning, RecipeError
+from mrflow.jobs import MAX_SEED, Job
+from mrflow.plan import Plan, whole
 
 Mode = Literal["staged", "draft", "finish", "enhance", "native"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 FORMAT = 1
 MAX_JSON = 256 * 1024  # characters; a real recipe has about a thousand
-MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes without wrapping round
 _TEXTS = ("conditions", "versions")  # fields that map names to texts
-_PACKAGES = ("torch", "diffusers", "transformers", "spandrel")
+_PACKAGES = ("mrflow", "torch", "diffusers", "transformers", "spandrel")
+_LATER = "A later mrflow wrote it: upgrade mrflow."
+_ABSENT: Mapping[str, Any] = {
+    "batch": 1,
+    "conditions": {},
+    "versions": {},
+}  # of a missing field, if not None
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything needed to make one picture again. Checked on creation: raises RecipeError.
+class Recipe(Job):
+    """A job and all else that is needed to make its picture again. Checked on creation: raises RecipeError.
 
     mode: "staged" (draft, then finish), "draft" (a draft itself), "finish" (a draft that went through an
         8-bit file), "enhance" (steps 4 to 8 on a given image) or "native" (the plain pipeline).
-    prompt, negative_prompt: as given; None where no negative prompt was used.
-    seed: of this one picture; draft and refine noise both come from it (see `mrflow.sampling`).
-    width, height: pixels of the finished picture; a draft records the size that it is meant for.
-    plan: resolved, that is with the guidance really used. Of a native picture only `steps` and the guidance
-        count.
+    width, height: a draft records the size that it is meant for. plan: of a native picture only `steps` and the
+        guidance count. The job's other fields: see there.
     model, revision: hub id, folder or "vista", and its commit or content hash where known.
     upscaler, upscaler_sha256: file or method name; the hash of the file, None for plain interpolation.
-    max_sequence_length: text tokens, None for the pipeline's default.
     dtype, device: of the transformer ("bfloat16", "cuda").
     batch: pictures that went through the model together. Sums are rounded otherwise in a batch of another size,
         so that a value of a pixel may differ by 1/255.
@@ -52,17 +55,10 @@ class Recipe:
     """
 
     mode: Mode
-    prompt: str
-    seed: int
-    width: int
-    height: int
-    plan: Plan
     model: str
-    negative_prompt: str | None = None
     revision: str | None = None
     upscaler: str | None = None
     upscaler_sha256: str | None = None
-    max_sequence_length: int | None = None
     dtype: str | None = None
     device: str | None = None
     batch: int = 1
@@ -100,23 +96,20 @@ class Recipe:
         return {**self.__dict__, **{name: dict(getattr(self, name)) for name in _TEXTS}}
 
     def to_json(self) -> str:
-        """Return the recipe as one JSON object of ASCII text, with its format number."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["plan"] = self.plan.to_dict()
-        values |= {name: dict(values[name]) for name in _TEXTS}
-        return json.dumps({"format": FORMAT, **values}, allow_nan=False)
+        """Return the recipe as one JSON object of ASCII text, with its format number; unsaid fields left out."""
+        return json.dumps({"format": FORMAT, **self._values()}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """Return the recipe in `text`, which may come from anywhere.
 
-        Fields that this version does not know are ignored, so that small additions stay readable.
-        Raises RecipeError for text that is too long, no JSON, of a later format or with wrong values.
+        Raises RecipeError for text that is too long, no JSON, of a later format, with fields that only a later
+        version knows, or with wrong values.
         """
-        data = _parse(text)
-        _check_range("format", data.get("format"), 1, FORMAT, hint="A later mrflow wrote it: upgrade mrflow.")
-        known = {item.name for item in fields(cls)}
-        values = {name: value for name, value in data.items() if name in known}
+        values = _parse(text)
+        _check_range("format", values.pop("format", None), 1, FORMAT, hint=_LATER)
+        if unknown := sorted(set(values) - {item.name for item in fields(cls)}):
+            raise RecipeError(f"The recipe has {unknown[0][:80]!r}, which this mrflow does not know. {_LATER}")
         try:
             values["plan"] = Plan.from_dict(values["plan"])
             return cls(**values)
@@ -136,23 +129,42 @@ class Recipe:
         return {n: (mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n)}
 
     def _flat(self) -> dict[str, object]:
-        values = json.loads(self.to_json())
-        inner = {f"{name}.{key}": text for name in _TEXTS for key, text in values[name].items()}
-        return {name: value for name, value in values.items() if name not in (*_TEXTS, "format")} | inner
+        inner = {f"{name}.{key}": text for name in _TEXTS for key, text in getattr(self, name).items()}
+        return {name: value for name, value in self._values().items() if name not in _TEXTS} | inner
+
+    def _values(self) -> dict[str, Any]:
+        """Return the fields as JSON values, but those whose value is that of a file without them."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values |= {name: dict(values[name]) for name in _TEXTS}
+        values = {name: value for name, value in values.items() if value != _ABSENT.get(name)}
+        return values | {"plan": self.plan.to_dict()}
 
 
 @cache
 def library_versions() -> Mapping[str, str]:
     """Return the installed versions of mrflow and of the libraries that shape its pixels; not to be changed."""
-    from mrflow import __version__
-
-    versions = {"mrflow": __version__}
+    versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue  # vendored or built from source without metadata: nothing true can be said
     return MappingProxyType(versions)
+
+
+def finished_conditions(draft: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Return those of a picture whose draft may have been made under others, which then begin with "draft."."""
+    names = sorted({name for name in (*draft, *now) if draft.get(name) != now.get(name)})
+    return {**now, **{f"draft.{name}": draft.get(name, "none") for name in names}}
+
+
+def warn_of_difference(recorded: Mapping[str, str], here: Mapping[str, str], whose: str) -> None:
+    """Warn (MrFlowWarning) where what shaped a picture is not what is here."""
+    names = [name for name in {**recorded, **here} if recorded.get(name) != here.get(name)]
+    if names:
+        told = "; ".join(f"{n} {recorded.get(n, 'none')[:80]}, here {here.get(n, 'none')[:80]}" for n in names)
+        text = f"{whose} was made with other settings than the pipeline has now, and its pixels depend on them"
+        warnings.warn(f"{text}: {told}.", MrFlowWarning, stacklevel=4)
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -177,7 +189,8 @@ def _check(name: str, value: object, kind: type, *, optional: bool = False) -> N
 
 
 def _check_range(name: str, value: object, low: int, high: int, hint: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    number = value if type(value) is int else whole(value)
+    if number is None or not low <= number <= high:
         shown = repr(value)[:80]
         rule = f"it must be a whole number from {low} to {high}."
         raise RecipeError(f"The recipe's {name} is {shown}; {rule} {hint}".rstrip())

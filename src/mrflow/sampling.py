@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +66,24 @@ def make_noise(
     """
     rows = [torch.randn(tuple(shape), generator=g, device=g.device, dtype=torch.float32) for g in generators]
     return torch.stack([row.to(device) for row in rows])
+
+
+class Noised(NamedTuple):
+    """Latents (B, C, H, W) with noise at the first of `sigmas`, which end at 0.
+
+    generators: that the noise came from, as it left them; some pipelines want some in the refine pass.
+    """
+
+    latents: Tensor
+    sigmas: list[float]
+    generators: list[torch.Generator]
+
+
+def mix_noise(latents: Tensor, sigma: float, steps: int, seeds: Iterable[int]) -> Noised:
+    """Return latents (B, C, H, W) with the refine noise of their seeds, and sigmas of `steps` steps from there."""
+    generators = refine_generators(seeds)
+    noise = make_noise(latents.shape[1:], generators, latents.device)
+    return Noised(add_noise(latents, sigma, noise), refine_sigmas(sigma, steps), generators)
 
 
 def _refine_seed(seed: int) -> int:

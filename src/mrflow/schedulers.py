@@ -16,7 +16,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from mrflow.backbones import Pipeline
+from mrflow.backbones.family import Pipeline
 from mrflow.errors import PlanError, RequestError
 from mrflow.plan import OWN
 
@@ -82,19 +82,20 @@ def takes_solver(pipe: Pipeline) -> bool:
     return known and not _oddity(pipe.scheduler)
 
 
-def is_plain_euler(pipe: Pipeline) -> bool:
-    """Return whether the pipeline's scheduler is the one that flow models come with, and steps as it does."""
-    return takes_solver(pipe) and isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
-
-
 def _oddity(scheduler: Any) -> str:
     return next((name for name in ("stochastic_sampling", "invert_sigmas") if scheduler.config.get(name)), "")
 
 
-def check_solver(pipe: Pipeline, solver: str | None) -> None:
-    """Raise PlanError where `solver`, a plan's, cannot stand in for the pipeline's scheduler."""
-    if solver in (None, OWN) or takes_solver(pipe):
-        return
+def resolve_solver(pipe: Pipeline, solver: str | None, usual: str | None) -> str | None:
+    """Return a plan's solver, or where it names none `usual`, which stands in for plain Euler alone.
+
+    Raises PlanError where `solver` cannot stand in for the pipeline's scheduler.
+    """
+    if solver == OWN or (solver is not None and takes_solver(pipe)):
+        return solver
+    if solver is None:
+        plain = takes_solver(pipe) and isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+        return usual if plain else None
     odd = _oddity(pipe.scheduler)
     kind = type(pipe.scheduler).__name__ + (f" with {odd}" if odd else "")
     raise PlanError(
@@ -108,7 +109,7 @@ def draft_scheduler(pipe: Pipeline, solver: str | None = None) -> Any:
 
     Everything that a pipeline asks or reads stays the copy's own: class, configuration, sigmas, timesteps. The
     solver has its own list of all steps, for it treats the last ones otherwise, and keeps what it remembers of
-    earlier steps where the copy is led through them in two runs (`passes.denoise_head`, `passes.tail`).
+    earlier steps where the copy is led through them in two runs (`take_head`, `take_tail`).
     """
     scheduler = own_scheduler(pipe)
     if solver in (None, OWN):
@@ -149,6 +150,38 @@ def _over(solver: Any, scheduler: Any) -> Any:
     solver.num_inference_steps = len(scheduler.timesteps)
     solver.set_begin_index(0)
     return solver
+
+
+def take_head(scheduler: Any, steps: int) -> None:
+    """Make a draft's scheduler end after its first `steps` steps; `take_tail` then lets it go on.
+
+    Not by interrupting the pipeline: not all can be, and those that can still run to the end of their loop.
+    """
+    set_timesteps, own_step = scheduler.set_timesteps, scheduler.step
+
+    @wraps(set_timesteps)  # pipelines look its arguments up before they use them
+    def set_head(*args: Any, **kwargs: Any) -> None:
+        set_timesteps(*args, **kwargs)
+        calls = steps * scheduler.order
+        scheduler.whole, scheduler.tail = scheduler.timesteps, scheduler.timesteps[calls:]
+        scheduler.timesteps = scheduler.timesteps[:calls]
+
+    @wraps(own_step)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        scheduler.timesteps = scheduler.whole  # solvers of higher order treat the last of all steps otherwise
+        return own_step(*args, **kwargs)
+
+    scheduler.set_timesteps, scheduler.step = set_head, step
+
+
+def take_tail(scheduler: Any) -> None:
+    """Make the scheduler of a `take_head` go on with the steps that are left."""
+
+    @wraps(scheduler.set_timesteps)
+    def set_tail(*args: Any, **kwargs: Any) -> None:
+        scheduler.timesteps = scheduler.tail
+
+    scheduler.set_timesteps = set_tail
 
 
 class ExactScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # untyped, hence Any

@@ -6,14 +6,11 @@ embeddings are refused without their masks, which are already multiplied in.
 
 from __future__ import annotations
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text
 
 
-class AuraFlowBackbone(Family):
-    """Drives diffusers' AuraFlowPipeline. See mrflow.backbones.Backbone for the methods."""
+class AuraFlowBackbone(Backbone):
+    """Drives diffusers' AuraFlowPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Plain(patches=2)
     autoencoder = ScaledVae()
@@ -24,7 +21,7 @@ class AuraFlowBackbone(Family):
         """Return what T5 does not take in."""
         return read_text(pipe.tokenizer, prompt, max_sequence_length or self.text_length)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D) and prompt_attention_mask."""
         embeds, mask, *_ = pipe.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=length)
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import torch
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Packed, ScaledVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Packed, Pipeline, Reading, ScaledVae, read_text
 
 
-class BriaBackbone(Family):
-    """Drives diffusers' BriaPipeline. See mrflow.backbones.Backbone for the methods."""
+class BriaBackbone(Backbone):
+    """Drives diffusers' BriaPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Packed()
     autoencoder = ScaledVae()
@@ -33,7 +30,7 @@ class BriaBackbone(Family):
         prompts: list[str],
         negative_prompts: list[str] | None,
         max_sequence_length: int | None,
-    ) -> list[Conditioning]:
+    ) -> list[Embeds]:
         """Return prompt_embeds (1, T, D) and, if asked for, negative ones: zeros for an empty text."""
         rows = super().encode_prompts(pipe, prompts, negative_prompts, max_sequence_length)
         for row, text in zip(rows, negative_prompts or (), strict=False):
@@ -41,7 +38,7 @@ class BriaBackbone(Family):
                 row["negative_prompt_embeds"] = torch.zeros_like(row["prompt_embeds"])
         return rows
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D)."""
         embeds, *_ = pipe.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=length)
         return {"prompt_embeds": embeds}

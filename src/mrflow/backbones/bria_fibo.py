@@ -14,10 +14,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Packed, StandardisedVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Packed, Pipeline, Reading, StandardisedVae, read_text
 
 
 class _Tokens(Packed):
@@ -35,8 +32,8 @@ class _Tokens(Packed):
         )
 
 
-class BriaFiboBackbone(Family):
-    """Drives diffusers' BriaFiboPipeline. See mrflow.backbones.Backbone for the methods."""
+class BriaFiboBackbone(Backbone):
+    """Drives diffusers' BriaFiboPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = _Tokens()
     autoencoder = StandardisedVae()
@@ -47,15 +44,15 @@ class BriaFiboBackbone(Family):
         """Return what SmolLM does not take in."""
         return read_text(pipe.tokenizer, prompt, max_sequence_length or self.text_length)
 
-    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Conditioning]:
+    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Embeds]:
         """Return each text as it is, and how many tokens of it count."""
         return [{"prompt": text, "max_sequence_length": length} for text in texts]
 
-    def batch_key(self, row: Conditioning) -> Hashable:
+    def batch_key(self, row: Embeds) -> Hashable:
         """Return the names, and which texts are empty: texts of any other length share a batch."""
         return tuple(sorted((name, value == "") for name, value in row.items()))
 
-    def stack(self, rows: Sequence[Conditioning]) -> dict[str, Any]:
+    def stack(self, rows: Sequence[Embeds]) -> dict[str, Any]:
         """Return lists of texts, and the one limit."""
         return {
             "max_sequence_length": rows[0]["max_sequence_length"],

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrflow.backbones import Pipeline
 from mrflow.backbones.families import VARIANTS
-from mrflow.plan import Defaults
-from mrflow.presets import PRESETS
+from mrflow.backbones.family import Pipeline
+from mrflow.plan import PRESETS, Defaults
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,11 @@ padding token open; embeddings are refused without their mask; guidance runs abo
 
 from __future__ import annotations
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Packed, ScaledVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Packed, Pipeline, Reading, ScaledVae, read_text
 
 
-class ChromaBackbone(Family):
-    """Drives diffusers' ChromaPipeline. See mrflow.backbones.Backbone for the methods."""
+class ChromaBackbone(Backbone):
+    """Drives diffusers' ChromaPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Packed()
     autoencoder = ScaledVae()
@@ -23,7 +20,7 @@ class ChromaBackbone(Family):
         """Return what T5 does not take in."""
         return read_text(pipe.tokenizer, prompt, max_sequence_length or self.text_length)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D) and prompt_attention_mask (B, T)."""
         embeds, _, mask, *_ = pipe.encode_prompt(
             texts, do_classifier_free_guidance=False, max_sequence_length=length

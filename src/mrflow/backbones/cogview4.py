@@ -7,14 +7,11 @@ is scaled, not shifted; the transformer's timestep counts to 1000.
 
 from __future__ import annotations
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text
 
 
-class CogView4Backbone(Family):
-    """Drives diffusers' CogView4Pipeline. See mrflow.backbones.Backbone for the methods."""
+class CogView4Backbone(Backbone):
+    """Drives diffusers' CogView4Pipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Plain(patches=2)
     autoencoder = ScaledVae()
@@ -25,7 +22,7 @@ class CogView4Backbone(Family):
         """Return what the text encoder does not take in."""
         return read_text(pipe.tokenizer, prompt, max_sequence_length or self.text_length)
 
-    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Conditioning]:
+    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Embeds]:
         """Return prompt_embeds (1, T, D) of each text by itself: a longer one beside it would pad it."""
         return [
             {"prompt_embeds": pipe.encode_prompt(text, None, False, max_sequence_length=length)[0]}

@@ -8,14 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import DISTILLED
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
-from mrflow.backbones.family import Family
 from mrflow.known_upscalers import KNOWN
-from mrflow.presets import PRESETS
+from mrflow.plan import PRESETS
 
 _HEAD = """\
 # Models
@@ -50,7 +48,7 @@ def _families() -> Iterable[str]:
     yield "| family | pipeline class | example checkpoints | latents | autoencoder | guidance and default |"
     yield "|---|---|---|---|---|---|"
     for pipeline, facts in FAMILIES.items():
-        backbone = cast("Family", get_backbone(pipeline))
+        backbone = get_backbone(pipeline)
         latents, autoencoder = backbone.layout.about, backbone.autoencoder.about
         checkpoints = "<br>".join(facts.checkpoints)
         yield f"| {facts.name} | `{pipeline}` | {checkpoints} | {latents} | {autoencoder} | {facts.guidance} |"

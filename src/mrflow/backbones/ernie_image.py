@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrflow.backbones import Conditioning, Pipeline
-from mrflow.backbones.family import Family
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain
 from mrflow.backbones.flux2 import BatchNormVae
-from mrflow.backbones.latents import Plain
 
 
 class _Patchified(Plain):
@@ -33,22 +31,22 @@ class _BatchNormVae(BatchNormVae):
         return torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + 1e-5)
 
 
-class ErnieImageBackbone(Family):
-    """Drives diffusers' ErnieImagePipeline. See mrflow.backbones.Backbone for the methods."""
+class ErnieImageBackbone(Backbone):
+    """Drives diffusers' ErnieImagePipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = _Patchified()
     autoencoder = _BatchNormVae()
     usual_cfg = 4.0  # the pipeline's default
 
-    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Conditioning]:
+    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Embeds]:
         """Return prompt_embeds (1, T, D) of each text, T its own length; the tokenizer alone cuts it."""
         embeds = pipe.encode_prompt(list(texts), pipe._execution_device)
         return [{"prompt_embeds": each[None].clone()} for each in embeds]
 
-    def batch_key(self, row: Conditioning) -> Hashable:
+    def batch_key(self, row: Embeds) -> Hashable:
         """Return the names: texts of any length share a batch."""
         return tuple(sorted(row))
 
-    def stack(self, rows: Sequence[Conditioning]) -> dict[str, Any]:
+    def stack(self, rows: Sequence[Embeds]) -> dict[str, Any]:
         """Return lists of (T, D) texts."""
         return {name: [row[name][0] for row in rows] for name in rows[0]}

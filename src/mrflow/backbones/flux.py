@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Packed, ScaledVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Packed, Pipeline, Reading, ScaledVae, read_text
 
 
-class FluxBackbone(Family):
-    """Drives diffusers' FluxPipeline. See mrflow.backbones.Backbone for the methods."""
+class FluxBackbone(Backbone):
+    """Drives diffusers' FluxPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Packed()
     autoencoder = ScaledVae()
@@ -41,7 +38,7 @@ class FluxBackbone(Family):
         """
         return read_text(pipe.tokenizer_2, prompt, max_sequence_length or self.text_length)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D) and pooled_prompt_embeds (B, P)."""
         embeds, pooled, _ = pipe.encode_prompt(texts, max_sequence_length=length)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}

@@ -13,10 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, to_unit
-from mrflow.backbones.prompts import chat_template, read_text
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, chat_template, read_text, to_unit
 
 
 class _Patchified(Plain):
@@ -55,8 +52,8 @@ class BatchNormVae:
         return torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
 
 
-class Flux2Backbone(Family):
-    """Drives diffusers' Flux2Pipeline. See mrflow.backbones.Backbone for the methods."""
+class Flux2Backbone(Backbone):
+    """Drives diffusers' Flux2Pipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout: Plain = _PatchifiedTokens(patches=2)
     autoencoder = BatchNormVae()
@@ -93,14 +90,14 @@ class Flux2Backbone(Family):
         rows, columns = height // multiple, width // multiple
         return latents.transpose(1, 2).reshape(len(latents), -1, rows, columns)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D)."""
         embeds, _ = pipe.encode_prompt(texts, max_sequence_length=length)
         return {"prompt_embeds": embeds}
 
 
 class Flux2KleinBackbone(Flux2Backbone):
-    """Drives diffusers' Flux2KleinPipeline. See mrflow.backbones.Backbone for the methods."""
+    """Drives diffusers' Flux2KleinPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = _Patchified(patches=2)
 

@@ -14,16 +14,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text
 
 _LAYERED = ("prompt_embeds_llama3", "negative_prompt_embeds_llama3")
 
 
-class HiDreamImageBackbone(Family):
-    """Drives diffusers' HiDreamImagePipeline. See mrflow.backbones.Backbone for the methods."""
+class HiDreamImageBackbone(Backbone):
+    """Drives diffusers' HiDreamImagePipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Plain(patches=2)
     autoencoder = ScaledVae()
@@ -36,7 +33,7 @@ class HiDreamImageBackbone(Family):
         readings = [read_text(each, prompt, length) for each in (pipe.tokenizer_3, pipe.tokenizer_4)]
         return min(readings, key=lambda reading: len(reading.cut))
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds_t5 (B, T, D), prompt_embeds_llama3 (B, L, T, D) and pooled_prompt_embeds (B, P)."""
         t5, _, llama, _, pooled, _ = pipe.encode_prompt(
             texts, do_classifier_free_guidance=False, max_sequence_length=length
@@ -52,7 +49,7 @@ class HiDreamImageBackbone(Family):
         side = math.sqrt(width * height) / pipe.vae_scale_factor
         return {"default_sample_size": side * (1 + 1e-9)}  # it rounds down
 
-    def stack(self, rows: Sequence[Conditioning]) -> dict[str, Any]:
+    def stack(self, rows: Sequence[Embeds]) -> dict[str, Any]:
         """Return rows as a batch, Llama's with the layers first."""
         batch = super().stack(rows)
         return {k: v.transpose(0, 1) if k in _LAYERED else v for k, v in batch.items()}

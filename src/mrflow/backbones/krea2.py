@@ -11,10 +11,7 @@ from typing import cast
 
 from torch import Tensor
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Packed, StandardisedVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Packed, Pipeline, Reading, StandardisedVae, read_text
 
 
 class _KreaPacked(Packed):
@@ -25,8 +22,8 @@ class _KreaPacked(Packed):
         return cast("Tensor", pipe._unpack_latents(latents, height, width))
 
 
-class Krea2Backbone(Family):
-    """Drives diffusers' Krea2Pipeline. See mrflow.backbones.Backbone for the methods."""
+class Krea2Backbone(Backbone):
+    """Drives diffusers' Krea2Pipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = _KreaPacked()
     autoencoder = StandardisedVae()
@@ -46,7 +43,7 @@ class Krea2Backbone(Family):
         room = length + pipe.prompt_template_encode_start_idx - pipe.prompt_template_encode_num_suffix_tokens
         return read_text(pipe.tokenizer, prompt, room, pipe.prompt_template_encode_prefix)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, layers, D) and prompt_embeds_mask (B, T)."""
         embeds, mask = pipe.encode_prompt(texts, max_sequence_length=length)
         return {"prompt_embeds": embeds, "prompt_embeds_mask": mask}

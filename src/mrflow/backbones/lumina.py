@@ -8,14 +8,11 @@ its prediction points the other way.
 
 from __future__ import annotations
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import read_text, split_masked
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text, split_masked
 
 
-class LuminaBackbone(Family):
-    """Drives diffusers' LuminaPipeline. See mrflow.backbones.Backbone for the methods."""
+class LuminaBackbone(Backbone):
+    """Drives diffusers' LuminaPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Plain(patches=2)
     autoencoder = ScaledVae()
@@ -31,7 +28,7 @@ class LuminaBackbone(Family):
         prompts: list[str],
         negative_prompts: list[str] | None,
         max_sequence_length: int | None,
-    ) -> list[Conditioning]:
+    ) -> list[Embeds]:
         """Return prompt_embeds (1, T, D) and prompt_attention_mask (1, T), and negative_ ones if asked for."""
         rows = []
         for k, prompt in enumerate(prompts):  # one by one: a batch would change where a negative text is cut

@@ -6,14 +6,11 @@ prompts, not before negative ones; guidance runs above 1; the transformer's time
 
 from __future__ import annotations
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import read_text, split_masked
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text, split_masked
 
 
-class Lumina2Backbone(Family):
-    """Drives diffusers' Lumina2Pipeline. See mrflow.backbones.Backbone for the methods."""
+class Lumina2Backbone(Backbone):
+    """Drives diffusers' Lumina2Pipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Plain(patches=2)
     autoencoder = ScaledVae()
@@ -31,7 +28,7 @@ class Lumina2Backbone(Family):
         prompts: list[str],
         negative_prompts: list[str] | None,
         max_sequence_length: int | None,
-    ) -> list[Conditioning]:
+    ) -> list[Embeds]:
         """Return prompt_embeds (1, T, D) and prompt_attention_mask (1, T), and negative_ ones if asked for."""
         encoded = pipe.encode_prompt(
             list(prompts),

@@ -12,10 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Packed, StandardisedVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Packed, Pipeline, Reading, StandardisedVae, read_text
 
 
 class _Packed(Packed):
@@ -30,8 +27,8 @@ class _Packed(Packed):
         return cast("Tensor", pipe._unpack_latents(latents, height, width, patch, pipe.vae_scale_factor))
 
 
-class NucleusMoEImageBackbone(Family):
-    """Drives diffusers' NucleusMoEImagePipeline. See mrflow.backbones.Backbone for the methods."""
+class NucleusMoEImageBackbone(Backbone):
+    """Drives diffusers' NucleusMoEImagePipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = _Packed()
     autoencoder = StandardisedVae()
@@ -44,7 +41,7 @@ class NucleusMoEImageBackbone(Family):
         tokenizer = getattr(pipe.processor, "tokenizer", pipe.processor)
         return read_text(tokenizer, prompt, max_sequence_length or self.text_length, before, after)
 
-    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Conditioning]:
+    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Embeds]:
         """Return prompt_embeds (1, T, D) and prompt_embeds_mask (1, T) of each text by itself."""
         return [self._encode(pipe, text, length) for text in texts]
 

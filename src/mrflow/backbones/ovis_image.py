@@ -9,14 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Packed, ScaledVae
-from mrflow.backbones.prompts import chat_template, read_text
+from mrflow.backbones.family import (
+    Backbone,
+    Embeds,
+    Packed,
+    Pipeline,
+    Reading,
+    ScaledVae,
+    chat_template,
+    read_text,
+)
 
 
-class OvisImageBackbone(Family):
-    """Drives diffusers' OvisImagePipeline. See mrflow.backbones.Backbone for the methods."""
+class OvisImageBackbone(Backbone):
+    """Drives diffusers' OvisImagePipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Packed()
     autoencoder = ScaledVae()
@@ -29,11 +35,11 @@ class OvisImageBackbone(Family):
         limit = (max_sequence_length or self.text_length) + pipe.user_prompt_begin_id
         return read_text(pipe.tokenizer, prompt, limit, before + pipe.system_prompt, after, special=False)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D)."""
         embeds, *_ = pipe.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=length)
         return {"prompt_embeds": embeds}
 
-    def stack(self, rows: Sequence[Conditioning]) -> dict[str, Any]:
+    def stack(self, rows: Sequence[Embeds]) -> dict[str, Any]:
         """Return rows as a batch, and no negative text beside them."""
         return {**super().stack(rows), "negative_prompt": None}

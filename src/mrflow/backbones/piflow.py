@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mrflow.backbones import Pipeline
+from mrflow.backbones.family import Packed, Pipeline, StandardisedVae
 from mrflow.backbones.flux import FluxControlBackbone
-from mrflow.backbones.latents import Packed, StandardisedVae
 from mrflow.backbones.qwen_image import QwenImageBackbone
 from mrflow.errors import ModelError
 

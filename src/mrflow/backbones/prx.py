@@ -14,10 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Autoencoder, Layout, Plain, ScaledVae, to_unit
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import (
+    Autoencoder,
+    Backbone,
+    Embeds,
+    Layout,
+    Pipeline,
+    Plain,
+    Reading,
+    ScaledVae,
+    read_text,
+    to_unit,
+)
 
 
 class _Plain(Plain):
@@ -25,8 +33,8 @@ class _Plain(Plain):
         return int(pipe.vae_scale_factor) * int(pipe.transformer.config.patch_size)
 
 
-class PRXBackbone(Family):
-    """Drives diffusers' PRXPipeline. See mrflow.backbones.Backbone for the methods."""
+class PRXBackbone(Backbone):
+    """Drives diffusers' PRXPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout: Layout = _Plain()
     autoencoder: Autoencoder = ScaledVae()
@@ -38,21 +46,21 @@ class PRXBackbone(Family):
         text = pipe.text_preprocessor.clean_text(prompt)
         return read_text(pipe.tokenizer, text, max_sequence_length or pipe.tokenizer.model_max_length)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D) and prompt_attention_mask (B, T)."""
         embeds, mask, *_ = pipe.encode_prompt(
             texts, do_classifier_free_guidance=False, tokenizer_max_length=length or None
         )
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
-    def batch_key(self, row: Conditioning) -> Hashable:
+    def batch_key(self, row: Embeds) -> Hashable:
         """Return what no other row has, nor the same row again."""
         return object()
 
     def call_arguments(
         self,
         pipe: Pipeline,
-        rows: Sequence[Conditioning],
+        rows: Sequence[Embeds],
         guidance_scale: float | None,
         true_cfg_scale: float,
     ) -> dict[str, Any]:
@@ -79,7 +87,7 @@ class _NoVae:
 
 
 class PRXPixelBackbone(PRXBackbone):
-    """Drives diffusers' PRXPixelPipeline. See mrflow.backbones.Backbone for the methods.
+    """Drives diffusers' PRXPixelPipeline. See mrflow.backbones.family.Backbone for the methods.
 
     Latents are pixels here, counted in units of the noise's deviation, so that a sigma means what it says.
     """

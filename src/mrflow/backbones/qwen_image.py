@@ -13,14 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Packed, StandardisedVae
-from mrflow.backbones.prompts import read_text, trim
+from mrflow.backbones.family import Backbone, Embeds, Packed, Pipeline, Reading, StandardisedVae, read_text, trim
 
 
-class QwenImageBackbone(Family):
-    """Drives diffusers' QwenImagePipeline. See mrflow.backbones.Backbone for the methods."""
+class QwenImageBackbone(Backbone):
+    """Drives diffusers' QwenImagePipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Packed()
     autoencoder = StandardisedVae()
@@ -45,17 +42,17 @@ class QwenImageBackbone(Family):
         limit = (max_sequence_length or self.text_length) + pipe.prompt_template_encode_start_idx
         return read_text(pipe.tokenizer, prompt, limit, before, after, special=False)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D) and prompt_embeds_mask (B, T), also where it is all ones."""
         embeds, mask = pipe.encode_prompt(texts, max_sequence_length=length)
         return _masked(embeds, mask)
 
-    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Conditioning]:
+    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Embeds]:
         """Return one row per text, without the padding that its batch brought."""
         rows = super().encode_rows(pipe, texts, length)
         return [trim(row, "prompt_embeds_mask", "prompt_embeds") for row in rows]
 
-    def batch_key(self, row: Conditioning) -> Hashable:
+    def batch_key(self, row: Embeds) -> Hashable:
         """Return the names: texts of any length share a batch, padded and masked."""
         return tuple(sorted(row))
 
@@ -97,12 +94,12 @@ class QwenImage21Backbone(QwenImageBackbone):
         """Return that nothing is lost: the pipeline cuts no text."""
         return Reading()
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D) and prompt_embeds_mask (B, T); `length` has no part in it."""
         embeds, mask, _ = pipe.encode_prompt(texts)
         return _masked(embeds, mask)
 
-    def batch_key(self, row: Conditioning) -> Hashable:
+    def batch_key(self, row: Embeds) -> Hashable:
         """Return the shapes too: padding would move the picture that follows a text, and so change it."""
         return tuple(sorted((name, tuple(value.shape)) for name, value in row.items()))
 
@@ -123,7 +120,7 @@ class QwenImage21Backbone(QwenImageBackbone):
         return super().decode(pipe, latents, width, height)[:, :3]
 
 
-def _masked(embeds: Tensor, mask: Tensor | None) -> Conditioning:
+def _masked(embeds: Tensor, mask: Tensor | None) -> Embeds:
     if mask is None:
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     return {"prompt_embeds": embeds, "prompt_embeds_mask": mask}

@@ -13,10 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import read_text, split_masked
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text, split_masked
 
 
 class _Plain32(Plain):
@@ -24,8 +21,8 @@ class _Plain32(Plain):
         return math.lcm(32, int(pipe.vae_scale_factor) * int(pipe.transformer.config.patch_size))
 
 
-class SanaBackbone(Family):
-    """Drives diffusers' SanaPipeline. See mrflow.backbones.Backbone for the methods."""
+class SanaBackbone(Backbone):
+    """Drives diffusers' SanaPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = _Plain32()
     autoencoder = ScaledVae()
@@ -44,7 +41,7 @@ class SanaBackbone(Family):
         prompts: list[str],
         negative_prompts: list[str] | None,
         max_sequence_length: int | None,
-    ) -> list[Conditioning]:
+    ) -> list[Embeds]:
         """Return prompt_embeds (1, T, D) and prompt_attention_mask (1, T), and negative_ ones if asked for."""
         encoded = pipe.encode_prompt(
             list(prompts),
@@ -58,7 +55,7 @@ class SanaBackbone(Family):
     def call_arguments(
         self,
         pipe: Pipeline,
-        rows: Sequence[Conditioning],
+        rows: Sequence[Embeds],
         guidance_scale: float | None,
         true_cfg_scale: float,
     ) -> dict[str, Any]:

@@ -6,14 +6,11 @@ guidance runs above 1; the transformer's timestep counts to 1000 where other fam
 
 from __future__ import annotations
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import read_text
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text
 
 
-class StableDiffusion3Backbone(Family):
-    """Drives diffusers' StableDiffusion3Pipeline. See mrflow.backbones.Backbone for the methods."""
+class StableDiffusion3Backbone(Backbone):
+    """Drives diffusers' StableDiffusion3Pipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Plain(patches=2)
     autoencoder = ScaledVae()
@@ -24,7 +21,7 @@ class StableDiffusion3Backbone(Family):
         """Return what T5 does not take in; nothing is said where it was left out to save memory."""
         return read_text(pipe.tokenizer_3, prompt, max_sequence_length or self.text_length)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Conditioning:
+    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return prompt_embeds (B, T, D) and pooled_prompt_embeds (B, P)."""
         embeds, _, pooled, _ = pipe.encode_prompt(
             texts, None, None, do_classifier_free_guidance=False, max_sequence_length=length

@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from mrflow.backbones import Conditioning, Pipeline, Reading
-from mrflow.backbones.family import Family
-from mrflow.backbones.latents import Plain, ScaledVae
-from mrflow.backbones.prompts import chat_template, read_text
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, chat_template, read_text
 
 
-class ZImageBackbone(Family):
-    """Drives diffusers' ZImagePipeline. See mrflow.backbones.Backbone for the methods."""
+class ZImageBackbone(Backbone):
+    """Drives diffusers' ZImagePipeline. See mrflow.backbones.family.Backbone for the methods."""
 
     layout = Plain(patches=2)
     autoencoder = ScaledVae()
@@ -32,16 +29,16 @@ class ZImageBackbone(Family):
         before, after = chat_template(pipe.tokenizer, prompt, enable_thinking=True)
         return read_text(pipe.tokenizer, prompt, max_sequence_length or self.text_length, before, after)
 
-    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Conditioning]:
+    def encode_rows(self, pipe: Pipeline, texts: list[str], length: int) -> list[Embeds]:
         """Return prompt_embeds (1, T, D) of each text, T its own length."""
         texts = list(texts)  # the pipeline writes its template into the list
         embeds, _ = pipe.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=length)
         return [{"prompt_embeds": each[None].clone()} for each in embeds]
 
-    def batch_key(self, row: Conditioning) -> Hashable:
+    def batch_key(self, row: Embeds) -> Hashable:
         """Return the names: texts of any length share a batch."""
         return tuple(sorted(row))
 
-    def stack(self, rows: Sequence[Conditioning]) -> dict[str, Any]:
+    def stack(self, rows: Sequence[Embeds]) -> dict[str, Any]:
         """Return lists of (T, D) texts."""
         return {name: [row[name][0] for row in rows] for name in rows[0]}

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mrflow.batch.maker import MAX_FAILURES_IN_A_ROW, Streak, by_kind, next_window
-from mrflow.batch.tasks import Failure, Task
+from mrflow.batch.tasks import MAX_FAILURES_IN_A_ROW, Failure, Streak, Task, by_kind, next_window
 from mrflow.batch.workers import DraftWorker, FinishWorker, LoadModel, Setting, pack, unpack
 from mrflow.batch.writer import Encoded
 from mrflow.errors import ClusterError

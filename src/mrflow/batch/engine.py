@@ -4,7 +4,7 @@
     lanes                draft a window of rows in draft batches, finish them in finish batches
     writer's threads     encode, write and enter the pictures (mrflow.batch.writer)
 
-One lane is the calling thread. Several, on a CPU, are threads that share the weights (mrflow.batch.lanes).
+One lane is the calling thread. Several, on a CPU, are threads that share the weights (mrflow.lanes).
 
 A window is as many rows as the larger of the two batches holds, so that on a CPU, with batches of one, each
 picture is made as if it were alone, bit for bit, and a kill loses one for each lane.
@@ -14,19 +14,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
 import torch
 
-from mrflow.batch.lanes import Lanes
-from mrflow.batch.maker import Maker, OnFailed, Read, Streak, by_kind, describe_error, kind_of, next_window
-from mrflow.batch.tasks import Task
+from mrflow.batch.tasks import Streak, Task, by_kind, describe_error, kind_of, next_window
 from mrflow.batch.writer import Finished
-from mrflow.fitting import BatchSizes
+from mrflow.batches import BatchSizes, Read, Work
+from mrflow.borrowing import borrowed
+from mrflow.drafts import Draft
+from mrflow.lanes import Lanes
 from mrflow.model import Model
-from mrflow.passes import borrowed
 from mrflow.progress import Callback, Progress
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A task with its draft. seconds: stage to seconds so far."""
+
+    task: Task
+    draft: Draft
+    seconds: dict[str, float]
+
+
+def draft_all(work: Work[Task], reads: Sequence[Read[Task]]) -> list[Drafted]:
+    """Return the drafts of tasks whose prompts are encoded."""
+    return [Drafted(*each) for done in work.draft(reads) for each in done.each()]
+
+
+def finish_all(work: Work[Task], drafted: Sequence[Drafted]) -> Iterator[Finished]:
+    """Yield the finished pictures of drafts."""
+    before = {each.task.id: each.seconds for each in drafted}
+    for done in work.finish([(each.task, each.draft) for each in drafted]):
+        for task, result, seconds in done.each():
+            yield Finished(task, result.images[0], result.recipes[0], {**before[task.id], **seconds})
 
 
 class Engine:
@@ -37,7 +60,7 @@ class Engine:
         model: Model,
         sizes: BatchSizes,
         put: Callable[[Finished], None],
-        on_failed: OnFailed,
+        on_failed: Callable[[Task, Exception], None],
         callback: Callback | None = None,
         lanes: int = 1,
     ) -> None:
@@ -56,7 +79,7 @@ class Engine:
         Raises BatchError if one after another fails, and whatever put, on_failed and the callback raise.
         """
         line = by_kind(tasks) if self._sizes.batching else list(tasks)
-        with borrowed(self._model.pipe, quiet=True), self._read_ahead() as ahead, self._lanes as lanes:
+        with borrowed(self._model.pipe), self._read_ahead() as ahead, self._lanes as lanes:
             for window in self._windows(line, ahead):
                 for finished in lanes.take(partial(self._make, window, ahead)):
                     self._put(finished)
@@ -76,13 +99,13 @@ class Engine:
 
     def _make(self, window: Sequence[Task], ahead: _ReadAhead, model: Model) -> Iterator[Finished]:
         """Yield what can be made of a window on one lane's model."""
-        maker = self._maker(model)
-        for finished in maker.finish(maker.draft(window, ahead.take)):
+        work = self._work(model)
+        for finished in finish_all(work, draft_all(work, work.read_all(window, ahead.take))):
             self._streak.worked()
             yield finished
 
-    def _maker(self, model: Model) -> Maker:
-        return Maker(model, self._sizes, self._failed, self._progressed)
+    def _work(self, model: Model) -> Work[Task]:
+        return Work(model=model, sizes=self._sizes, failed=self._failed, listen=lambda _: self._progressed)
 
     def _failed(self, task: Task, error: Exception) -> None:
         self._on_failed(task, error)
@@ -103,15 +126,15 @@ class Engine:
         pipe = self._model.pipe
         offloads = bool(getattr(pipe, "_all_hooks", None)) or bool(getattr(pipe, "hf_device_map", None))
         divided = self._model.device.type == "cpu" and self._lanes.count == 1 and torch.get_num_threads() > 1
-        return _ReadAhead(self._maker(self._model).read, threaded=not offloads and not divided)
+        return _ReadAhead(self._work(self._model).read, threaded=not offloads and not divided)
 
 
 class _ReadAhead:
     """Encodes prompts with `read`: in a thread of its own before they are needed, or else when they are."""
 
-    def __init__(self, read: Callable[[Task], Read], *, threaded: bool) -> None:
+    def __init__(self, read: Callable[[Task], Read[Task]], *, threaded: bool) -> None:
         self._read = read
-        self._reading: dict[str, Future[Read]] = {}
+        self._reading: dict[str, Future[Read[Task]]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="text") if threaded else None
 
     def __enter__(self) -> _ReadAhead:
@@ -130,6 +153,6 @@ class _ReadAhead:
                 if task.id not in self._reading:
                     self._reading[task.id] = self._pool.submit(self._read, task)
 
-    def take(self, task: Task) -> Read:
+    def take(self, task: Task) -> Read[Task]:
         """Return the encoded prompt, once; raises what the encoding raised."""
         return self._reading.pop(task.id).result() if self._pool is not None else self._read(task)

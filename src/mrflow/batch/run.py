@@ -13,19 +13,18 @@ import torch
 
 from mrflow.batch.cluster import Cluster, ClusterEngine
 from mrflow.batch.engine import Engine
-from mrflow.batch.maker import describe_error
 from mrflow.batch.manifest import MANIFEST, Entry
 from mrflow.batch.output import Found, Output
 from mrflow.batch.sinks import RemoteSink, Sink
-from mrflow.batch.tasks import Failure, Request, Task, resolve_wanted
+from mrflow.batch.tasks import Failure, Request, Task, describe_error, resolve_wanted
 from mrflow.batch.workers import Setting, identify
 from mrflow.batch.writer import Writer
-from mrflow.fitting import BatchSizes
+from mrflow.batches import BatchSizes
+from mrflow.lanes import check_lanes
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
 from mrflow.plan import Plan
 from mrflow.progress import Progress
-from mrflow.sharing import check_lanes
 
 _OVERHEAD = 8192  # bytes of a picture's file besides its pixels: header, recipe, manifest line
 
@@ -35,7 +34,7 @@ class Summary:
     """How a batch stands. total: pictures asked for, failed rows included. skipped: whole from an earlier run.
 
     lost: were in the manifest and missing or damaged, so they were made again. seconds: of this run.
-    batch_sizes: stage to what was found to fit; see mrflow.fitting.
+    batch_sizes: stage to what was found to fit; see mrflow.batches.
     """
 
     total: int = 0
@@ -94,11 +93,11 @@ def prepare(
     """
     tasks, failures, warned = resolve_wanted(model, request.wanted, plan)
     sink = output.sink()
-    recipes = {t.id: model.recipe("staged", t.job, t.size, t.plan) for t in tasks}
+    recipes = {task.id: model.recipe("staged", task.job) for task in tasks}
     found = output.find(sink, recipes, remake=remake)
     done = {entry.id for entry in found.entries}
     todo = [task for task in tasks if task.id not in done]
-    needed = sum(3 * task.size[0] * task.size[1] + _OVERHEAD for task in todo)
+    needed = sum(3 * task.job.width * task.job.height + _OVERHEAD for task in todo)
     return Prepared(tasks, [*request.failures, *failures], warned, found, todo, needed, sink.free())
 
 
@@ -119,7 +118,7 @@ def run_batch(
 
     batch_size: pictures that share a pass. None is what `fast` says on a CPU (one, bit-equal to pictures made
     alone) and found by trying elsewhere. lanes: pictures made side by side, on a CPU; None is what suits the
-    model, see mrflow.sharing. cluster: make them with Ray rather than here; `fast` then only checks the rows, and
+    model, see mrflow.lanes. cluster: make them with Ray rather than here; `fast` then only checks the rows, and
     may be on any device. on_prepared: told before any work. on_news: told of each step, picture and
     failure, from several threads, one at a time; what it raises ends the run.
     Raises OutputError if the folder is in use or can't be written, BatchError if everything fails. Pictures that

@@ -10,23 +10,22 @@ import hashlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mrflow.batch.rows import COLUMNS, Row
-from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, RequestError
-from mrflow.plan import Plan
-from mrflow.presets import get_plan
-from mrflow.request import Job, make_jobs
-from mrflow.sizes import Size, check_size
+from mrflow.errors import BatchError, MrFlowError, MrFlowWarning, PlanError, RequestError
+from mrflow.jobs import Asked, Job, ask, check_size
+from mrflow.plan import Plan, get_plan
 
 if TYPE_CHECKING:
     from mrflow.model import Model
 
 MAX_ID_BYTES = 180  # a file name holds 255; the suffix and the temporary name need some
 _ID = re.compile(r"\w[\w.-]*")
+MAX_FAILURES_IN_A_ROW = 20  # so many different rows don't fail by chance: the machine is broken, not they
 _SEEDS = 2**32  # short enough to type, as the seeds that are drawn elsewhere
 
 
@@ -43,25 +42,20 @@ class RowDefaults:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One picture as it is asked for. plan, width, height: None where the run's own stands."""
+    """One picture as it is asked for; where it says no plan or size, the run's own stands."""
 
     id: str
     row: int
-    job: Job
-    plan: Plan | None
-    width: int | None
-    height: int | None
+    asked: Asked
 
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to make: everything that shapes it is settled. plan: resolved, with its guidance."""
+    """One picture to make: everything that shapes it is settled."""
 
     id: str
     row: int
     job: Job
-    plan: Plan
-    size: Size
 
 
 @dataclass(frozen=True)
@@ -123,29 +117,72 @@ def resolve_wanted(
     tasks: list[Task] = []
     failures: list[Failure] = []
     warned: Counter[str] = Counter()
-    resolve_plan = lru_cache(1024)(model.resolve_plan)
     for one in wanted:
+        asked = one.asked if one.asked.plan is not None else replace(one.asked, plan=plan)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                tasks.append(_resolve(model, one, resolve_plan(one.plan or plan)))
+                tasks += [Task(one.id, one.row, job) for job in model.resolve([asked])]
             except MrFlowError as error:
                 failures.append(Failure(one.row, one.id, str(error)))
         warned.update({str(each.message) for each in caught if issubclass(each.category, MrFlowWarning)})
     return tasks, failures, warned
 
 
+class Streak:
+    """Counts failures in a row, whichever threads they happen in."""
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._lock = Lock()
+
+    def worked(self) -> None:
+        """End the streak: a picture was made."""
+        with self._lock:
+            self._length = 0
+
+    def failed(self, reason: str) -> None:
+        """Count a failure; raises BatchError if it is one too many."""
+        with self._lock:
+            self._length += 1
+            length = self._length
+        if length >= MAX_FAILURES_IN_A_ROW:
+            raise BatchError(
+                f"{length} pictures in a row failed, the last with {reason} "
+                "Something is wrong with the machine or the model; put it right and run the command again."
+            )
+
+
+def kind_of(task: Task) -> Hashable:
+    """Return what pictures in one batch have in common."""
+    return task.job.size, task.job.plan
+
+
+def by_kind(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks grouped by kind, the kinds and those within in their order."""
+    kinds: dict[Hashable, list[Task]] = {}
+    for task in tasks:
+        kinds.setdefault(kind_of(task), []).append(task)
+    return [task for group in kinds.values() for task in group]
+
+
+def next_window(line: Sequence[Task], begin: int, most: int) -> Sequence[Task]:
+    """Return the tasks of one kind, `most` at most, that stand at `begin` in a line."""
+    end = begin
+    while end < len(line) and end - begin < most and kind_of(line[end]) == kind_of(line[begin]):
+        end += 1
+    return line[begin:end]
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error as errors.jsonl has it."""
+    return f"{type(error).__name__}: {error}"
+
+
 def make_seed(base: int, id: str) -> int:
     """Return the seed of a picture whose row has none: the same for the same base and id, wherever it is made."""
     digest = hashlib.sha256(f"mrflow batch {base} {id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % _SEEDS
-
-
-def _resolve(model: Model, one: Wanted, plan: Plan) -> Task:
-
-    size = model.resolve_size(one.width, one.height, plan)
-    job = model.resolve_jobs([one.job], guided=plan.guided)[0]
-    return Task(one.id, one.row, job, plan, size)
 
 
 def _read_row(row: Row, defaults: RowDefaults, *, dots: bool) -> list[Wanted]:
@@ -156,19 +193,21 @@ def _read_row(row: Row, defaults: RowDefaults, *, dots: bool) -> list[Wanted]:
     seed = _whole(values, "seed", None)
     negative = values.get("negative_prompt", defaults.negative_prompt)
     negatives = None if negative is None else [negative]
-    # one call of the code that checks for everyone; seeds that are made up come below
-    jobs = make_jobs([values["prompt"]], negatives, 0 if seed is None else seed, 1 if count is None else count)
     width, height = (_whole(values, name, getattr(defaults, name)) for name in ("width", "height"))
     for side in (width, height):
         if side is not None:
             check_size(side, side, multiple=1)
     plan = _read_plan(values["plan"]) if "plan" in values else None
-    ids = _make_ids(_check_id(values.get("id", f"{row.number:06}"), dots=dots), len(jobs))
-    seeds = [make_seed(defaults.seed, id) if seed is None else job.seed for id, job in zip(ids, jobs, strict=True)]
-    return [
-        Wanted(id, row.number, Job(job.prompt, job.negative_prompt, s), plan, width, height)
-        for id, job, s in zip(ids, jobs, seeds, strict=True)
-    ]
+    # one call of the code that checks for everyone; seeds that are made up come below
+    count = 1 if count is None else count
+    some = 0 if seed is None else seed
+    all_asked = ask([values["prompt"]], negatives, some, count, plan=plan, width=width, height=height)
+    ids = _make_ids(_check_id(values.get("id", f"{row.number:06}"), dots=dots), len(all_asked))
+    if seed is None:
+        all_asked = [
+            replace(one, seed=make_seed(defaults.seed, id)) for id, one in zip(ids, all_asked, strict=True)
+        ]
+    return [Wanted(id, row.number, one) for id, one in zip(ids, all_asked, strict=True)]
 
 
 def _make_ids(id: str, count: int) -> Sequence[str]:

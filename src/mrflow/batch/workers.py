@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mrflow.batch.maker import Drafted, Maker, describe_error
-from mrflow.batch.tasks import Failure, Task
+from mrflow.batch.engine import Drafted, draft_all, finish_all
+from mrflow.batch.tasks import Failure, Task, describe_error
 from mrflow.batch.writer import Encoded, encode
+from mrflow.batches import BatchSizes, Work
+from mrflow.borrowing import borrowed
 from mrflow.errors import ModelError
-from mrflow.fitting import BatchSizes
 from mrflow.model import Model
-from mrflow.passes import borrowed
 
 if TYPE_CHECKING:
     import pyarrow
@@ -71,7 +71,8 @@ class _Worker:
         todo = [each for each in items if not isinstance(each, Failure)]
         try:
             torch.set_num_threads(self._setting.threads)  # each thread has a number of its own
-            return pack([*self._make(todo, Maker(self._model, self._sizes, partial(_fail, failures))), *failures])
+            work = Work(model=self._model, sizes=self._sizes, failed=partial(_fail, failures))
+            return pack([*self._make(todo, work), *failures])
         except Exception as error:  # Ray would drop the window and say so in its logs alone
             tasks = [each.task if isinstance(each, Drafted) else each for each in todo]
             known = {failure.id for failure in failures}
@@ -80,32 +81,32 @@ class _Worker:
                     _fail(failures, task, error)
             return pack(failures)
 
-    def _make(self, todo: Sequence[Any], maker: Maker) -> Sequence[Any]:
+    def _make(self, todo: Sequence[Any], work: Work[Task]) -> Sequence[Any]:
         raise NotImplementedError
 
 
 class DraftWorker(_Worker):
     """Steps 1 to 3 of a window of tasks."""
 
-    def _make(self, todo: Sequence[Task], maker: Maker) -> Sequence[Drafted]:
-        with self._lock, borrowed(self._model.pipe, quiet=True):
-            drafted = maker.draft(todo, maker.read)
+    def _make(self, todo: Sequence[Task], work: Work[Task]) -> Sequence[Drafted]:
+        with self._lock, borrowed(self._model.pipe):
+            drafted = draft_all(work, work.read_all(todo))
         return [_placed(each, torch.device("cpu")) for each in drafted]
 
 
 class FinishWorker(_Worker):
     """Steps 4 to 8 of a window of drafts, and their files; one window is encoded while the next is computed."""
 
-    def _make(self, todo: Sequence[Drafted], maker: Maker) -> Sequence[Encoded]:
+    def _make(self, todo: Sequence[Drafted], work: Work[Task]) -> Sequence[Encoded]:
         drafted = [_placed(each, self._model.device) for each in todo]
-        with self._lock, borrowed(self._model.pipe, quiet=True):
-            finished = list(maker.finish(drafted))
+        with self._lock, borrowed(self._model.pipe):
+            finished = list(finish_all(work, drafted))
         encoded: list[Encoded] = []
         for each in finished:
             try:
                 encoded.append(encode(each, self._setting.suffix))
             except Exception as error:
-                maker.on_failed(each.task, error)
+                work.failed(each.task, error)
         return encoded
 
 
@@ -133,6 +134,6 @@ def unpack(table: pyarrow.Table) -> list[Any]:
 def _placed(drafted: Drafted, device: torch.device) -> Drafted:
     """Return the draft with its tensors on a device."""
     draft = drafted.draft
-    rows = draft.conditioning or {}
-    conditioning = {name: row.to(device) if isinstance(row, Tensor) else row for name, row in rows.items()}
-    return replace(drafted, draft=replace(draft, pixels=draft.pixels.to(device), conditioning=conditioning))
+    rows = draft.embeds or {}
+    embeds = {name: row.to(device) if isinstance(row, Tensor) else row for name, row in rows.items()}
+    return replace(drafted, draft=replace(draft, pixels=draft.pixels.to(device), embeds=embeds))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mrflow.errors import MissingExtraError, ModelError, PlanError
 
 if TYPE_CHECKING:
-    from mrflow.backbones import Pipeline
+    from mrflow.backbones.family import Pipeline
 
 _WARM = 3  # steps computed before anything is reused: TaylorSeer's own default, taken for cache-dit too
 

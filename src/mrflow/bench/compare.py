@@ -20,10 +20,10 @@ from mrflow.metrics.color import moments
 if TYPE_CHECKING:
     import torch
 
+    from mrflow.drafts import Result
+    from mrflow.jobs import Size
     from mrflow.pipeline import MrFlow
     from mrflow.progress import Progress
-    from mrflow.results import Result
-    from mrflow.sizes import Size
 
 OnRun = Callable[[str], None]
 _STAGES = ("decode_draft", "upscale", "decode")

@@ -13,9 +13,9 @@ from mrflow.recipe import library_versions
 if TYPE_CHECKING:
     import torch
 
+    from mrflow.jobs import Size
     from mrflow.pipeline import MrFlow
     from mrflow.plan import Plan
-    from mrflow.sizes import Size
 
 _PACKAGE = Path(__file__).parents[1]
 

@@ -15,12 +15,12 @@ from mrflow.bench.text_files import make_folder, write_text
 from mrflow.errors import OutputError, RequestError, SizeError
 from mrflow.files import load_image, save_image
 from mrflow.images import make_grid
-from mrflow.sizes import Size
+from mrflow.jobs import Size
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from mrflow.results import Result
+    from mrflow.drafts import Result
 
 MAX_SHEET = 16383  # pixels a side of a WebP file
 

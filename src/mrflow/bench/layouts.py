@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from mrflow.bench.text_files import read_text
 from mrflow.errors import MrFlowError, PromptError, RequestError
-from mrflow.request import check_prompts
+from mrflow.jobs import check_prompts
 
 GRID_COUNTS = (1, 4)  # one picture, or 2 x 2 of them on one sheet
 _MAX_NAME = 255  # bytes of a file name, on every common file system

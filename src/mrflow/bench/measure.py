@@ -19,7 +19,7 @@ from mrflow.bench.methods import Method
 from mrflow.bench.text_files import write_text
 from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
 from mrflow.errors import OutputError, RequestError
-from mrflow.sizes import Size
+from mrflow.jobs import Size
 
 if TYPE_CHECKING:
     from mrflow.pipeline import MrFlow

@@ -24,12 +24,11 @@ from typing import TYPE_CHECKING, Any
 from mrflow.bench.caches import Cache, cached, check_cache, read_cache
 from mrflow.bench.variants import LATENT, run_latent, run_unrefined, with_upscaler
 from mrflow.errors import PlanError, RequestError
-from mrflow.plan import Plan
-from mrflow.presets import named_plan
+from mrflow.plan import Plan, named_plan
 
 if TYPE_CHECKING:
+    from mrflow.drafts import Result
     from mrflow.pipeline import MrFlow
-    from mrflow.results import Result
 
 _WARM_STEPS = 2  # of a warm-up: every kernel and buffer of a step is used, without the other 48
 _FIELDS = {item.name: str(item.type) for item in fields(Plan)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mrflow.bench.text_files import read_text
 from mrflow.errors import MrFlowError, PromptError
-from mrflow.request import check_prompts
+from mrflow.jobs import check_prompts
 
 VISTA = Path(__file__).parents[1] / "vista" / "prompts.jsonl"
 """Captions of 256 scenes that nothing is trained on, with labels; made by `python -m training.heldout`."""

@@ -20,7 +20,7 @@ from mrflow.upscaler import Upscaler
 if TYPE_CHECKING:
     import torch
 
-    from mrflow.backbones import Pipeline
+    from mrflow.backbones.family import Pipeline
     from mrflow.pipeline import MrFlow
 
 _HERE = Path(__file__).parent / "architectures"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from mrflow.errors import RequestError
 
 if TYPE_CHECKING:
-    from mrflow.results import Result
+    from mrflow.drafts import Result
 
 Run = Callable[[], "Result"]
 

@@ -21,8 +21,8 @@ from mrflow.errors import RequestError
 from mrflow.metrics.intervals import Estimate
 
 if TYPE_CHECKING:
+    from mrflow.jobs import Size
     from mrflow.pipeline import MrFlow
-    from mrflow.sizes import Size
 
 OnRun = Callable[[str], None]
 _FEWEST = 4  # prompts of the first round: below, the order is chance

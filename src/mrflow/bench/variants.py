@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mrflow.errors import RequestError
 
 if TYPE_CHECKING:
+    from mrflow.drafts import Result
     from mrflow.pipeline import MrFlow
     from mrflow.plan import Plan
-    from mrflow.results import Result
     from mrflow.upscaler import Upscaler
 
 LATENT = "latent"
@@ -41,9 +41,9 @@ def run_unrefined(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
     """Return the drafts at full size by the upscaler alone: steps 1 to 4."""
     import torch
 
+    from mrflow.drafts import Result
     from mrflow.images import to_pil
     from mrflow.progress import Clock
-    from mrflow.results import Result
 
     drafts = fast.draft(plan=plan, **settings)
     clock = Clock(fast.model.device, settings.get("callback"))
@@ -63,12 +63,10 @@ def run_latent(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
 
     Raises RequestError for a family whose layout of latents is not known.
     """
+    from mrflow.borrowing import borrowed
+    from mrflow.drafts import Result
     from mrflow.images import to_pil
-    from mrflow.passes import borrowed
     from mrflow.progress import Clock
-    from mrflow.request import make_jobs
-    from mrflow.results import Result
-    from mrflow.stages import Stages
 
     model = fast.model
     if not hasattr(model.backbone, "layout"):
@@ -79,7 +77,7 @@ def run_latent(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
     size = model.resolve_size(settings.pop("width", None), settings.pop("height", None), plan)
     jobs = model.resolve_jobs(make_jobs(**settings), guided=plan.guided)
     images, recipes = [], []
-    with borrowed(fast.pipe, quiet=callback is not None):
+    with borrowed(fast.pipe):
         stages = Stages(model=model, clock=Clock(model.device, callback))
         for job in jobs:
             rows = stages.encode_prompts([job], guided=plan.guided, batch_size=1)
@@ -92,8 +90,8 @@ def _finish(stages: Any, rows: Any, seed: int, plan: Plan, size: tuple[int, int]
     """Return pixels: draft, enlarge, add noise, refine, decode."""
     from torch.nn.functional import interpolate
 
+    from mrflow.jobs import draft_size
     from mrflow.sampling import add_noise, make_noise, refine_generators
-    from mrflow.sizes import draft_size
 
     model, small = stages.model, draft_size(*size, plan)
     with stages.clock.stage("draft", plan.steps) as stage:

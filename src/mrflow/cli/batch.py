@@ -16,7 +16,7 @@ from mrflow.cli.loading import ModelOptions
 from mrflow.cli.planning import PlanOptions
 from mrflow.cli.reporting import FAILURE, reporting, say
 from mrflow.errors import RequestError
-from mrflow.sizes import parse_size
+from mrflow.jobs import parse_size
 
 if TYPE_CHECKING:
     from mrflow.batch.output import Output

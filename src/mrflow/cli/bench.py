@@ -27,12 +27,11 @@ from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_conso
 from mrflow.cli.writing import tell_paths
 from mrflow.errors import RequestError
 from mrflow.files import check_output, save_image
-from mrflow.request import check_prompts, make_seeds
-from mrflow.sizes import parse_size
+from mrflow.jobs import check_prompts, make_seeds, parse_size
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
-    from mrflow.sizes import Size
+    from mrflow.jobs import Size
 
 _WHAT, _HOW, _WHERE, _MODEL = "What", "How", "Output", "Model"
 _PROMPT = "a lake at sunset with mountains, many pine trees and a red boat"

@@ -23,12 +23,11 @@ from mrflow.cli.progress import run_bar
 from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_console
 from mrflow.cli.writing import tell_paths
 from mrflow.errors import OutputError, RequestError
-from mrflow.request import make_seeds
-from mrflow.sizes import parse_size
+from mrflow.jobs import make_seeds, parse_size
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
-    from mrflow.sizes import Size
+    from mrflow.jobs import Size
 
 _WHAT, _HOW, _WHERE = "What", "How", "Output"
 METHODS = (

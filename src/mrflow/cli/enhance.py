@@ -15,8 +15,7 @@ from mrflow.cli.progress import StageBars
 from mrflow.cli.reporting import reporting
 from mrflow.cli.writing import Written, tell_pictures
 from mrflow.files import load_image
-from mrflow.request import make_jobs
-from mrflow.sizes import parse_size
+from mrflow.jobs import parse_size
 
 
 def enhance(

@@ -21,8 +21,7 @@ from mrflow.cli.loading import ModelOptions
 from mrflow.cli.planning import PlanOptions, check_native
 from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_console
 from mrflow.cli.writing import tell_paths
-from mrflow.request import make_seeds
-from mrflow.sizes import parse_size
+from mrflow.jobs import make_seeds, parse_size
 
 if TYPE_CHECKING:
     from mrflow import MrFlow, Progress

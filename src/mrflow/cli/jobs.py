@@ -9,8 +9,7 @@ from typing import Any
 
 from mrflow.cli.outputs import plan_outputs, subjects_of
 from mrflow.cli.reporting import say
-from mrflow.request import Job, make_jobs
-from mrflow.sizes import Size, parse_size
+from mrflow.jobs import Job, Size, parse_size
 
 
 @dataclass(frozen=True)

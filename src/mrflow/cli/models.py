@@ -13,7 +13,7 @@ from mrflow.cli import options
 from mrflow.cli.reporting import reporting
 from mrflow.cli.writing import tell_json
 from mrflow.known_upscalers import KNOWN
-from mrflow.presets import PRESETS
+from mrflow.plan import PRESETS
 
 
 def models(as_json: options.Json = False, debug: options.Debug = False) -> None:

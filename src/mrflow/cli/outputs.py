@@ -16,8 +16,8 @@ from string import Formatter
 
 from mrflow.errors import RequestError
 from mrflow.files import check_output
+from mrflow.jobs import Job
 from mrflow.recipe import Recipe
-from mrflow.request import Job
 
 _SLUG_LENGTH = 40  # characters; a name stays readable in a listing
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mrflow.errors import RequestError
-from mrflow.plan import Plan
-from mrflow.presets import named_plan
+from mrflow.plan import Plan, named_plan
 
 if TYPE_CHECKING:
     from mrflow import MrFlow

@@ -23,9 +23,8 @@ from mrflow.cli.reporting import FAILURE, each_warning_once, reporting, say, std
 from mrflow.cli.tables import fits, make_table
 from mrflow.cli.writing import tell_paths
 from mrflow.errors import OutputError, OutputExistsError, RequestError
-from mrflow.presets import plan_to_json
-from mrflow.request import make_seeds
-from mrflow.sizes import parse_size
+from mrflow.jobs import make_seeds, parse_size
+from mrflow.plan import plan_to_json
 
 if TYPE_CHECKING:
     from rich.table import Table

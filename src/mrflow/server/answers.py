@@ -13,13 +13,13 @@ from PIL import Image
 
 from mrflow.errors import OutputError
 from mrflow.files import encode_image
+from mrflow.jobs import Size
 from mrflow.recipe import Recipe
 from mrflow.server import refusals
 from mrflow.server.bodies import Format, OutputBody
 from mrflow.server.refusals import Refusal
 from mrflow.server.store import Store
 from mrflow.server.ticket import Made
-from mrflow.sizes import Size
 
 MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 OLDER_QUALITY = {"standard": "medium", "hd": "high"}

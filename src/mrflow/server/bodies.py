@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mrflow.recipe import MAX_SEED
+from mrflow.jobs import MAX_SEED
 from mrflow.server.settings import MAX_DRAFTS, MAX_N
 
 Format = Literal["png", "jpeg", "webp"]

@@ -9,21 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import IO
 
+from mrflow.drafts import Draft, drafts_from_images, replan_drafts
 from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, PromptError, SizeError
 from mrflow.files import load_image
+from mrflow.jobs import Job, Size, parse_size
 from mrflow.model import Model
-from mrflow.plan import Plan
-from mrflow.presets import get_plan
-from mrflow.request import Job, make_jobs
-from mrflow.results import Draft
+from mrflow.plan import Plan, get_plan
 from mrflow.server import refusals
 from mrflow.server.answers import OLDER_QUALITY
 from mrflow.server.bodies import AskedBody
 from mrflow.server.refusals import Refusal
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
-from mrflow.sizes import Size, parse_size
-from mrflow.sources import drafts_from_images, replan_drafts
 
 # Draft steps as shares of the model's own plan: of 12 they make 8, 12, 20, 30 and 50, of a 4-step checkpoint's 4
 # they make 3, 4, 7, 10 and 17. 12+1 and 20+1 are the published plans, 50 is the usual number of native sampling.

@@ -124,7 +124,7 @@ class Guard:
                 return await receive()  # waits for the client's going away
             try:
                 message = await asyncio.wait_for(receive(), self._settings.body_seconds)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise Refusal(408, "The body did not arrive in time.", code="timeout") from None
             seen += len(message.get("body", b""))
             more = bool(message.get("more_body", False))

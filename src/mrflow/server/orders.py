@@ -12,14 +12,13 @@ from typing import Any
 
 from PIL import Image
 
+from mrflow.drafts import Draft
 from mrflow.images import to_pil
+from mrflow.jobs import Job, Size
 from mrflow.plan import Plan
 from mrflow.progress import Progress, Stage
-from mrflow.request import Job
-from mrflow.results import Draft
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.ticket import Kind, Made, Ticket
-from mrflow.sizes import Size
 
 
 @dataclass(frozen=True)

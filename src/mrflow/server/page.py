@@ -10,8 +10,7 @@ from typing import Any
 import gradio as gr  # up here, for gradio reads the types of the functions below
 from fastapi import FastAPI
 
-from mrflow.plan import OWN, SOLVERS
-from mrflow.presets import PRESETS
+from mrflow.plan import OWN, PRESETS, SOLVERS
 from mrflow.server import visit
 from mrflow.server.service import Service
 from mrflow.server.visit import View, Wishes

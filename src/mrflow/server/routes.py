@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response
 
+from mrflow.jobs import draft_size
 from mrflow.server import refusals
 from mrflow.server.answers import Form, common, describe, now, usage
 from mrflow.server.bodies import DraftsBody, EditBody, FinishBody, GenerateBody
@@ -22,7 +23,6 @@ from mrflow.server.orders import Order
 from mrflow.server.refusals import Refusal
 from mrflow.server.service import Service
 from mrflow.server.streams import EventWriter, OrderStream, Verb, previews
-from mrflow.sizes import draft_size
 
 Outcome = TypeVar("Outcome")
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+from mrflow.lanes import Cores, weights_id
 from mrflow.model import Model
 from mrflow.server import refusals
 from mrflow.server.line import Line
@@ -16,7 +17,6 @@ from mrflow.server.refusals import Refusal
 from mrflow.server.settings import Settings
 from mrflow.server.ticket import Ticket
 from mrflow.server.worker import Worker
-from mrflow.sharing import Cores, weights_id
 
 State = Literal["ok", "hung", "stopping"]
 
@@ -27,7 +27,7 @@ class Scheduler:
     def __init__(self, models: Sequence[Model], settings: Settings, metrics: Metrics) -> None:
         """Work with `models`, which are the same but for their devices; nothing runs before `start`.
 
-        They may share their weights (mrflow.sharing); those on a CPU divide its threads between them.
+        They may share their weights (mrflow.lanes); those on a CPU divide its threads between them.
         """
         self.settings = settings
         reading: dict[int, threading.Lock] = defaultdict(threading.Lock)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mrflow.drafts import Draft
+from mrflow.lanes import check_lanes, copy_lane
 from mrflow.model import Model
-from mrflow.results import Draft
 from mrflow.server.answers import StoredFile
 from mrflow.server.keys import Keys, Sessions
 from mrflow.server.metrics import Metrics
@@ -15,7 +16,6 @@ from mrflow.server.refusals import Refusal
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
 from mrflow.server.store import Store
-from mrflow.sharing import check_lanes, copy_lane
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from mrflow.errors import RequestError
-from mrflow.request import MAX_PROMPT
-from mrflow.sizes import MAX_SIDE
+from mrflow.jobs import MAX_PROMPT, MAX_SIDE
 
 MAX_N = 10  # pictures of one request, as at OpenAI
 MAX_DRAFTS = 16
@@ -17,7 +16,7 @@ class Settings:
     """Limits and patience of a server. Checked on creation: raises RequestError.
 
     lanes: pictures made side by side on a CPU with one set of weights, a worker each; None is one for each core
-        where there is one model and it is small (mrflow.sharing), else 1.
+        where there is one model and it is small (mrflow.lanes), else 1.
     draft_batch, finish_batch: pictures that go through the model at once; None is 8 for drafts, and for
         finishing 1 on a CPU and 4 elsewhere. On a CPU a draft in a batch of 8 took .6 of its time alone,
         finishing in a batch of 4 took 1.3 (vista, one thread), since only the small pass is mostly overhead.

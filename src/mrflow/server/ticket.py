@@ -10,13 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from mrflow.drafts import Draft
+from mrflow.jobs import Job, Size
 from mrflow.plan import Plan
 from mrflow.progress import Callback, Progress
-from mrflow.request import Job
-from mrflow.results import Draft
 from mrflow.server import refusals
 from mrflow.server.refusals import Refusal
-from mrflow.sizes import Size
 
 if TYPE_CHECKING:
     from PIL import Image

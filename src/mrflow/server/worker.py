@@ -11,19 +11,19 @@ from dataclasses import replace
 
 import torch
 
-from mrflow.backbones import Conditioning
-from mrflow.fitting import BatchSizes, in_batches
+from mrflow.backbones.family import Embeds
+from mrflow.batches import BatchSizes, in_batches
+from mrflow.borrowing import borrowed
+from mrflow.calls import conditioning_of, cut_batches, finish_drafts, finish_key, make_drafts, make_natives
+from mrflow.drafts import Draft, Result
+from mrflow.lanes import Cores
 from mrflow.model import Model
-from mrflow.passes import borrowed
-from mrflow.production import conditioning_of, cut_batches, finish_drafts, finish_key, make_drafts, make_natives
 from mrflow.progress import Clock, Progress
-from mrflow.results import Draft, Result
 from mrflow.server import refusals
 from mrflow.server.metrics import Metrics
 from mrflow.server.settings import Settings
 from mrflow.server.ticket import Kind, Ticket
-from mrflow.sharing import Cores
-from mrflow.stages import EncodedStages, Stages
+from mrflow.steps import EncodedStages
 
 log = logging.getLogger("mrflow.server")
 
@@ -102,7 +102,7 @@ class Worker:
     def _make(self, tickets: list[Ticket]) -> None:
         first = tickets[0]
         size = self._sizes[first.kind].of(first.kind, first.size)
-        with borrowed(self.model.pipe, quiet=True), self._cores.at_work() if self._cores else nullcontext():
+        with borrowed(self.model.pipe), self._cores.at_work() if self._cores else nullcontext():
             for _ in in_batches(tickets, size, self._work[first.kind], self._failed, self._clean_up):
                 pass
 
@@ -196,5 +196,5 @@ def _hand_over(tickets: Sequence[Ticket], result: Result) -> None:
         ticket.made.image, ticket.made.recipe = image, recipe
 
 
-def _text_tokens(row: Conditioning) -> int:
+def _text_tokens(row: Embeds) -> int:
     return row["prompt_embeds"].shape[1] if "prompt_embeds" in row else 0

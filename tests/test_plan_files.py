@@ -11,7 +11,7 @@ from mrflow import Plan
 from mrflow.bench.methods import read_methods
 from mrflow.cli.planning import PlanOptions
 from mrflow.errors import PlanError
-from mrflow.presets import get_plan, named_plan, plan_to_json, read_plan
+from mrflow.plan import get_plan, named_plan, plan_to_json, read_plan
 
 PLAN = Plan(steps=8, refine_sigma=0.2, guidance_stop=0.5)
 

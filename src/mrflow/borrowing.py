@@ -1,0 +1,188 @@
+"""The user's pipeline, lent for one call: held by one caller at a time, described, changed for a pass, given back.
+
+What is changed is kept first and given back by value, also after an error or Ctrl-C: settings, the weight of LoRAs
+in the text encoders, feature caches. Nothing is undone by arithmetic, nothing of ours stays behind.
+
+A feature cache skips blocks whose output hardly changes from step to step. The refine pass has one step, at
+another size; several would be too different to skip any. Known here: those of diffusers' `enable_cache` (diffusers
+0.42.1: FirstBlockCache, TaylorSeer, MagCache and more) and cache-dit (1.5.3). Both forget their state when a
+pipeline's call ends, so that nothing of the draft reaches the refine pass, nor of one call the next.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from mrflow.backbones.family import Pipeline
+from mrflow.errors import BusyError
+from mrflow.schedulers import check_scheduler
+
+_locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
+_MAX_TEXT = 2000  # characters of one entry in a recipe
+_USUAL_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+_PLAIN_WEIGHTS = ("Parameter", "Tensor")
+
+
+@contextmanager
+def borrowed(pipe: Pipeline) -> Iterator[None]:
+    """Hold the pipeline for one call, its own bar silent; afterwards, also after an error or Ctrl-C, it is as it was.
+
+    Raises BusyError at once, rather than waiting, if another call holds it: a thread that waits for itself
+    (a callback that calls back) would hang, and whoever wants a queue knows best what belongs in it.
+    Raises RequestError for a scheduler that follows another law than flow matching.
+    """
+    check_scheduler(pipe)
+    with _locks_guard:
+        lock = _locks.setdefault(pipe, threading.Lock())
+    if not lock.acquire(blocking=False):
+        raise BusyError("The pipeline is in the middle of another call. Wait for it, or load a second pipeline.")
+    bar = getattr(pipe, "_progress_bar_config", None)
+    try:
+        pipe.set_progress_bar_config(**{**(bar or {}), "disable": True})
+        with torch.no_grad():
+            yield
+    finally:
+        if bar is not None:
+            pipe._progress_bar_config = bar
+        elif hasattr(pipe, "_progress_bar_config"):
+            del pipe._progress_bar_config
+        try:
+            pipe.maybe_free_model_hooks()  # as the plain pipeline's call ends: offloaded modules leave the device
+        finally:
+            lock.release()
+
+
+@contextmanager
+def settings(pipe: Pipeline, values: Mapping[str, Any]) -> Iterator[None]:
+    """Give the pipeline's attributes these values for one pass; afterwards they have their own again."""
+    own = {name: getattr(pipe, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(pipe, name, value)
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(pipe, name, value)
+
+
+@contextmanager
+def lora_scales_kept(pipe: Pipeline, text_scale: float | None = None) -> Iterator[None]:
+    """Give LoRAs their weights back afterwards; diffusers (0.42.1) leaves 1 behind where a call scales them by 0.
+
+    text_scale: weighs those of the text encoders meanwhile, as the pipeline's call would, which encodes no text
+    for us (pipeline_flux.py, encode_prompt).
+    """
+    with ExitStack() as stack:
+        for name, part in pipe.components.items():
+            for layer in part.modules() if hasattr(part, "peft_config") else ():
+                if hasattr(layer, "lora_alpha"):
+                    stack.callback(layer.scaling.update, dict(layer.scaling))
+                    if text_scale is not None and name.startswith("text_encoder"):
+                        layer.scale_layer(text_scale)
+        yield
+
+
+@contextmanager
+def without_caches(pipe: Pipeline) -> Iterator[None]:
+    """Run the body without feature caches; afterwards, also after an error, they are as they were."""
+    with ExitStack() as stack:
+        for component in pipe.components.values():
+            if getattr(component, "_cache_config", None) is not None:
+                stack.enter_context(_without_diffusers_cache(component))
+            if getattr(component, "_is_cached", False) and hasattr(component, "_original_forward"):
+                stack.enter_context(_without_cache_dit(component))
+        yield
+
+
+def describe(pipe: Pipeline) -> dict[str, str]:
+    """Return what shapes a picture besides checkpoint, plan and prompt, name to short text; usually nothing.
+
+    lora.NAME: its weight, or weights where layers differ. lora: those fused into the weights. scheduler, cache,
+    weights: where they are not the usual ones. vae: "tiled". Making a picture again needs the same; nothing here
+    can put it back.
+    """
+    found = {f"lora.{name}": weight for name, weight in _adapters(pipe).items()}
+    if fused := sorted(getattr(pipe, "fused_loras", ())):
+        found["lora"] = "fused " + ", ".join(fused)
+    if type(pipe.scheduler).__name__ != _USUAL_SCHEDULER:
+        found["scheduler"] = type(pipe.scheduler).__name__
+    if cache := describe_cache(pipe):
+        found["cache"] = cache
+    kinds = {type(each).__name__ for each in pipe.transformer.parameters()}
+    if quantised := sorted(kinds.difference(_PLAIN_WEIGHTS)):
+        found["weights"] = ", ".join(quantised)
+    if getattr(getattr(pipe, "vae", None), "use_tiling", False):
+        found["vae"] = "tiled"
+    return {name: text[:_MAX_TEXT] for name, text in found.items()}
+
+
+def describe_cache(pipe: Pipeline) -> str | None:
+    """Return the settings of the pipeline's feature cache as text, None without one."""
+    for component in pipe.components.values():
+        config = getattr(component, "_cache_config", None)
+        if config is not None:
+            return repr(config)
+        if getattr(component, "_is_cached", False):
+            known: Any = (getattr(component, "_context_kwargs", None) or {}).get("cache_config")
+            return f"cache-dit {known.strify()}" if hasattr(known, "strify") else "cache-dit"
+    return None
+
+
+@contextmanager
+def _without_diffusers_cache(transformer: Any) -> Iterator[None]:
+    config = transformer._cache_config
+    transformer.disable_cache()
+    try:
+        yield
+    finally:
+        transformer.enable_cache(config)
+
+
+@contextmanager
+def _without_cache_dit(transformer: Any) -> Iterator[None]:
+    """Put back the forward that cache-dit replaced, for a while.
+
+    Its own `disable_cache` would forget the settings. An offloading hook of accelerate's, which cache-dit calls
+    from its forward, is called from ours.
+    """
+    cached, original = transformer.forward, transformer._original_forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hook = getattr(transformer, "_hf_hook", None)
+        if hook is None:
+            return original(*args, **kwargs)
+        args, kwargs = hook.pre_forward(transformer, *args, **kwargs)
+        return hook.post_forward(transformer, original(*args, **kwargs))
+
+    transformer.forward = forward
+    try:
+        yield
+    finally:
+        transformer.forward = cached
+
+
+def _adapters(pipe: Pipeline) -> dict[str, str]:
+    """Return the active LoRAs and their weights, 1 being the file's own; several where layers differ."""
+    found: dict[str, set[float]] = {}
+    for part in pipe.components.values():
+        if not hasattr(part, "peft_config"):
+            continue
+        for layer in part.modules():
+            for name in getattr(layer, "active_adapters", ()) if hasattr(layer, "lora_alpha") else ():
+                if name in layer.scaling and not layer.disable_adapters:
+                    found.setdefault(name, set()).add(_weight(layer, name))
+    return {
+        name: ", ".join(f"{weight:g}" for weight in sorted(weights)) for name, weights in sorted(found.items())
+    }
+
+
+def _weight(layer: Any, name: str) -> float:
+    rank = layer.r[name] ** 0.5 if layer.use_rslora.get(name) else layer.r[name]
+    return round(float(layer.scaling[name] * rank / layer.lora_alpha[name]), 6)

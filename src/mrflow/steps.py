@@ -1,0 +1,259 @@
+"""The eight steps of staged sampling, from prompts to pictures, each timed and reported.
+
+    1 encode the prompt      2 denoise small      3 decode                                      draft
+    4 upscale      5 encode      6 add noise      7 refine      8 decode                        finish
+
+Tensors stay on the device throughout. The denoising loop is the pipeline's own; it runs once small and once large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_scale
+from mrflow.backbones.family import Embeds
+from mrflow.borrowing import describe, lora_scales_kept, settings, without_caches
+from mrflow.errors import StoppedError
+from mrflow.jobs import Job, Size
+from mrflow.model import Model
+from mrflow.plan import Plan
+from mrflow.progress import Callback, Clock, timed
+from mrflow.sampling import Noised, draft_generators, mix_noise
+from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
+
+_STOPPED = "The pipeline was told to stop (_interrupt), so no picture was finished. Call again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the steps work with: a borrowed pipeline, what is known of it, a clock, the caller's own arguments.
+
+    batch_size: pictures that go through the model at once; 1 on a CPU, where batches gain nothing, and 4 elsewhere
+        unless somebody says. conditions: what shapes pictures besides checkpoint, plan and prompt, for recipes.
+    """
+
+    model: Model
+    clock: Clock
+    batch_size: int = 1
+    extra: Arguments = field(default_factory=dict)
+    conditions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def over(
+        cls,
+        model: Model,
+        callback: Callback | None = None,
+        extra: Arguments | None = None,
+        batch_size: int | None = None,
+        bar: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Return a run that begins now, over a model whose pipeline has been borrowed. bar: see `Clock`."""
+        device = model.device
+        return cls(
+            model=model,
+            clock=Clock(device, callback, bar),
+            batch_size=batch_size or (1 if device.type == "cpu" else 4),
+            extra=extra or {},
+            conditions=describe(model.pipe) | (describe_arguments(extra) if extra else {}),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that go through the model together, of one plan and size, with their prompts once they are encoded.
+
+    number, of: which of how many batches, for the callback.
+    """
+
+    jobs: Sequence[Job]
+    rows: Sequence[Embeds] = ()
+    number: int = 1
+    of: int = 1
+
+    @property
+    def plan(self) -> Plan:
+        """Of all of its jobs."""
+        return self.jobs[0].plan
+
+    @property
+    def size(self) -> Size:
+        """Width and height of the finished pictures."""
+        return self.jobs[0].width, self.jobs[0].height
+
+    @property
+    def seeds(self) -> list[int]:
+        """One each."""
+        return [job.seed for job in self.jobs]
+
+
+def draft(run: Run, batch: Batch) -> Tensor:
+    """Return drafts, (B, 3, h, w) pixels in [0, 1], float32: steps 1 to 3."""
+    batch = encode_prompts(run, batch)
+    size = batch.plan.draft_size(*batch.size, run.model.backbone.multiple(run.model.pipe))
+    latents = denoise(run, batch, size)
+    return decode_draft(run, batch, latents, size)
+
+
+def finish(run: Run, batch: Batch, drafts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return upscaled and finished pixels, both (B, 3, height, width), of drafts (B, 3, h, w): steps 4 to 8."""
+    plan, size, seeds = batch.plan, batch.size, batch.seeds
+    batch = encode_prompts(run, batch)  # of drafts that came from files
+    upscaled = upscale(run, batch, drafts, size)
+    latents = encode(run, batch, upscaled)
+    noised = mix_noise(latents, plan.refine_sigma, plan.refine_steps, seeds)
+    refined = refine(run, batch, noised, size)
+    return upscaled, decode(run, batch, refined, size)
+
+
+def native(run: Run, batch: Batch) -> Tensor:
+    """Return the plain pipeline's pictures, (B, 3, height, width), for comparison."""
+    batch = encode_prompts(run, batch)
+    latents = denoise(run, batch, batch.size)
+    return decode(run, batch, latents, batch.size)
+
+
+def encode_prompts(run: Run, batch: Batch) -> Batch:
+    """Return the batch with a row of embeddings for each job, unless it has them. Equal prompts share one.
+
+    Jobs may have different plans here: where one is guided, its negative prompt is encoded too.
+    """
+    if batch.rows:
+        return batch
+    keys = [(job.prompt, job.negative_prompt, job.max_sequence_length) for job in batch.jobs]
+    kinds: dict[tuple[bool, int | None], list[tuple[str, str | None, int | None]]] = {}
+    for key in dict.fromkeys(keys):
+        kinds.setdefault((key[1] is not None, key[2]), []).append(key)
+    rows: dict[tuple[str, str | None, int | None], Embeds] = {}
+    scale = lora_scale(run.extra) if run.extra else None
+    scaled = nullcontext() if scale is None else lora_scales_kept(run.model.pipe, scale)
+    with run.clock.stage("text"), scaled:
+        for (guided, length), alike in kinds.items():
+            for at in range(0, len(alike), run.batch_size):
+                prompts, negatives, _ = zip(*alike[at : at + run.batch_size], strict=True)
+                texts = list(prompts), list(negatives) if guided else None
+                encoded = run.model.backbone.encode_prompts(run.model.pipe, *texts, length)
+                rows |= zip(alike[at : at + run.batch_size], encoded, strict=True)
+    return replace(batch, rows=list(map(rows.__getitem__, keys)))
+
+
+@timed("draft", loop="steps")
+def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
+    """Return latents drawn from noise in `plan.steps` steps on the model's own schedule at `size`.
+
+    In one run of the pipeline, or in two, of which only the first is guided.
+    """
+    backbone, pipe, plan, seeds = run.model.backbone, run.model.pipe, batch.plan, batch.seeds
+    more = {"generator": draft_generators(seeds)}
+    cfg, guided = plan.true_cfg_scale or 1.0, plan.guided_steps
+    whole = _Pass(batch, size, draft_scheduler(pipe, plan.solver), cfg)
+    if cfg <= 1 or guided == plan.steps:
+        return _run_pipeline(run, whole, more)[0]
+    share = guided / plan.steps
+    take_head(whole.scheduler, guided)
+    held = _run_pipeline(run, replace(whole, end=share), more)[1]
+    take_tail(whole.scheduler)
+    rest = replace(whole, cfg=1.0, begin=share, before=guided)
+    return _run_pipeline(run, rest, {**more, "latents": backbone.resume(pipe, held, *size)})[0]
+
+
+@timed("upscale")
+def upscale(run: Run, batch: Batch, pixels: Tensor, size: Size) -> Tensor:
+    """Return pixels (B, 3, height, width) of exactly `size` from smaller ones, (B, 3, h, w)."""
+    return run.model.upscaler.upscale(pixels, *size)
+
+
+@timed("encode")
+def encode(run: Run, batch: Batch, pixels: Tensor) -> Tensor:
+    """Return pixels as float32 latents (B, C, H, W), the posterior's mode."""
+    run.model.pipe.maybe_free_model_hooks()  # else text encoders may still lie on the device
+    return run.model.backbone.encode(run.model.pipe, pixels)
+
+
+@timed("refine", loop="refine_steps")
+def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
+    """Return latents, as the pipeline gives them, refined by Euler over the sigmas, without feature caches."""
+    pipe, plan = run.model.pipe, batch.plan
+    cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
+    scheduler = exact_scheduler(pipe, noised.sigmas)
+    last = _Pass(batch, size, scheduler, cfg or 1.0, begin=1 - plan.refine_sigma, refines=True)
+    more = {"latents": run.model.backbone.pack(pipe, noised.latents), "generator": noised.generators}
+    return _run_pipeline(run, last, more)[0]
+
+
+def _decode(run: Run, batch: Batch, latents: Tensor, size: Size) -> Tensor:
+    """Return latents, as the pipeline gives them, as pixels (B, 3, h, w) in [0, 1], float32."""
+    return run.model.backbone.decode(run.model.pipe, latents, *size)
+
+
+decode_draft = timed("decode_draft")(_decode)
+decode = timed("decode")(_decode)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One run of the pipeline's own loop.
+
+    scheduler: in place of the pipeline's meanwhile. begin, end: the shares of the way from noise to picture that
+    the run goes from and to. before: steps that an earlier run has done, from which all count on. refines: with
+    the plan's refine steps and without feature caches.
+    """
+
+    batch: Batch
+    size: Size
+    scheduler: Any
+    cfg: float
+    begin: float = 0.0
+    end: float = 1.0
+    before: int = 0
+    refines: bool = False
+
+
+def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return what the pipeline gives as latents, and what its loop held after the last step.
+
+    more: further arguments of its call. A `callback_on_step_end` of the caller's is called too. A step of a
+    second-order scheduler is two calls of the transformer.
+    Raises StoppedError where somebody has set the pipeline's stop signal, `_interrupt`.
+    """
+    pipe, backbone, plan = run.model.pipe, run.model.backbone, one.batch.plan
+    scheduler, held = one.scheduler, list[Tensor]()
+    lent = {**backbone.settings(pipe, *one.size), "scheduler": scheduler}
+    own = None if one.refines else backbone.draft_arguments(pipe, plan.steps)
+    steps = own or {"num_inference_steps": plan.refine_steps}
+    prompts = backbone.call_arguments(pipe, one.batch.rows, plan.guidance_scale, one.cfg)
+    extra = fit_arguments(run.extra, one.size, one.begin, one.end) if run.extra else {}
+    theirs = extra.pop("callback_on_step_end", None)
+
+    def after_step(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if one.before and _is_one_of(scheduler.sigmas, index, timestep):  # CogView4Pipeline (0.42.1) gives a sigma
+            timestep = scheduler.sigmas[index + one.before]
+        latents, index = tensors["latents"], index + one.before * scheduler.order
+        changed = (theirs(pipeline, index, timestep, tensors) if theirs is not None else None) or {}
+        held[:] = [changed.get("latents", latents)]
+        run.clock.step(index // scheduler.order + 1)
+        if getattr(pipe, "_interrupt", False):
+            raise StoppedError(_STOPPED)
+        return changed
+
+    ours = {
+        "width": one.size[0],
+        "height": one.size[1],
+        "output_type": "latent",
+        "callback_on_step_end": after_step,
+    }
+    caches = without_caches(pipe) if one.refines else nullcontext()
+    with lora_scales_kept(pipe), settings(pipe, lent), caches:
+        result = pipe(**prompts, **extra, **steps, **more, **ours)
+    if getattr(pipe, "_interrupt", False):  # by another thread: the loop then leaves out what is left
+        raise StoppedError(_STOPPED)
+    return result.images, held[0]
+
+
+def _is_one_of(sigmas: Tensor, index: int, value: Any) -> bool:
+    """Return whether `value` is `sigmas[index]` itself, not merely equal to it."""
+    return isinstance(value, Tensor) and value.data_ptr() == sigmas[index].data_ptr()
