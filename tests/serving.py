@@ -22,7 +22,7 @@ from mrflow.server.keys import Keys
 from mrflow.server.metrics import Metrics
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
-from mrflow.server.ticket import Kind, Ticket
+from mrflow.server.tickets import Kind, Ticket
 
 ROUTES = ("/v1/images/generations", "/v1/images/drafts", "/v1/images/finish")
 

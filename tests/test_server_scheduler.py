@@ -18,12 +18,12 @@ from mrflow.errors import RequestError
 from mrflow.model import Model
 from mrflow.plan import Plan
 from mrflow.progress import Progress
+from mrflow.server.errors import ApiError
 from mrflow.server.keys import Keys
 from mrflow.server.line import Line
-from mrflow.server.refusals import Refusal
 from mrflow.server.service import Service
 from mrflow.server.settings import MAX_DRAFTS, Settings
-from mrflow.server.ticket import Ticket
+from mrflow.server.tickets import Ticket
 from mrflow.server.worker import Worker
 from mrflow.sharing import copy_lane
 from serving import Gate, scheduling, ticket, tiny_model, until
@@ -31,9 +31,9 @@ from serving import Gate, scheduling, ticket, tiny_model, until
 PROMPTS = ("a red boat", "a blue house at dusk", "a big lake and a boat")
 
 
-def refusal(ticket: Ticket) -> Refusal:
+def refusal(ticket: Ticket) -> ApiError:
     error = ticket.future.exception(60)
-    assert isinstance(error, Refusal)
+    assert isinstance(error, ApiError)
     return error
 
 
@@ -197,11 +197,11 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(monkeypatch: pytest.Mon
         assert gate.reached.wait(30)
         tickets = [ticket(model, client="a") for _ in range(16)]
         scheduler.submit(tickets)
-        with pytest.raises(Refusal) as mine:  # one client gets half of the places
+        with pytest.raises(ApiError) as mine:  # one client gets half of the places
             scheduler.submit([ticket(model, client="a")])
         others = [ticket(model, client="b") for _ in range(15)]
         scheduler.submit(others)
-        with pytest.raises(Refusal) as all_:
+        with pytest.raises(ApiError) as all_:
             scheduler.submit([ticket(model, client="c") for _ in range(2)])
         assert mine.value.status_code == all_.value.status_code == 429
         assert 1 <= int((mine.value.headers or {})["Retry-After"]) <= 60
@@ -274,7 +274,7 @@ def test_a_worker_that_hangs_is_noticed_and_may_come_back(monkeypatch: pytest.Mo
         scheduler.submit(tickets)
         assert [refusal(one).code for one in tickets] == ["worker_hung"] * 2
         assert scheduler.state == "hung"
-        with pytest.raises(Refusal, match="does not respond"):
+        with pytest.raises(ApiError, match="does not respond"):
             scheduler.submit([ticket(model)])
         gate.open.set()
         until(lambda: scheduler.state == "ok")
@@ -324,7 +324,7 @@ def test_stopping_finishes_what_is_queued_and_takes_no_more(monkeypatch: pytest.
         tickets = [ticket(model, seed=k, size=(64, 64 + 32 * (k % 2))) for k in range(4)]
         scheduler.submit(tickets)
         scheduler.stop(60)
-        with pytest.raises(Refusal, match="shutting down"):
+        with pytest.raises(ApiError, match="shutting down"):
             scheduler.submit([ticket(model)])
         gate.open.set()
         assert all(one.future.result(60).image is not None for one in tickets)

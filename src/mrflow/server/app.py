@@ -15,12 +15,12 @@ from starlette.responses import Response
 import mrflow
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
-from mrflow.server.bodies import ErrorAnswer
 from mrflow.server.documentation import documentation_routes
+from mrflow.server.errors import ApiError
 from mrflow.server.guard import Guard, refuse
 from mrflow.server.information import information_routes
 from mrflow.server.keys import Keys
-from mrflow.server.refusals import Refusal
+from mrflow.server.requests import ErrorAnswer
 from mrflow.server.routes import image_routes
 from mrflow.server.service import Kept, Service
 from mrflow.server.settings import Settings
@@ -89,15 +89,15 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def unknown(rest: str) -> Response:
-        raise Refusal(404, "There is no such route; /docs lists them.", code="not_found")
+        raise ApiError(404, "There is no such route; /docs lists them.", code="not_found")
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, Refusal):
+        if isinstance(error, ApiError):
             return refuse(error)
         what = {404: "There is no such route; /docs lists them.", 405: "The route does not take this method."}
         message = what.get(error.status_code, "The request could not be read.")
-        return refuse(Refusal(error.status_code, message))
+        return refuse(ApiError(error.status_code, message))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -105,7 +105,7 @@ def _answer_errors(app: FastAPI) -> None:
         return refuse(_explain(first))
 
 
-def _explain(error: dict[str, Any]) -> Refusal:
+def _explain(error: dict[str, Any]) -> ApiError:
     """Return what is wrong with a field, in OpenAI's words where there are any."""
     param = ".".join(str(part) for part in error["loc"][1:])[:100] or None
     if error["type"] == "missing" and param is not None:
@@ -113,7 +113,7 @@ def _explain(error: dict[str, Any]) -> Refusal:
     elif error["type"] == "extra_forbidden":
         text, code = f"Unknown parameter: {param!r}.", "unknown_parameter"
     elif error["type"] == "json_invalid" or param is None:
-        return Refusal(400, "The body is not a JSON object of the fields in /docs.", code="invalid_json")
+        return ApiError(400, "The body is not a JSON object of the fields in /docs.", code="invalid_json")
     else:
         text, code = f"Invalid value for {param!r}: {error['msg']}.", "invalid_value"
-    return Refusal(400, text, param=param, code=code)
+    return ApiError(400, text, param=param, code=code)

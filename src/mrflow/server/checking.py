@@ -16,10 +16,10 @@ from mrflow.plan import Plan
 from mrflow.presets import get_plan
 from mrflow.request import Job, make_jobs
 from mrflow.results import Draft
-from mrflow.server import refusals
-from mrflow.server.answers import OLDER_QUALITY
-from mrflow.server.bodies import AskedBody
-from mrflow.server.refusals import Refusal
+from mrflow.server import errors
+from mrflow.server.errors import ApiError
+from mrflow.server.requests import AskedBody
+from mrflow.server.responses import OLDER_QUALITY
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
 from mrflow.sizes import Size, parse_size
@@ -42,7 +42,7 @@ class Checked:
 
 
 def check_prompt(scheduler: Scheduler, body: AskedBody, n: int) -> Checked:
-    """Return the work for `n` pictures of a prompt; raises a Refusal."""
+    """Return the work for `n` pictures of a prompt; raises an ApiError."""
     model, settings = scheduler.model, scheduler.settings
     with _reading(scheduler) as warned:
         plan = model.resolve_plan(_plan(model, body, settings))
@@ -56,12 +56,12 @@ def check_prompt(scheduler: Scheduler, body: AskedBody, n: int) -> Checked:
 
 
 def check_image(scheduler: Scheduler, body: AskedBody, n: int, file: IO[bytes]) -> Checked:
-    """Return the work for `n` pictures from a given one; raises a Refusal."""
+    """Return the work for `n` pictures from a given one; raises an ApiError."""
     model, settings = scheduler.model, scheduler.settings
     try:
         image = load_image(file, max_pixels=settings.max_input_pixels)
     except MrFlowError as error:
-        raise refusals.refusal_of(error) from None
+        raise errors.from_error(error) from None
     with _reading(scheduler) as warned:
         plan = model.resolve_plan(_plan(model, body, settings))
         _check_text(body, settings)
@@ -77,7 +77,7 @@ def check_image(scheduler: Scheduler, body: AskedBody, n: int, file: IO[bytes]) 
 def check_drafts(
     scheduler: Scheduler, drafts: Sequence[Draft], plan: str | None, refine_sigma: float | None
 ) -> list[Draft]:
-    """Return drafts with the refine pass changed as asked; raises a Refusal."""
+    """Return drafts with the refine pass changed as asked; raises an ApiError."""
     with _reading(scheduler):
         if plan is None and refine_sigma is None:
             return replan_drafts(scheduler.model, drafts, None)
@@ -145,16 +145,16 @@ def _reading(scheduler: Scheduler) -> Iterator[list[str]]:
     """
     texts: list[str] = []
     if not scheduler.reading.acquire(timeout=30):
-        raise refusals.hung()
+        raise errors.hung()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", MrFlowWarning)
             yield texts
         texts += [str(each.message) for each in caught if issubclass(each.category, MrFlowWarning)]
-    except Refusal:
+    except ApiError:
         raise
     except MrFlowError as error:
-        raise refusals.refusal_of(error, _param_of(error)) from None
+        raise errors.from_error(error, _param_of(error)) from None
     finally:
         scheduler.reading.release()
 

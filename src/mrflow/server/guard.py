@@ -14,9 +14,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mrflow.server.errors import ApiError
 from mrflow.server.keys import Keys, Sessions
 from mrflow.server.metrics import Metrics
-from mrflow.server.refusals import Refusal
 from mrflow.server.settings import Settings
 
 log = logging.getLogger("mrflow.server")
@@ -64,14 +64,14 @@ class Guard:
         try:
             self._admit(scope)
             await self._app(scope, self._limited(scope, receive), reply)
-        except Refusal as refusal:
+        except ApiError as refusal:
             if not reply.begun:
                 await refuse(refusal)(scope, receive, reply)
         except Exception:
             log.exception("request %s of %.200r failed", reply.id, scope["path"])
             if reply.begun:
                 raise  # the connection ends, so that a cut answer is not taken for a whole one
-            await refuse(Refusal(500, "Something went wrong.", code="internal_error", kind="server_error"))(
+            await refuse(ApiError(500, "Something went wrong.", code="internal_error", kind="server_error"))(
                 scope, receive, reply
             )
         finally:
@@ -81,10 +81,10 @@ class Guard:
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
-            raise Refusal(400, "This server is not known by that name.", code="unknown_host")
+            raise ApiError(400, "This server is not known by that name.", code="unknown_host")
         origin = headers.get("origin")
         if origin is not None and scope["method"] != "GET" and urlsplit(origin).netloc != host:
-            raise Refusal(403, "Requests from other sites are not answered.", code="cross_site")
+            raise ApiError(403, "Requests from other sites are not answered.", code="cross_site")
         state = scope.setdefault("state", {})
         state["client"] = scope["client"][0] if scope.get("client") else "local"
         if not self._keys or path in _OPEN or path.startswith(_FILES):
@@ -93,9 +93,9 @@ class Guard:
         if client is not None:
             state["client"] = client
         elif path.startswith("/v1/") or path == "/metrics" or scope["method"] not in ("GET", "HEAD"):
-            raise Refusal(401, "The API key is missing or wrong.", code="invalid_api_key")
+            raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
         else:
-            raise Refusal(303, LOGIN)
+            raise ApiError(303, LOGIN)
 
     def _client(self, headers: Headers, path: str) -> str | None:
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -125,7 +125,7 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), self._settings.body_seconds)
             except asyncio.TimeoutError:
-                raise Refusal(408, "The body did not arrive in time.", code="timeout") from None
+                raise ApiError(408, "The body did not arrive in time.", code="timeout") from None
             seen += len(message.get("body", b""))
             more = bool(message.get("more_body", False))
             if seen > most:
@@ -154,7 +154,7 @@ class _Reply:
         await asyncio.wait_for(self._send(message), self._patience)
 
 
-def refuse(refusal: Refusal) -> Response:
+def refuse(refusal: ApiError) -> Response:
     """Return the answer for a refusal: OpenAI's error object; of a redirection only where to."""
     if refusal.status_code == 303:
         return Response(status_code=303, headers={"Location": refusal.message})
@@ -162,8 +162,8 @@ def refuse(refusal: Refusal) -> Response:
     return Response(text, refusal.status_code, refusal.headers, "application/json")
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"The body has more than {most} bytes.", code="request_too_large")
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"The body has more than {most} bytes.", code="request_too_large")
 
 
 def _name(host: str) -> str:

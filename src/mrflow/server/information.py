@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from mrflow.server.refusals import Refusal
+from mrflow.server.errors import ApiError
 from mrflow.server.service import Service
 
 
@@ -36,7 +36,7 @@ def information_routes(service: Service) -> APIRouter:
         """Give out a picture that was asked for as a url, for a limited time."""
         found = service.files.get(name)
         if found is None:
-            raise Refusal(404, "There is no such file, or no longer.", code="file_not_found")
+            raise ApiError(404, "There is no such file, or no longer.", code="file_not_found")
         headers = {
             "Cache-Control": f"private, max-age={int(service.files.seconds)}",
             "Content-Disposition": "inline",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from mrflow.server.ticket import Ticket
+from mrflow.server.tickets import Ticket
 
 
 class Line:

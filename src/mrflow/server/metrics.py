@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from mrflow.server.memory import peak_memory
 
 if TYPE_CHECKING:
-    from mrflow.server.ticket import Kind, Ticket
+    from mrflow.server.tickets import Kind, Ticket
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)

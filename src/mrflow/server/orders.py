@@ -18,7 +18,7 @@ from mrflow.progress import Progress, Stage
 from mrflow.request import Job
 from mrflow.results import Draft
 from mrflow.server.scheduler import Scheduler
-from mrflow.server.ticket import Kind, Made, Ticket
+from mrflow.server.tickets import Kind, Made, Ticket
 from mrflow.sizes import Size
 
 
@@ -70,7 +70,7 @@ class Order:
             )
 
     def submit(self) -> None:
-        """Join the line; raises a Refusal. Whoever submits must forget."""
+        """Join the line; raises an ApiError. Whoever submits must forget."""
         self._scheduler.submit(self.tickets)
 
     def forget(self) -> None:
@@ -87,11 +87,11 @@ class Order:
         self.forget()
 
     async def made(self) -> list[Made]:
-        """Return all pictures; raises the first Refusal."""
+        """Return all pictures; raises the first ApiError."""
         return list(await asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in self.tickets)))
 
     async def news(self) -> AsyncIterator[News]:
-        """Yield what happens until all pictures are made; raises the first Refusal."""
+        """Yield what happens until all pictures are made; raises the first ApiError."""
         running = {asyncio.wrap_future(ticket.future): k for k, ticket in enumerate(self.tickets)}
         listening: asyncio.Future[News] = asyncio.ensure_future(self._news.get())
         try:

@@ -14,12 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response
 
-from mrflow.server import refusals
-from mrflow.server.answers import Form, common, describe, now, usage
-from mrflow.server.bodies import DraftsBody, EditBody, FinishBody, GenerateBody
+from mrflow.server import errors
 from mrflow.server.checking import Checked, check_drafts, check_image, check_prompt, of_drafts
+from mrflow.server.errors import ApiError
 from mrflow.server.orders import Order
-from mrflow.server.refusals import Refusal
+from mrflow.server.requests import DraftsBody, EditBody, FinishBody, GenerateBody
+from mrflow.server.responses import Form, common, describe, now, usage
 from mrflow.server.service import Service
 from mrflow.server.streams import EventWriter, OrderStream, Verb, previews
 from mrflow.sizes import draft_size
@@ -199,7 +199,7 @@ async def _answer(
 
 
 async def _unless_gone(request: Request, making: Coroutine[Any, Any, Outcome]) -> Outcome:
-    """Return what is made; raises a Refusal as soon as the client is gone, for then nobody needs it."""
+    """Return what is made; raises an ApiError as soon as the client is gone, for then nobody needs it."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -209,7 +209,7 @@ async def _unless_gone(request: Request, making: Coroutine[Any, Any, Outcome]) -
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise refusals.gone()
+            raise errors.gone()
         return work.result()
     finally:
         for task in (work, leaving):
@@ -219,15 +219,15 @@ async def _unless_gone(request: Request, making: Coroutine[Any, Any, Outcome]) -
 
 
 def _read_form(fields: FormData) -> tuple[EditBody, UploadFile]:
-    """Return the text fields and the one image of an edit; raises a Refusal or RequestValidationError."""
+    """Return the text fields and the one image of an edit; raises an ApiError or RequestValidationError."""
     images = [value for name, value in fields.multi_items() if name in ("image", "image[]")]
     texts = {name: value for name, value in fields.multi_items() if name not in ("image", "image[]")}
     if "mask" in texts or "markup" in texts:
-        raise Refusal(
+        raise ApiError(
             400, "Masks are not supported: the whole picture is enhanced.", param="mask", code="unsupported"
         )
     if len(images) != 1 or not isinstance(images[0], UploadFile):
-        raise Refusal(
+        raise ApiError(
             400, f"There are {len(images)} images; give one, as a file.", param="image", code="invalid_image"
         )
     try:

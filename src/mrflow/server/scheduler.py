@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from mrflow.model import Model
-from mrflow.server import refusals
+from mrflow.server import errors
+from mrflow.server.errors import ApiError
 from mrflow.server.line import Line
 from mrflow.server.metrics import Metrics
-from mrflow.server.refusals import Refusal
 from mrflow.server.settings import Settings
-from mrflow.server.ticket import Ticket
+from mrflow.server.tickets import Ticket
 from mrflow.server.worker import Worker
 from mrflow.sharing import Cores, weights_id
 
@@ -83,19 +83,19 @@ class Scheduler:
         self._watchdog.start()
 
     def check_open(self) -> None:
-        """Raise the Refusal that a new request would get now, whoever asks."""
+        """Raise the ApiError that a new request would get now, whoever asks."""
         state = self.state
         if state != "ok":
-            raise refusals.stopping() if state == "stopping" else refusals.hung()
+            raise errors.stopping() if state == "stopping" else errors.hung()
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Put the tickets of one request into the line, all or none; raises a Refusal."""
+        """Put the tickets of one request into the line, all or none; raises an ApiError."""
         self.check_open()
         client = tickets[0].client
         with self._news:
             mine, all_ = self._line.of(client) + len(tickets), len(self._line) + len(tickets)
             if all_ > self.settings.max_waiting or mine > self.settings.max_waiting_per_client:
-                raise refusals.full(len(self._line) * self._pace / len(self.workers))
+                raise errors.full(len(self._line) * self._pace / len(self.workers))
             for ticket in tickets:
                 ticket.waits()
             self._line.join(tickets)
@@ -163,15 +163,15 @@ class Scheduler:
             everyone = [*self._line, *(ticket for worker in self.workers for ticket in worker.tickets)]
             stuck = [ticket for worker in self.workers if worker.hung for ticket in worker.tickets]
         if self._stopping and now >= self._patience:
-            _refuse(everyone, refusals.stopping)
-        _refuse(everyone if self.state == "hung" else stuck, refusals.hung)
+            _refuse(everyone, errors.stopping)
+        _refuse(everyone if self.state == "hung" else stuck, errors.hung)
         for ticket in everyone:
             if now > ticket.deadline:
-                ticket.refuse(refusals.too_late(ticket.patience))
+                ticket.refuse(errors.too_late(ticket.patience))
         with self._news:
             self._line.remove([ticket for ticket in self._line if ticket.over])
 
 
-def _refuse(tickets: Iterable[Ticket], refusal: Callable[[], Refusal]) -> None:
+def _refuse(tickets: Iterable[Ticket], refusal: Callable[[], ApiError]) -> None:
     for ticket in tickets:
         ticket.refuse(refusal())

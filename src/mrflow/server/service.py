@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mrflow.model import Model
 from mrflow.results import Draft
-from mrflow.server.answers import StoredFile
+from mrflow.server.errors import ApiError
 from mrflow.server.keys import Keys, Sessions
 from mrflow.server.metrics import Metrics
-from mrflow.server.refusals import Refusal
+from mrflow.server.responses import StoredFile
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
 from mrflow.server.store import Store
@@ -83,9 +83,9 @@ class Service:
         return model.backbone.multiple(model.pipe)
 
     def check_model(self, name: str | None) -> None:
-        """Raise a Refusal unless the model is known by this name; None is the only one there is."""
+        """Raise an ApiError unless the model is known by this name; None is the only one there is."""
         if name is not None and name not in self.names:
-            raise Refusal(
+            raise ApiError(
                 404,
                 f"The model {name[:80]!r} is not served here; GET /v1/models says which is.",
                 param="model",
@@ -99,12 +99,12 @@ class Service:
         return self.drafts.put(kept, pixels.numel() * pixels.element_size())
 
     def kept_drafts(self, names: Sequence[str]) -> list[Draft]:
-        """Return kept drafts; raises a Refusal for one that is not there (any more)."""
+        """Return kept drafts; raises an ApiError for one that is not there (any more)."""
         found = [self.drafts.get(name) for name in names]
         drafts = [draft for draft in found if draft is not None]
         if len(drafts) != len(names):
             missing = names[found.index(None)]
-            raise Refusal(
+            raise ApiError(
                 404,
                 f"There is no draft {missing[:60]!r}; drafts are kept for {self.settings.keep_seconds:g} seconds.",
                 param="drafts",

@@ -14,10 +14,10 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mrflow.progress import Stage
-from mrflow.server.answers import Form, common, describe, now, usage
+from mrflow.server.errors import ApiError
 from mrflow.server.orders import News, Order
-from mrflow.server.refusals import Refusal
-from mrflow.server.ticket import Made
+from mrflow.server.responses import Form, common, describe, now, usage
+from mrflow.server.tickets import Made
 
 Verb = Literal["image_generation", "image_edit"]
 
@@ -50,7 +50,7 @@ class OrderStream(StreamingResponse):
 
 @dataclass(frozen=True)
 class EventWriter:
-    """Writes the events of one order. verb: what their names begin with. patch, given: see answers.usage."""
+    """Writes the events of one order. verb: what their names begin with. patch, given: see usage."""
 
     order: Order
     form: Form
@@ -71,7 +71,7 @@ class EventWriter:
                 elif news.image is not None:
                     yield await run_in_threadpool(self._partial, news, shown[news.index])
                     shown[news.index] += 1
-        except Refusal as refusal:
+        except ApiError as refusal:
             yield _event("error", {"type": "error", **refusal.body()})
 
     def _partial(self, news: News, number: int) -> bytes:

@@ -15,13 +15,13 @@ from mrflow.errors import MrFlowError
 from mrflow.files import read_recipe
 from mrflow.progress import Stage
 from mrflow.recipe import Recipe
-from mrflow.server.answers import Form, StoredFile
-from mrflow.server.bodies import GenerateBody
 from mrflow.server.checking import Checked, check_prompt, of_drafts
+from mrflow.server.errors import ApiError
 from mrflow.server.orders import News, Order
-from mrflow.server.refusals import Refusal
+from mrflow.server.requests import GenerateBody
+from mrflow.server.responses import Form, StoredFile
 from mrflow.server.service import Service
-from mrflow.server.ticket import Made
+from mrflow.server.tickets import Made
 
 DRAFTS = 8
 _DRAFTED: tuple[Stage, ...] = ("decode_draft",)
@@ -76,7 +76,7 @@ async def generate(service: Service, client: str, wishes: Wishes, *, compare: bo
         if compare:
             async for view in _native(service, client, body, checked):
                 yield view
-    except Refusal as refusal:
+    except ApiError as refusal:
         yield View(f"**{refusal.message}**", {})
 
 
@@ -118,7 +118,7 @@ async def make_drafts(service: Service, client: str, wishes: Wishes) -> AsyncIte
                     yield _doing(news), []
         text = f"{len(drafts)} drafts in {news.seconds:.1f} s. Click those to finish."
         yield _with_warnings(text, checked), sorted(drafts, key=lambda each: each[2])
-    except Refusal as refusal:
+    except ApiError as refusal:
         yield f"**{refusal.message}**", []
 
 
@@ -131,7 +131,7 @@ async def finish_draft(service: Service, client: str, name: str) -> AsyncIterato
         async with order:
             async for news in order.news():
                 yield await _view(service, news, checked)
-    except Refusal as refusal:
+    except ApiError as refusal:
         yield View(f"**{refusal.message}**", {})
 
 
@@ -147,7 +147,7 @@ def recipe_of(path: str | None) -> tuple[str, Recipe | None]:
 
 
 def _body(service: Service, wishes: Wishes) -> GenerateBody:
-    """Return what is asked, as it would come over HTTP; raises a Refusal."""
+    """Return what is asked, as it would come over HTTP; raises an ApiError."""
     service.scheduler.check_open()
     model = service.scheduler.model
     field = model.backbone.guidance_field(model.pipe)
@@ -170,9 +170,9 @@ def _body(service: Service, wishes: Wishes) -> GenerateBody:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise Refusal(400, f"{first['loc'][0]}: {first['msg']}.") from None
+        raise ApiError(400, f"{first['loc'][0]}: {first['msg']}.") from None
     except ValueError:
-        raise Refusal(400, "Seed, guidance, guided share and refine sigma must be numbers, or empty.") from None
+        raise ApiError(400, "Seed, guidance, guided share and refine sigma must be numbers, or empty.") from None
 
 
 async def _view(service: Service, news: News, checked: Checked) -> View:

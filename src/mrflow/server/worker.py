@@ -18,10 +18,10 @@ from mrflow.passes import borrowed
 from mrflow.production import conditioning_of, cut_batches, finish_drafts, finish_key, make_drafts, make_natives
 from mrflow.progress import Clock, Progress
 from mrflow.results import Draft, Result
-from mrflow.server import refusals
+from mrflow.server import errors
 from mrflow.server.metrics import Metrics
 from mrflow.server.settings import Settings
-from mrflow.server.ticket import Kind, Ticket
+from mrflow.server.tickets import Kind, Ticket
 from mrflow.sharing import Cores
 from mrflow.stages import EncodedStages, Stages
 
@@ -94,7 +94,7 @@ class Worker:
             except Exception as error:  # a bug of ours, and yet the server stays up
                 log.exception("a batch failed")
                 for ticket in tickets:
-                    ticket.refuse(refusals.failed(error))
+                    ticket.refuse(errors.failed(error))
             self._beat = None
             self._done(self, time.monotonic() - begin)
             del tickets  # their pictures must not live until the next batch
@@ -162,7 +162,7 @@ class Worker:
     def _failed(self, ticket: Ticket, error: Exception) -> None:
         if not isinstance(error, _NobodyWaits):
             log.error("a picture failed: %s: %s", type(error).__name__, error)
-            ticket.refuse(refusals.failed(error))
+            ticket.refuse(errors.failed(error))
 
     def _clean_up(self) -> None:
         self.model.pipe.maybe_free_model_hooks()

@@ -14,11 +14,11 @@ from PIL import Image
 from mrflow.errors import OutputError
 from mrflow.files import encode_image
 from mrflow.recipe import Recipe
-from mrflow.server import refusals
-from mrflow.server.bodies import Format, OutputBody
-from mrflow.server.refusals import Refusal
+from mrflow.server import errors
+from mrflow.server.errors import ApiError
+from mrflow.server.requests import Format, OutputBody
 from mrflow.server.store import Store
-from mrflow.server.ticket import Made
+from mrflow.server.tickets import Made
 from mrflow.sizes import Size
 
 MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -44,10 +44,10 @@ class Form:
 
     @classmethod
     def of(cls, body: OutputBody, base_url: str) -> Form:
-        """Return what a request asks for; raises a Refusal."""
+        """Return what a request asks for; raises an ApiError."""
         form = body.output_format or "png"
         if form == "png" and body.output_compression not in (None, 100):
-            raise Refusal(
+            raise ApiError(
                 400,
                 "output_compression is for jpeg and webp; png is always whole. Leave one out.",
                 param="output_compression",
@@ -57,11 +57,11 @@ class Form:
         return cls(form, quality, base_url if body.response_format == "url" else None)
 
     def encode(self, image: Image.Image, recipe: Recipe | None = None) -> bytes:
-        """Return the file, with the recipe inside; raises a Refusal for what the format can't hold."""
+        """Return the file, with the recipe inside; raises an ApiError for what the format can't hold."""
         try:
             return encode_image(image, _SUFFIXES[self.format], recipe, quality=self.quality)
         except OutputError as error:
-            raise refusals.refusal_of(error) from None
+            raise errors.from_error(error) from None
 
     def item(self, image: Image.Image, recipe: Recipe | None, files: Store[StoredFile]) -> dict[str, Any]:
         """Return the picture as b64_json, or as the url of a file that is kept."""

@@ -14,8 +14,8 @@ from mrflow.plan import Plan
 from mrflow.progress import Callback, Progress
 from mrflow.request import Job
 from mrflow.results import Draft
-from mrflow.server import refusals
-from mrflow.server.refusals import Refusal
+from mrflow.server import errors
+from mrflow.server.errors import ApiError
 from mrflow.sizes import Size
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Made:
 
 
 class Ticket:
-    """One picture to make. `future` holds a Made in the end, or a Refusal; it is settled once."""
+    """One picture to make. `future` holds a Made in the end, or an ApiError; it is settled once."""
 
     def __init__(
         self,
@@ -114,13 +114,13 @@ class Ticket:
         if not self.todo:
             self._settle(lambda: self.future.set_result(self.made))
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: ApiError) -> None:
         """End it without a picture, unless it is over already."""
         self._settle(lambda: self.future.set_exception(refusal))
 
     def give_up(self) -> None:
         """End it because nobody waits for it any more."""
-        self.refuse(refusals.gone())
+        self.refuse(errors.gone())
 
     def _settle(self, settle: Callable[[], None]) -> None:
         with suppress(InvalidStateError):  # somebody was quicker

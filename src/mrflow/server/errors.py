@@ -12,7 +12,7 @@ from mrflow.errors import ImageError, MrFlowError, OutputError, RecipeError, Req
 INVALID = "invalid_request_error"
 
 
-class Refusal(HTTPException):
+class ApiError(HTTPException):
     """An answer that is no picture: status, message, OpenAI's type, code and param, and when to try again.
 
     An HTTPException because FastAPI and Gradio pass those on from wherever they are raised, also while a body
@@ -46,20 +46,20 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def refusal_of(error: MrFlowError, param: str | None = None) -> Refusal:
+def from_error(error: MrFlowError, param: str | None = None) -> ApiError:
     """Return what a client is told of an error: our own words for what it asked, none of our insides else."""
     if isinstance(error, RequestError):
-        return Refusal(422, str(error), param=param, code="unprocessable")
+        return ApiError(422, str(error), param=param, code="unprocessable")
     if isinstance(error, (ImageError, RecipeError)):
-        return Refusal(400, str(error), param=param or "image", code="invalid_image")
+        return ApiError(400, str(error), param=param or "image", code="invalid_image")
     if isinstance(error, OutputError):
-        return Refusal(422, str(error), param="output_format", code="unprocessable")
+        return ApiError(422, str(error), param="output_format", code="unprocessable")
     return failed(error)
 
 
-def full(seconds: float) -> Refusal:
+def full(seconds: float) -> ApiError:
     """Return that the queue is full; `seconds` until there may be room."""
-    return Refusal(
+    return ApiError(
         429,
         "The queue is full. Try again later.",
         code="rate_limit_exceeded",
@@ -68,32 +68,32 @@ def full(seconds: float) -> Refusal:
     )
 
 
-def too_late(seconds: float) -> Refusal:
+def too_late(seconds: float) -> ApiError:
     """Return that the picture was not made in time."""
     return _unavailable(f"The picture was not made within {seconds:g} seconds. Try again.", "timeout")
 
 
-def stopping() -> Refusal:
+def stopping() -> ApiError:
     """Return that the server is shutting down."""
     return _unavailable("The server is shutting down. Try again.", "shutting_down")
 
 
-def hung() -> Refusal:
+def hung() -> ApiError:
     """Return that nobody works."""
     return _unavailable("The model does not respond. Try again later.", "worker_hung", 30)
 
 
-def failed(error: BaseException) -> Refusal:
+def failed(error: BaseException) -> ApiError:
     """Return that making the picture failed; of what went wrong only the kind is told."""
-    return Refusal(
+    return ApiError(
         500, f"The picture could not be made ({type(error).__name__}).", code="internal_error", kind="server_error"
     )
 
 
-def gone() -> Refusal:
+def gone() -> ApiError:
     """Return that the client went away; nobody reads it."""
-    return Refusal(499, "The client closed the connection.", code="client_closed_request")
+    return ApiError(499, "The client closed the connection.", code="client_closed_request")
 
 
-def _unavailable(message: str, code: str, retry_after: float = 5) -> Refusal:
-    return Refusal(503, message, code=code, kind="server_error", retry_after=retry_after)
+def _unavailable(message: str, code: str, retry_after: float = 5) -> ApiError:
+    return ApiError(503, message, code=code, kind="server_error", retry_after=retry_after)
