@@ -20,10 +20,9 @@ from mrflow.plan import Plan
 from mrflow.progress import Progress
 from mrflow.server.errors import ApiError
 from mrflow.server.keys import Keys
-from mrflow.server.line import Line
-from mrflow.server.service import Service
+from mrflow.server.service import make_service
 from mrflow.server.settings import MAX_DRAFTS, Settings
-from mrflow.server.tickets import Ticket
+from mrflow.server.tickets import Queue, Ticket
 from mrflow.server.worker import Worker
 from mrflow.sharing import copy_lane
 from serving import Gate, scheduling, ticket, tiny_model, until
@@ -106,31 +105,31 @@ def test_native_pictures_are_those_of_the_plain_pipeline() -> None:
 
 def test_turns_go_round_the_clients() -> None:
     model = tiny_model()
-    line = Line()
-    line.join([ticket(model, seed=k, client="greedy") for k in range(6)])
-    line.join([ticket(model, seed=k, client=name) for name in ("b", "c") for k in range(2)])
-    turns = [[one.client for one in line.take(lambda _: 3)] for _ in range(4)]
+    queue = Queue()
+    queue.join([ticket(model, seed=k, client="greedy") for k in range(6)])
+    queue.join([ticket(model, seed=k, client=name) for name in ("b", "c") for k in range(2)])
+    turns = [[one.client for one in queue.take(lambda _: 3)] for _ in range(4)]
     assert turns == [["greedy", "b", "c"], ["b", "c", "greedy"], ["greedy"] * 3, ["greedy"]]
-    assert len(line) == 0
+    assert len(queue) == 0
 
 
 def test_what_is_begun_ends_before_more_begins() -> None:
     model = tiny_model()
-    line = Line()
-    line.join(ticket(model, seed=k, client=name) for name in "abcd" for k in range(2))
-    begun = line.take(lambda _: 2)
-    line.rejoin(begun)
-    turns = [[(one.client, one.job.seed) for one in line.take(lambda _: 1)] for _ in range(4)]
+    queue = Queue()
+    queue.join(ticket(model, seed=k, client=name) for name in "abcd" for k in range(2))
+    begun = queue.take(lambda _: 2)
+    queue.rejoin(begun)
+    turns = [[(one.client, one.job.seed) for one in queue.take(lambda _: 1)] for _ in range(4)]
     assert turns == [[("a", 0)], [("b", 0)], [("c", 0)], [("d", 0)]]  # and nobody has two turns before others
 
 
 def test_few_tickets_are_divided_between_workers() -> None:
     model = tiny_model()
-    line = Line()
-    line.join(ticket(model, seed=k, client="ab"[k % 2]) for k in range(7))
-    assert [len(line.take(lambda _: 8, idle)) for idle in (3, 2, 1)] == [3, 2, 2]
-    line.join(ticket(model, seed=k) for k in range(40))
-    assert len(line.take(lambda _: 8, 2)) == 8
+    queue = Queue()
+    queue.join(ticket(model, seed=k, client="ab"[k % 2]) for k in range(7))
+    assert [len(queue.take(lambda _: 8, idle)) for idle in (3, 2, 1)] == [3, 2, 2]
+    queue.join(ticket(model, seed=k) for k in range(40))
+    assert len(queue.take(lambda _: 8, 2)) == 8
 
 
 def test_a_small_model_gets_a_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +137,7 @@ def test_a_small_model_gets_a_worker_for_each_core(monkeypatch: pytest.MonkeyPat
     model, other = tiny_model(), tiny_model()
 
     def workers(*models: Model, **settings: Any) -> list[Worker]:
-        return Service.of(models, Settings(**settings), Keys(), []).scheduler.workers
+        return make_service(models, Settings(**settings), Keys(), []).scheduler.workers
 
     lanes = workers(model)
     assert len(lanes) == 3
@@ -171,9 +170,9 @@ def test_lanes_work_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_does_not_fit_together_is_not_mixed() -> None:
     model = tiny_model()
-    line = Line()
-    line.join(ticket(model, seed=k, size=(64, 64 + 32 * (k % 2)), client="ab"[k % 2]) for k in range(6))
-    batches = [line.take(lambda _: 8) for _ in range(2)]
+    queue = Queue()
+    queue.join(ticket(model, seed=k, size=(64, 64 + 32 * (k % 2)), client="ab"[k % 2]) for k in range(6))
+    batches = [queue.take(lambda _: 8) for _ in range(2)]
     assert [{one.size for one in batch} for batch in batches] == [{(64, 64)}, {(64, 96)}]
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from mrflow.errors import ImageError, MrFlowError, OutputError, RecipeError, RequestError
 
-INVALID = "invalid_request_error"
+_SERVER = "server_error"
 
 
 class ApiError(HTTPException):
@@ -25,7 +27,7 @@ class ApiError(HTTPException):
         message: str,
         *,
         code: str | None = None,
-        kind: str = INVALID,
+        kind: str = "invalid_request_error",
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
@@ -38,12 +40,15 @@ class ApiError(HTTPException):
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object that OpenAI's clients read."""
-        return error_body(self.message, self.kind, self.param, self.code)
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
 
-
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """Return an error in OpenAI's shape."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    def response(self) -> Response:
+        """Return the answer that holds that object; of a redirection only where to."""
+        if self.status_code == 303:
+            return Response(status_code=303, headers={"Location": self.message})
+        text = json.dumps(self.body())  # ASCII, so that odd characters of a request can't break it
+        return Response(text, self.status_code, self.headers, "application/json")
 
 
 def from_error(error: MrFlowError, param: str | None = None) -> ApiError:
@@ -57,15 +62,24 @@ def from_error(error: MrFlowError, param: str | None = None) -> ApiError:
     return failed(error)
 
 
-def full(seconds: float) -> ApiError:
+def invalid_field(error: dict[str, Any]) -> ApiError:
+    """Return what is wrong with a field, as pydantic says it, in OpenAI's words where there are any."""
+    param = ".".join(str(part) for part in error["loc"][1:])[:100] or None
+    if error["type"] == "missing" and param is not None:
+        text, code = f"Missing required parameter: {param!r}.", "missing_required_parameter"
+    elif error["type"] == "extra_forbidden":
+        text, code = f"Unknown parameter: {param!r}.", "unknown_parameter"
+    elif error["type"] == "json_invalid" or param is None:
+        return ApiError(400, "The body is not a JSON object of the fields in /docs.", code="invalid_json")
+    else:
+        text, code = f"Invalid value for {param!r}: {error['msg']}.", "invalid_value"
+    return ApiError(400, text, param=param, code=code)
+
+
+def queue_full(seconds: float) -> ApiError:
     """Return that the queue is full; `seconds` until there may be room."""
-    return ApiError(
-        429,
-        "The queue is full. Try again later.",
-        code="rate_limit_exceeded",
-        kind="rate_limit_error",
-        retry_after=min(max(seconds, 1.0), 60.0),
-    )
+    text, wait = "The queue is full. Try again later.", min(max(seconds, 1.0), 60.0)
+    return ApiError(429, text, code="rate_limit_exceeded", kind="rate_limit_error", retry_after=wait)
 
 
 def too_late(seconds: float) -> ApiError:
@@ -85,9 +99,13 @@ def hung() -> ApiError:
 
 def failed(error: BaseException) -> ApiError:
     """Return that making the picture failed; of what went wrong only the kind is told."""
-    return ApiError(
-        500, f"The picture could not be made ({type(error).__name__}).", code="internal_error", kind="server_error"
-    )
+    text = f"The picture could not be made ({type(error).__name__})."
+    return ApiError(500, text, code="internal_error", kind=_SERVER)
+
+
+def internal() -> ApiError:
+    """Return that something else failed, of which nothing is told."""
+    return ApiError(500, "Something went wrong.", code="internal_error", kind=_SERVER)
 
 
 def gone() -> ApiError:
@@ -96,4 +114,4 @@ def gone() -> ApiError:
 
 
 def _unavailable(message: str, code: str, retry_after: float = 5) -> ApiError:
-    return ApiError(503, message, code=code, kind="server_error", retry_after=retry_after)
+    return ApiError(503, message, code=code, kind=_SERVER, retry_after=retry_after)

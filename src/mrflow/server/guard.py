@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 from collections.abc import Collection
@@ -11,13 +10,10 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mrflow.server.errors import ApiError
-from mrflow.server.keys import Keys, Sessions
-from mrflow.server.metrics import Metrics
-from mrflow.server.settings import Settings
+from mrflow.server.errors import ApiError, internal
+from mrflow.server.service import Service
 
 log = logging.getLogger("mrflow.server")
 
@@ -39,19 +35,9 @@ _POLICY = (
 class Guard:
     """ASGI middleware. `scope["state"]["client"]` says who asks: a key, or an address where there are no keys."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        settings: Settings,
-        keys: Keys,
-        sessions: Sessions,
-        metrics: Metrics,
-        hosts: Collection[str] | None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, service: Service, hosts: Collection[str] | None) -> None:
         """hosts: names under which the server may be called; None is any."""
-        self._app, self._settings, self._keys, self._sessions = app, settings, keys, sessions
-        self._metrics, self._hosts = metrics, hosts
+        self._app, self._service, self._settings, self._hosts = app, service, service.settings, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here speaks it
@@ -64,18 +50,16 @@ class Guard:
         try:
             self._admit(scope)
             await self._app(scope, self._limited(scope, receive), reply)
-        except ApiError as refusal:
+        except ApiError as error:
             if not reply.begun:
-                await refuse(refusal)(scope, receive, reply)
+                await error.response()(scope, receive, reply)
         except Exception:
             log.exception("request %s of %.200r failed", reply.id, scope["path"])
             if reply.begun:
                 raise  # the connection ends, so that a cut answer is not taken for a whole one
-            await refuse(ApiError(500, "Something went wrong.", code="internal_error", kind="server_error"))(
-                scope, receive, reply
-            )
+            await internal().response()(scope, receive, reply)
         finally:
-            self._metrics.requests.labels(_route(scope["path"]), str(reply.status)).inc()
+            self._service.metrics.requests.labels(_route(scope["path"]), str(reply.status)).inc()
 
     def _admit(self, scope: Scope) -> None:
         headers, path = Headers(scope=scope), scope["path"]
@@ -87,7 +71,7 @@ class Guard:
             raise ApiError(403, "Requests from other sites are not answered.", code="cross_site")
         state = scope.setdefault("state", {})
         state["client"] = scope["client"][0] if scope.get("client") else "local"
-        if not self._keys or path in _OPEN or path.startswith(_FILES):
+        if not self._service.keys or path in _OPEN or path.startswith(_FILES):
             return
         client = self._client(headers, path)
         if client is not None:
@@ -100,14 +84,14 @@ class Guard:
     def _client(self, headers: Headers, path: str) -> str | None:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            return self._keys.client(key.strip())
+            return self._service.keys.client(key.strip())
         if path.startswith("/v1/") or path == "/metrics":
             return None  # a browser's cookie opens the page, not the API
         try:
             cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         except CookieError:
             return None
-        return None if cookie is None else self._sessions.client(cookie.value)
+        return None if cookie is None else self._service.sessions.client(cookie.value)
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Return `receive` that refuses bodies too large, whether they say so before or not, and slow ones."""
@@ -152,14 +136,6 @@ class _Reply:
             headers["Referrer-Policy"] = "same-origin"  # with none, browsers send no Origin either
             headers["Content-Security-Policy"] = _POLICY
         await asyncio.wait_for(self._send(message), self._patience)
-
-
-def refuse(refusal: ApiError) -> Response:
-    """Return the answer for a refusal: OpenAI's error object; of a redirection only where to."""
-    if refusal.status_code == 303:
-        return Response(status_code=303, headers={"Location": refusal.message})
-    text = json.dumps(refusal.body())  # ASCII, so that odd characters of a request can't break it
-    return Response(text, refusal.status_code, refusal.headers, "application/json")
 
 
 def _too_large(most: int) -> ApiError:

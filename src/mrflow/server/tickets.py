@@ -1,17 +1,20 @@
-"""A ticket: one picture on its way through the stages, from the request to the picture or the refusal."""
+"""Tickets: one picture on its way through the stages, the queue of those that wait, those of one request."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from mrflow.images import to_pil
 from mrflow.plan import Plan
-from mrflow.progress import Callback, Progress
+from mrflow.progress import Callback, Progress, Stage
 from mrflow.request import Job
 from mrflow.results import Draft
 from mrflow.server import errors
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mrflow.recipe import Recipe
+    from mrflow.server.scheduler import Scheduler
 
 Kind = Literal["draft", "finish", "native"]
 
@@ -125,3 +129,168 @@ class Ticket:
     def _settle(self, settle: Callable[[], None]) -> None:
         with suppress(InvalidStateError):  # somebody was quicker
             settle()
+
+
+class Queue:
+    """Tickets that wait: first come, first served within a client, turn by turn between clients.
+
+    Not thread-safe: the scheduler holds its lock around each call.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._clients: dict[str, deque[Ticket]] = {}  # in the order of their turns
+
+    def __len__(self) -> int:
+        return sum(map(len, self._clients.values()))
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return (ticket for tickets in self._clients.values() for ticket in tickets)
+
+    def of(self, client: str) -> int:
+        """Return how many tickets of this client wait."""
+        return len(self._clients.get(client, ()))
+
+    def join(self, tickets: Iterable[Ticket]) -> None:
+        """Put tickets at the end of their clients' lines."""
+        for ticket in tickets:
+            self._clients.setdefault(ticket.client, deque()).append(ticket)
+
+    def rejoin(self, tickets: Iterable[Ticket]) -> None:
+        """Put tickets that have more to do first of all, in their order: what is begun ends before more begins.
+
+        Otherwise 200 clients at once would all wait for the last draft before the first picture is finished.
+        """
+        for ticket in reversed(list(tickets)):
+            mine = self._clients.pop(ticket.client, deque())
+            mine.appendleft(ticket)
+            self._clients = {ticket.client: mine, **self._clients}
+
+    def take(self, most: Callable[[Ticket], int], workers: int = 1) -> list[Ticket]:
+        """Remove and return tickets that can go through the model together; none if nobody waits.
+
+        The client whose turn it is decides the kind of work with its first ticket; then each client in turn
+        adds one that fits, until there are as many as `most` says for that first ticket. workers: how many are
+        idle, the one that asks included; few tickets are divided between them.
+        """
+        if not self._clients:
+            return []
+        client, tickets = next(iter(self._clients.items()))
+        key = tickets[0].key
+        fitting = {
+            name: deque(ticket for ticket in queue if ticket.key == key) for name, queue in self._clients.items()
+        }
+        room = min(most(tickets[0]), -(-sum(map(len, fitting.values())) // max(workers, 1)))
+        taken: list[Ticket] = []
+        while len(taken) < room and any(fitting.values()):
+            for queue in fitting.values():
+                if queue and len(taken) < room:
+                    taken.append(queue.popleft())
+        self._clients[client] = self._clients.pop(client)  # its next turn comes after everybody else's
+        self.remove(taken)
+        return taken
+
+    def remove(self, tickets: Iterable[Ticket]) -> None:
+        """Remove these tickets wherever they stand; those that do not wait are ignored."""
+        leaving = set(map(id, tickets))
+        for client, queue in list(self._clients.items()):
+            left = deque(ticket for ticket in queue if id(ticket) not in leaving)
+            if left:
+                self._clients[client] = left
+            else:
+                del self._clients[client]
+
+
+@dataclass(frozen=True)
+class News:
+    """What happens to picture number `index` of a group: a stage's step, its preview, or in the end `made`.
+
+    image: of the stages that were asked to be shown. seconds: since the group was made.
+    """
+
+    index: int
+    seconds: float
+    stage: Stage | None = None
+    step: int = 0
+    steps: int = 0
+    image: Image.Image | None = None
+    made: Made | None = None
+
+
+class TicketGroup:
+    """The tickets of one request. Leaving the `async with` gives up what is not made yet."""
+
+    def __init__(self, scheduler: Scheduler, client: str, show: Iterable[Stage] = ()) -> None:
+        """show: stages whose pixels are wanted as images; without any, `news` has the pictures alone."""
+        self.tickets: list[Ticket] = []
+        self._scheduler, self._client, self._show = scheduler, client, frozenset(show)
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Queue[News | BaseException] = asyncio.Queue()
+        self._shown: set[tuple[int, Stage]] = set()
+        self._begin = time.monotonic()
+
+    def add(
+        self, todo: Sequence[Kind], jobs: Sequence[Job], plan: Plan, size: Size, draft: Draft | None = None
+    ) -> None:
+        """Ask for one picture per job."""
+        seconds = self._scheduler.settings.timeout
+        for job in jobs:
+            hear = partial(self._hear, len(self.tickets)) if self._show else None
+            ticket = Ticket(todo, job, plan, size, draft=draft, client=self._client, seconds=seconds, on_news=hear)
+            self.tickets.append(ticket)
+
+    def submit(self) -> None:
+        """Join the queue; raises an ApiError. Whoever submits must forget."""
+        self._scheduler.submit(self.tickets)
+
+    def forget(self) -> None:
+        """Give up what is not made yet."""
+        self._scheduler.forget(self.tickets)
+
+    async def __aenter__(self) -> TicketGroup:
+        self.submit()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.forget()
+
+    async def made(self) -> list[Made]:
+        """Return all pictures; raises the first ApiError."""
+        return list(await asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in self.tickets)))
+
+    async def news(self, pause: float | None = None) -> AsyncIterator[News]:
+        """Yield what happens until all pictures are made; raises the first ApiError.
+
+        pause: seconds after which, where nothing happens, News of no stage are given.
+        """
+        for index, ticket in enumerate(self.tickets):
+            ticket.future.add_done_callback(partial(self._settled, index))
+        left = len(self.tickets)
+        while left:
+            try:
+                news = await asyncio.wait_for(self._news.get(), pause)
+            except asyncio.TimeoutError:
+                news = News(0, self._seconds())
+            if isinstance(news, BaseException):
+                raise news
+            left -= news.made is not None
+            yield news
+
+    def _hear(self, index: int, news: Progress) -> None:
+        """Take news in the worker's thread, where the pixels are."""
+        image = None
+        if news.pixels is not None and news.stage in self._show and (index, news.stage) not in self._shown:
+            self._shown.add((index, news.stage))  # once, also if a batch has to be made again
+            image = to_pil(news.pixels)[0]
+        self._put(News(index, self._seconds(), news.stage, news.step, news.steps, image))
+
+    def _settled(self, index: int, future: Future[Made]) -> None:
+        """Take the end of a ticket, in whichever thread it comes."""
+        self._put(future.exception() or News(index, self._seconds(), made=future.result()))
+
+    def _put(self, news: News | BaseException) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._begin
