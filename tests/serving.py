@@ -123,7 +123,7 @@ def serving(
         server.stop()
 
 
-def check_refusal(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
+def check_error(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
     """Check that an answer is an error of OpenAI's shape that tells nothing of the server's insides."""
     assert answer.status_code in statuses, answer.text
     error: dict[str, Any] = answer.json()["error"]

@@ -30,7 +30,7 @@ from serving import Gate, scheduling, ticket, tiny_model, until
 PROMPTS = ("a red boat", "a blue house at dusk", "a big lake and a boat")
 
 
-def refusal(ticket: Ticket) -> ApiError:
+def error_of(ticket: Ticket) -> ApiError:
     error = ticket.future.exception(60)
     assert isinstance(error, ApiError)
     return error
@@ -224,7 +224,7 @@ def test_a_picture_that_nobody_waits_for_stops_between_steps() -> None:
     with scheduling(model) as scheduler:
         box.append(ticket(model, plan="90+1", on_news=listen))
         scheduler.submit(box)
-        refusal(box[0])
+        error_of(box[0])
         other = ticket(model)
         scheduler.submit([other])
         other.future.result(60)
@@ -246,7 +246,7 @@ def test_a_failing_picture_does_not_take_its_neighbours_down(monkeypatch: pytest
         scheduler.submit(tickets)
         wait([one.future for one in tickets], 60)
     assert [one.future.exception() is None for one in tickets] == [True, True, False, True]
-    error = refusal(tickets[2])
+    error = error_of(tickets[2])
     assert (error.status_code, error.message) == (500, "The picture could not be made (RuntimeError).")
 
 
@@ -256,7 +256,7 @@ def test_patience_ends_for_those_that_wait_and_for_those_at_work(monkeypatch: py
         gate = hold(model, monkeypatch)
         tickets = [ticket(model, seconds=0.2), ticket(model, seconds=0.2, size=(64, 96))]
         scheduler.submit(tickets)
-        errors = [refusal(one) for one in tickets]
+        errors = [error_of(one) for one in tickets]
         assert [(error.status_code, error.code) for error in errors] == [(503, "timeout")] * 2
         assert scheduler.waiting == 0
         gate.open.set()
@@ -271,7 +271,7 @@ def test_a_worker_that_hangs_is_noticed_and_may_come_back(monkeypatch: pytest.Mo
         gate = hold(model, monkeypatch)
         tickets = [ticket(model), ticket(model, size=(64, 96))]
         scheduler.submit(tickets)
-        assert [refusal(one).code for one in tickets] == ["worker_hung"] * 2
+        assert [error_of(one).code for one in tickets] == ["worker_hung"] * 2
         assert scheduler.state == "hung"
         with pytest.raises(ApiError, match="does not respond"):
             scheduler.submit([ticket(model)])
@@ -312,7 +312,7 @@ def test_a_worker_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scheduler.workers[0], "_make", die)
         one = ticket(scheduler.model)
         scheduler.submit([one])
-        assert refusal(one).code == "worker_hung"
+        assert error_of(one).code == "worker_hung"
         assert scheduler.state == "hung"
 
 
@@ -337,7 +337,7 @@ def test_stopping_refuses_what_does_not_get_done_in_time(monkeypatch: pytest.Mon
         scheduler.submit(tickets)
         assert gate.reached.wait(30)
         scheduler.stop(0.1)
-        assert {refusal(one).code for one in tickets} == {"shutting_down"}
+        assert {error_of(one).code for one in tickets} == {"shutting_down"}
         gate.open.set()
 
 
