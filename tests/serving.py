@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from openai import OpenAI
 
@@ -71,6 +72,18 @@ class Gate:
     def __call__(self, *_: Any) -> None:
         self.reached.set()
         assert self.open.wait(60)
+
+
+def hold(model: Any, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Have the model's next decoding wait at a gate."""
+    gate, decode = Gate(), type(model.backbone).decode
+
+    def gated(self: Any, *arguments: Any) -> Any:
+        gate()
+        return decode(self, *arguments)
+
+    monkeypatch.setattr(type(model.backbone), "decode", gated)
+    return gate
 
 
 def until(happened: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -22,10 +22,10 @@ from mrflow.server.errors import ApiError
 from mrflow.server.keys import Keys
 from mrflow.server.service import make_service
 from mrflow.server.settings import MAX_DRAFTS, Settings
-from mrflow.server.tickets import Queue, Ticket
+from mrflow.server.tickets import Ticket
 from mrflow.server.worker import Worker
 from mrflow.sharing import copy_lane
-from serving import Gate, scheduling, ticket, tiny_model, until
+from serving import Gate, hold, scheduling, ticket, tiny_model, until
 
 PROMPTS = ("a red boat", "a blue house at dusk", "a big lake and a boat")
 
@@ -103,35 +103,6 @@ def test_native_pictures_are_those_of_the_plain_pipeline() -> None:
     assert made.recipe == alone.recipes[0]
 
 
-def test_turns_go_round_the_clients() -> None:
-    model = tiny_model()
-    queue = Queue()
-    queue.join([ticket(model, seed=k, client="greedy") for k in range(6)])
-    queue.join([ticket(model, seed=k, client=name) for name in ("b", "c") for k in range(2)])
-    turns = [[one.client for one in queue.take(lambda _: 3)] for _ in range(4)]
-    assert turns == [["greedy", "b", "c"], ["b", "c", "greedy"], ["greedy"] * 3, ["greedy"]]
-    assert len(queue) == 0
-
-
-def test_what_is_begun_ends_before_more_begins() -> None:
-    model = tiny_model()
-    queue = Queue()
-    queue.join(ticket(model, seed=k, client=name) for name in "abcd" for k in range(2))
-    begun = queue.take(lambda _: 2)
-    queue.rejoin(begun)
-    turns = [[(one.client, one.job.seed) for one in queue.take(lambda _: 1)] for _ in range(4)]
-    assert turns == [[("a", 0)], [("b", 0)], [("c", 0)], [("d", 0)]]  # and nobody has two turns before others
-
-
-def test_few_tickets_are_divided_between_workers() -> None:
-    model = tiny_model()
-    queue = Queue()
-    queue.join(ticket(model, seed=k, client="ab"[k % 2]) for k in range(7))
-    assert [len(queue.take(lambda _: 8, idle)) for idle in (3, 2, 1)] == [3, 2, 2]
-    queue.join(ticket(model, seed=k) for k in range(40))
-    assert len(queue.take(lambda _: 8, 2)) == 8
-
-
 def test_a_small_model_gets_a_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     model, other = tiny_model(), tiny_model()
@@ -166,26 +137,6 @@ def test_lanes_work_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
         tickets = [ticket(model, seed=k, todo=["draft"]) for k in range(2)]
         scheduler.submit(tickets)
         assert all(one.future.result(60).batch == 1 for one in tickets)
-
-
-def test_what_does_not_fit_together_is_not_mixed() -> None:
-    model = tiny_model()
-    queue = Queue()
-    queue.join(ticket(model, seed=k, size=(64, 64 + 32 * (k % 2)), client="ab"[k % 2]) for k in range(6))
-    batches = [queue.take(lambda _: 8) for _ in range(2)]
-    assert [{one.size for one in batch} for batch in batches] == [{(64, 64)}, {(64, 96)}]
-
-
-def hold(model: Any, monkeypatch: pytest.MonkeyPatch) -> Gate:
-    """Have the model's next decoding wait at a gate."""
-    gate, decode = Gate(), type(model.backbone).decode
-
-    def gated(self: Any, *arguments: Any) -> Any:
-        gate()
-        return decode(self, *arguments)
-
-    monkeypatch.setattr(type(model.backbone), "decode", gated)
-    return gate
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,5 +308,11 @@ def test_stopping_refuses_what_does_not_get_done_in_time(monkeypatch: pytest.Mon
     ],
 )
 def test_senseless_settings_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(RequestError):
+    (name,) = settings
+    with pytest.raises(RequestError, match=f"^{name} is .*; it should be .* Try "):
         Settings(**settings)
+
+
+def test_unknown_settings_are_named() -> None:
+    with pytest.raises(RequestError, match=r"^max_wait is 3; .* max_waiting,"):
+        Settings(max_wait=3)

@@ -78,8 +78,8 @@ def _blocks(service: Service) -> Any:
     model = service.scheduler.model
     defaults, seconds = model.defaults, int(service.settings.keep_seconds)
     numbers = visit.plan_fields(service)
-    made: dict[str, Any] = {"interactive": False, "format": "png"}
-    unlabelled = {**made, "show_label": False}
+    output: dict[str, Any] = {"interactive": False, "format": "png"}
+    plain = {**output, "show_label": False}
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Blocks(title="mrflow", analytics_enabled=False, delete_cache=(60, seconds)) as blocks:
         gr.Markdown(f"# mrflow\nDraft small, finish large: {escape(model.name)}, {model.device}.")
@@ -117,15 +117,13 @@ def _blocks(service: Service) -> Any:
                 for name in ("draft", "upscaled", "final"):
                     with gr.Column(min_width=180):  # a label inside the picture would hide a corner of it
                         captions[name] = gr.Markdown(_LABELS[name], elem_classes="caption")
-                        images[name] = gr.Image(
-                            label=_LABELS[name], buttons=["fullscreen"], elem_id=name, **unlabelled
-                        )
+                        images[name] = gr.Image(label=_LABELS[name], elem_id=name, buttons=["fullscreen"], **plain)
             saved = gr.HTML(elem_classes="saved", elem_id="saved")
-            slider = gr.ImageSlider(label="Native | mrflow", visible=False, elem_id="slider", **made)
+            slider = gr.ImageSlider(label="Native | mrflow", visible=False, elem_id="slider", **output)
         with gr.Tab("Drafts"):
             many = gr.Button("Make eight drafts", variant="primary", elem_id="make-drafts")
             drafts_status = gr.Markdown(elem_classes="status", elem_id="drafts-status")
-            shelf = {**unlabelled, "height": "auto", "object_fit": "contain"}
+            shelf = {**plain, "height": "auto", "object_fit": "contain"}
             gallery = gr.Gallery(
                 label="Drafts", columns=4, allow_preview=False, buttons=[], elem_id="drafts", **shelf
             )

@@ -171,7 +171,8 @@ def _body(service: Service, wishes: Wishes) -> GenerateBody:
         return GenerateBody.model_validate(texts, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ApiError(400, f"{first['loc'][0]}: {first['msg']}.") from None
+        name, rule = first["loc"][0], first["msg"].replace("Input", "it", 1)
+        raise ApiError(400, f"{name} is {first['input']!r:.80}; {rule}. Leave it empty for the default.") from None
 
 
 async def _view(service: Service, news: News, checked: Checked) -> View:
