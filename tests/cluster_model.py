@@ -8,7 +8,7 @@ from typing import Any
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow
-from mrflow.batch import maker
+from mrflow import batches
 
 UNLUCKY = 13  # a seed
 
@@ -16,14 +16,14 @@ UNLUCKY = 13  # a seed
 def load(folder: Path, device: str) -> MrFlow:
     """Return the tiny model, on which seed 13 can't be finished. folder: gets a file named by the process."""
     assert device == "cpu"
-    finish = maker.finish_drafts
+    finish = batches.finish_drafts
 
-    def picky(stages: Any, drafts: Any, *rest: Any) -> Any:
+    def picky(run: Any, drafts: Any) -> Any:
         if drafts[0].base_recipe.seed == UNLUCKY:
             raise RuntimeError("no thirteens")
-        return finish(stages, drafts, *rest)
+        return finish(run, drafts)
 
-    maker.finish_drafts = picky
+    batches.finish_drafts = picky
     (folder / str(os.getpid())).touch()
     return make_fast(make_pipe())
 

@@ -9,20 +9,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from openai import OpenAI
 
 from conftest import make_fast, make_pipe
 from mrflow.model import Model
-from mrflow.plan import Plan
+from mrflow.plan import Plan, get_plan
 from mrflow.progress import Callback
-from mrflow.jobs import Job
+from mrflow.jobs import ask
 from mrflow.server.app import create_app
 from mrflow.server.keys import Keys
 from mrflow.server.metrics import Metrics
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
-from mrflow.server.ticket import Kind, Ticket
+from mrflow.server.tickets import Kind, Ticket
 
 ROUTES = ("/v1/images/generations", "/v1/images/drafts", "/v1/images/finish")
 
@@ -57,9 +58,9 @@ def ticket(
     on_news: Callback | None = None,
 ) -> Ticket:
     """Return a ticket with everything resolved, as the front door makes it."""
-    resolved = model.resolve_plan(plan)
-    (job,) = model.resolve_jobs([Job(prompt, None, seed)], guided=resolved.guided)
-    return Ticket(todo, job, resolved, size, client=client, seconds=seconds, on_news=on_news)
+    chosen = None if plan is None else get_plan(plan)
+    (job,) = model.resolve(ask(prompt, seed=seed, plan=chosen, width=size[0], height=size[1]))
+    return Ticket(todo, job, client=client, seconds=seconds, on_news=on_news)
 
 
 class Gate:
@@ -71,6 +72,18 @@ class Gate:
     def __call__(self, *_: Any) -> None:
         self.reached.set()
         assert self.open.wait(60)
+
+
+def hold(model: Any, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Have the model's next decoding wait at a gate."""
+    gate, decode = Gate(), type(model.backbone).decode
+
+    def gated(self: Any, *arguments: Any) -> Any:
+        gate()
+        return decode(self, *arguments)
+
+    monkeypatch.setattr(type(model.backbone), "decode", gated)
+    return gate
 
 
 def until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -123,7 +136,7 @@ def serving(
         server.stop()
 
 
-def check_refusal(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
+def check_error(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
     """Check that an answer is an error of OpenAI's shape that tells nothing of the server's insides."""
     assert answer.status_code in statuses, answer.text
     error: dict[str, Any] = answer.json()["error"]

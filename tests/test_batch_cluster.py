@@ -21,9 +21,10 @@ import pytest
 import cluster_model
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow
-from mrflow.batch import maker, workers
+from mrflow import batches
+from mrflow.batch import workers
 from mrflow.batch.cluster import Cluster, ClusterEngine
-from mrflow.batch.maker import MAX_FAILURES_IN_A_ROW
+from mrflow.batch.tasks import MAX_FAILURES_IN_A_ROW
 from mrflow.batch.run import News
 from mrflow.batch.tasks import Failure, resolve_wanted
 from mrflow.batch.workers import DraftWorker, FinishWorker, Setting, identify, pack, unpack
@@ -183,7 +184,7 @@ def test_what_comes_twice_counts_once_and_failures_in_a_row_stop_the_run(model):
     engine = ClusterEngine(Cluster(load=setting.load), setting, got.append, failed.append, batch_size=None)
     tasks, _, _ = resolve_wanted(model.model, request({"prompt": "a boat", "num_images": 40}).wanted)
     left = {task.id: task for task in tasks}
-    picture = Encoded(tasks[0], b"png", model.model.recipe("staged", tasks[0].job, (32, 32), tasks[0].plan), {})
+    picture = Encoded(tasks[0], b"png", model.model.recipe("staged", tasks[0].job), {})
     for _ in range(2):
         engine._take(picture, left)
     assert len(got) == 1
@@ -197,7 +198,7 @@ def test_what_comes_twice_counts_once_and_failures_in_a_row_stop_the_run(model):
 
 def test_workers_give_the_pictures_of_one_process(model, whole, cluster, monkeypatch):
     """Without Ray, whose part of it is only to carry what is packed."""
-    monkeypatch.setattr(maker, "finish_drafts", maker.finish_drafts)  # what the worker changes is put back
+    monkeypatch.setattr(batches, "finish_drafts", batches.finish_drafts)  # what the worker changes is put back
     setting = Setting(
         load=cluster.load, identity=identify(model.model), threads=1, batch_size=1, grow=False, suffix=".png"
     )
@@ -212,7 +213,7 @@ def test_workers_give_the_pictures_of_one_process(model, whole, cluster, monkeyp
 
 
 def test_a_window_that_a_worker_can_not_hand_on_says_why(model, cluster, monkeypatch):
-    monkeypatch.setattr(maker, "finish_drafts", maker.finish_drafts)
+    monkeypatch.setattr(batches, "finish_drafts", batches.finish_drafts)
     setting = Setting(
         load=cluster.load, identity=identify(model.model), threads=1, batch_size=1, grow=False, suffix=".png"
     )

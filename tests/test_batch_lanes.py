@@ -15,7 +15,7 @@ import torch
 import families
 from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow
-from mrflow.batch import maker
+from mrflow import batches
 from mrflow.lanes import Lanes
 from mrflow.batch.run import News
 from mrflow.errors import BatchError
@@ -84,14 +84,14 @@ def test_each_lane_has_one_thread_and_the_caller_all_of_them_again(model, monkey
 
 
 def test_a_lane_that_fails_costs_its_picture(model, whole, tmp_path, monkeypatch):
-    real = maker.finish_drafts
+    real = batches.finish_drafts
 
     def picky(stages: Any, drafts: Any, *rest: Any) -> Any:
         if drafts[0].base_recipe.seed == 7:
             raise RuntimeError("no boats today")
         return real(stages, drafts, *rest)
 
-    monkeypatch.setattr(maker, "finish_drafts", picky)
+    monkeypatch.setattr(batches, "finish_drafts", picky)
     assert run(model, tmp_path, lanes=2) == (3, 0, 1)
     monkeypatch.undo()
     run(model, tmp_path, lanes=2)
@@ -102,7 +102,7 @@ def test_when_every_lane_fails_the_run_stops(model, tmp_path, monkeypatch):
     def broken(*_: Any) -> None:
         raise RuntimeError("the device fell off the bus")
 
-    monkeypatch.setattr(maker, "make_drafts", broken)
+    monkeypatch.setattr(batches, "make_drafts", broken)
     with pytest.raises(BatchError, match="fell off the bus"):
         run(model, tmp_path, {"prompt": "a boat", "num_images": 60}, lanes=3)
 

@@ -15,7 +15,7 @@ import torch
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, load_image, read_recipe, save_image
-from mrflow.batch import maker
+from mrflow import batches
 from mrflow.batch.output import Output
 from mrflow.batch.rows import Row
 from mrflow.batch.run import News, Summary, prepare, run_batch
@@ -161,14 +161,14 @@ def test_larger_batches_are_the_same_to_rounding(model, whole, tmp_path):
 
 
 def test_memory_that_runs_out(model, whole, tmp_path, monkeypatch):
-    real = maker.make_drafts
+    real = batches.make_drafts
 
     def small(stages: Any, jobs: Any, *rest: Any) -> Any:
         if len(jobs) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(stages, jobs, *rest)
 
-    monkeypatch.setattr(maker, "make_drafts", small)
+    monkeypatch.setattr(batches, "make_drafts", small)
     summary = run_summary(model, tmp_path, batch_size=4)
     assert (summary.made, summary.failed, summary.batch_sizes["draft"]) == (4, 0, 1)
 
@@ -183,14 +183,14 @@ def test_bad_rows_are_listed_and_the_others_unharmed(model, whole, tmp_path):
 
 
 def test_a_row_that_fails_while_it_is_made(model, whole, tmp_path, monkeypatch):
-    real = maker.finish_drafts
+    real = batches.finish_drafts
 
     def picky(stages: Any, drafts: Any, *rest: Any) -> Any:
         if drafts[0].base_recipe.seed == 7:
             raise RuntimeError("no boats today")
         return real(stages, drafts, *rest)
 
-    monkeypatch.setattr(maker, "finish_drafts", picky)
+    monkeypatch.setattr(batches, "finish_drafts", picky)
     assert run(model, tmp_path) == (3, 0, 1)
     assert errors(tmp_path) == [{"row": 1, "id": "boat", "error": "RuntimeError: no boats today"}]
     monkeypatch.undo()
@@ -200,14 +200,14 @@ def test_a_row_that_fails_while_it_is_made(model, whole, tmp_path, monkeypatch):
 
 
 def test_a_prompt_that_can_not_be_encoded(model, whole, tmp_path, monkeypatch):
-    real = maker.Stages.encode_prompts
+    real = batches.encode_prompts
 
-    def picky(self: Any, jobs: Any, **options: Any) -> Any:
-        if jobs[0].prompt == "a blue house":
+    def picky(run: Any, batch: Any) -> Any:
+        if batch.jobs[0].prompt == "a blue house":
             raise RuntimeError("blue")
-        return real(self, jobs, **options)
+        return real(run, batch)
 
-    monkeypatch.setattr(maker.Stages, "encode_prompts", picky)
+    monkeypatch.setattr(batches, "encode_prompts", picky)
     assert run(model, tmp_path) == (3, 0, 1)
 
 
@@ -215,7 +215,7 @@ def test_when_everything_fails_the_run_stops(model, tmp_path, monkeypatch):
     def broken(*_: Any) -> None:
         raise RuntimeError("the device fell off the bus")
 
-    monkeypatch.setattr(maker, "make_drafts", broken)
+    monkeypatch.setattr(batches, "make_drafts", broken)
     rows = [{"prompt": "a boat", "num_images": 40}]
     with pytest.raises(BatchError, match=r"20 pictures in a row.*fell off the bus"):
         run(model, tmp_path, *rows)

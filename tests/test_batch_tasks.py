@@ -17,35 +17,35 @@ def request_of(*rows: dict[str, Any], **options: Any):
 
 def test_a_row_without_anything_else_is_named_by_its_number():
     (one,) = request_of({"prompt": "a lake"}).wanted
-    assert (one.id, one.row, one.job.prompt, one.plan, one.width) == ("000001", 1, "a lake", None, None)
-    assert one.job.seed == make_seed(0, "000001")
+    assert (one.id, one.row, one.asked.prompt, one.asked.plan, one.asked.width) == ("000001", 1, "a lake", None, None)
+    assert one.asked.seed == make_seed(0, "000001")
 
 
 def test_made_up_seeds_come_from_the_id_alone():
     first = request_of({"prompt": "a", "id": "x"}, {"prompt": "b", "id": "y"}).wanted
     again = request_of({"prompt": "b", "id": "y"}, {"prompt": "c"}, {"prompt": "a", "id": "x"}).wanted
-    seeds = {one.id: one.job.seed for one in again}
-    assert [one.job.seed for one in first] == [seeds["x"], seeds["y"]]
+    seeds = {one.id: one.asked.seed for one in again}
+    assert [one.asked.seed for one in first] == [seeds["x"], seeds["y"]]
     assert seeds["x"] != seeds["y"]
     other = request_of({"prompt": "a", "id": "x"}, defaults=RowDefaults(seed=1)).wanted
-    assert other[0].job.seed != seeds["x"]
+    assert other[0].asked.seed != seeds["x"]
 
 
 def test_several_pictures_of_a_row():
     wanted = request_of({"prompt": "a", "id": "x", "num_images": "2", "seed": 7}, {"prompt": "b"}).wanted
-    assert [(one.id, one.job.seed) for one in wanted[:2]] == [("x-1", 7), ("x-2", 8)]
+    assert [(one.id, one.asked.seed) for one in wanted[:2]] == [("x-1", 7), ("x-2", 8)]
     unseeded = request_of({"prompt": "a"}, defaults=RowDefaults(num_images=3)).wanted
-    assert len({one.job.seed for one in unseeded}) == 3
+    assert len({one.asked.seed for one in unseeded}) == 3
 
 
 def test_numbers_from_text_and_floats():
     (one,) = request_of({"prompt": "a", "seed": "7", "width": 64.0, "height": "32", "plan": " 3+2 "}).wanted
-    assert (one.job.seed, one.width, one.height, one.plan.label) == (7, 64, 32, "3+2")
+    assert (one.asked.seed, one.asked.width, one.asked.height, one.asked.plan.label) == (7, 64, 32, "3+2")
 
 
 def test_a_plan_as_an_object():
     (one,) = request_of({"prompt": "a", "plan": {"steps": 4, "scale": 1.5}}).wanted
-    assert one.plan == Plan(steps=4, scale=1.5)
+    assert one.asked.plan == Plan(steps=4, scale=1.5)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_the_model_settles(fast):
         {"prompt": "a boat"}, {"prompt": "a zebra", "width": 50}, {"prompt": "a zebra", "height": 96}
     )
     tasks, failures, warned = resolve_wanted(fast.model, request.wanted, Plan(steps=2))
-    assert [(task.size, task.plan.label, task.plan.true_cfg_scale) for task in tasks] == [
+    assert [(task.job.size, task.job.plan.label, task.job.plan.true_cfg_scale) for task in tasks] == [
         ((64, 64), "2+1", 2.0),
         ((64, 96), "2+1", 2.0),
     ]

@@ -101,7 +101,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unrefined_is_the_upscaled_picture(fast: MrFlow) -> None:
     result = run_unrefined(fast, Plan(steps=2), **SETTINGS)
-    whole = fast(plan=Plan(steps=2), stages=True, **SETTINGS)
+    whole = fast(plan=Plan(steps=2), keep_upscaled=True, **SETTINGS)
     assert np.array_equal(np.asarray(result.images[0]), np.asarray(whole.upscaled[0]))
     assert set(result.seconds) == {"text", "draft", "decode_draft", "upscale", "total"}
     assert result.seconds["total"] >= sum(value for name, value in result.seconds.items() if name != "total")

@@ -88,7 +88,7 @@ def test_names_that_cannot_be_written(tmp_path, name):
     ],
 )
 def test_a_prompt_becomes_a_short_file_name(prompt, slug):
-    assert subjects_of(make_jobs(prompt, seed=1))[0].prompt == slug
+    assert subjects_of(ask(prompt, seed=1))[0].prompt == slug
 
 
 def test_companion():

@@ -21,7 +21,7 @@ from mrflow.drafts import Result
 PROMPTS = ["a red boat", "a lake at dusk", "a big house"]
 
 VERBS: dict[str, Callable[..., Result]] = {
-    "call": lambda fast, **given: fast(PROMPTS, seed=[3, 4, 5], stages=True, **given),
+    "call": lambda fast, **given: fast(PROMPTS, seed=[3, 4, 5], keep_upscaled=True, **given),
     "native": lambda fast, **given: fast.native(PROMPTS, seed=[3, 4, 5], **given),
     "finish": lambda fast, **given: fast.finish(fast.draft(PROMPTS, seed=[3, 4, 5]), **given),
     "enhance": lambda fast, **given: fast.enhance(

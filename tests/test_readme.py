@@ -42,7 +42,7 @@ def test_commands_parse(line):
 
 def test_file_names_are_those_that_the_commands_make():
     drafting = next(line for line in COMMANDS if line.startswith("mrflow draft"))
-    slug = subjects_of(make_jobs(shlex.split(drafting)[2], seed=3))[0].prompt
+    slug = subjects_of(ask(shlex.split(drafting)[2], seed=3))[0].prompt
     assert f"{slug}-3-draft.png" in README
     assert f"{slug}-3.png" in README
 

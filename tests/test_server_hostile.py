@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from PIL import Image
 
-from serving import ROUTES, Server, check_refusal, serving
+from serving import ROUTES, Server, check_error, serving
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -113,7 +113,7 @@ def test_a_thousand_malformed_requests(http: httpx.Client) -> None:
     def refuse(request: tuple[str, dict[str, Any]]) -> None:
         path, arguments = request
         sent.add(path)
-        check_refusal(http.post(path, **arguments), 400)
+        check_error(http.post(path, **arguments), 400)
 
     refuse()
     assert sent == {*ROUTES, "/v1/images/edits"}
@@ -134,7 +134,7 @@ def test_each_field_alone_with_every_kind_of_value(http: httpx.Client, field: st
         value = make_value(draw)
         body = json.dumps({"prompt": "a boat", "model": "none such", field: value})
         answer = http.post(ROUTES[0], content=body, headers={"content-type": "application/json"})
-        check_refusal(answer, 400, 404)
+        check_error(answer, 400, 404)
 
 
 def test_malformed_edits(http: httpx.Client) -> None:
@@ -143,25 +143,25 @@ def test_malformed_edits(http: httpx.Client) -> None:
 
     png = BytesIO()
     Image.new("RGB", (32, 32)).save(png, "PNG")
-    assert check_refusal(edit(b"no image", prompt="a boat"), 400)["code"] == "invalid_image"
-    check_refusal(edit(png.getvalue()[:60], prompt="a boat"), 400)
-    assert check_refusal(edit(png.getvalue()), 400)["param"] == "prompt"
-    assert check_refusal(edit(png.getvalue(), prompt="a boat", mask="x"), 400)["param"] == "mask"
-    assert check_refusal(edit(png.getvalue(), prompt="a boat", n="many"), 400)["param"] == "n"
-    assert check_refusal(edit(png.getvalue(), prompt="a boat", size="65x64"), 422)["param"] == "size"
-    check_refusal(http.post("/v1/images/edits", json={"prompt": "a boat"}), 400)
-    check_refusal(
+    assert check_error(edit(b"no image", prompt="a boat"), 400)["code"] == "invalid_image"
+    check_error(edit(png.getvalue()[:60], prompt="a boat"), 400)
+    assert check_error(edit(png.getvalue()), 400)["param"] == "prompt"
+    assert check_error(edit(png.getvalue(), prompt="a boat", mask="x"), 400)["param"] == "mask"
+    assert check_error(edit(png.getvalue(), prompt="a boat", n="many"), 400)["param"] == "n"
+    assert check_error(edit(png.getvalue(), prompt="a boat", size="65x64"), 422)["param"] == "size"
+    check_error(http.post("/v1/images/edits", json={"prompt": "a boat"}), 400)
+    check_error(
         http.post("/v1/images/edits", content=b"--x", headers={"content-type": "multipart/form-data"}), 400
     )
     two = [("image[]", ("a.png", png.getvalue())), ("image[]", ("b.png", png.getvalue()))]
-    check_refusal(http.post("/v1/images/edits", files=two, data={"prompt": "a boat"}), 400)
+    check_error(http.post("/v1/images/edits", files=two, data={"prompt": "a boat"}), 400)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(http: httpx.Client) -> None:
     bomb = BytesIO()
     Image.new("1", (20_000, 3_000)).save(bomb, "PNG")
     answer = http.post("/v1/images/edits", files={"image": bomb.getvalue()}, data={"prompt": "a boat"})
-    assert "at most 10000" in check_refusal(answer, 400)["message"]
+    assert "at most 10000" in check_error(answer, 400)["message"]
 
 
 @pytest.mark.parametrize("route", [*ROUTES, "/v1/images/edits"])
@@ -175,9 +175,9 @@ def test_bodies_that_are_too_large(http: httpx.Client, route: str) -> None:
             yield b" " * 65536
 
     headers = {"content-type": "multipart/form-data; boundary=x" if "edits" in route else "application/json"}
-    check_refusal(http.post(route, content=b" " * (most + 1), headers=headers), 413)
+    check_error(http.post(route, content=b" " * (most + 1), headers=headers), 413)
     with suppress(httpx.TransportError):  # the server may hang up while we are still sending
-        check_refusal(http.post(route, content=pieces(), headers=headers), 413)
+        check_error(http.post(route, content=pieces(), headers=headers), 413)
 
 
 def test_a_body_that_does_not_come(server: Server) -> None:
@@ -189,17 +189,17 @@ def test_a_body_that_does_not_come(server: Server) -> None:
 
 
 def test_unknown_routes_and_methods(http: httpx.Client) -> None:
-    check_refusal(http.get("/v1/nothing"), 404)
-    check_refusal(http.post("/v1/chat/completions", json={}), 404)
-    check_refusal(http.get("/nothing"), 404)
-    check_refusal(http.get("/v1/files/../../etc/passwd"), 404)
-    check_refusal(http.get("/v1/files/%2e%2e%2fetc%2fpasswd"), 404)
-    check_refusal(http.delete("/v1/images/generations"), 404, 405)
+    check_error(http.get("/v1/nothing"), 404)
+    check_error(http.post("/v1/chat/completions", json={}), 404)
+    check_error(http.get("/nothing"), 404)
+    check_error(http.get("/v1/files/../../etc/passwd"), 404)
+    check_error(http.get("/v1/files/%2e%2e%2fetc%2fpasswd"), 404)
+    check_error(http.delete("/v1/images/generations"), 404, 405)
 
 
 def test_other_sites_are_not_answered(server: Server, http: httpx.Client) -> None:
     body = {"prompt": "a boat"}
-    assert check_refusal(http.post(ROUTES[0], json=body, headers={"Origin": "https://evil.example"}), 403)
+    assert check_error(http.post(ROUTES[0], json=body, headers={"Origin": "https://evil.example"}), 403)
     same = http.post(ROUTES[0], json={**body, "plan": "1+1"}, headers={"Origin": server.url})
     assert same.status_code == 200
 

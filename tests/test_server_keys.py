@@ -12,7 +12,7 @@ import pytest
 from mrflow.errors import RequestError
 from mrflow.server.keys import Keys, Sessions
 from mrflow.server.store import Store
-from serving import Server, check_refusal, serving
+from serving import Server, check_error, serving
 
 GOOD, OTHER = "a-good-key-of-24-letters", "another-key-of-24-letters"
 
@@ -29,7 +29,7 @@ def locked() -> Iterator[Server]:
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/none"])
 def test_wrong_keys(locked: Server, given: str | None, path: str) -> None:
     headers = {} if given is None else {"Authorization": given}
-    error = check_refusal(httpx.get(f"{locked.url}{path}", headers=headers), 401)
+    error = check_error(httpx.get(f"{locked.url}{path}", headers=headers), 401)
     assert error["code"] == "invalid_api_key"
 
 
@@ -41,7 +41,7 @@ def test_what_keys_open(locked: Server) -> None:
     for path in ("/", "/docs", "/openapi.json", "/gradio_api/info"):
         answer = httpx.get(f"{locked.url}{path}")
         assert (answer.status_code, answer.headers["location"]) == (303, "/login")
-    check_refusal(httpx.post(f"{locked.url}/gradio_api/queue/join", json={}), 401)
+    check_error(httpx.post(f"{locked.url}/gradio_api/queue/join", json={}), 401)
 
 
 def test_the_login_form_opens_the_page_but_not_the_api(locked: Server) -> None:
@@ -55,7 +55,7 @@ def test_the_login_form_opens_the_page_but_not_the_api(locked: Server) -> None:
         assert "SameSite=strict" in cookie
         assert GOOD not in cookie
         assert "refine_sigma" in browser.get("/docs").text
-        check_refusal(browser.get("/v1/models"), 401)
+        check_error(browser.get("/v1/models"), 401)
 
 
 def test_keys_from_file_and_environment(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

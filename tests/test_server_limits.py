@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving import ROUTES, check_refusal, serving, tiny_model, until
+from serving import ROUTES, check_error, serving, tiny_model, until
 
 
 def test_a_client_killed_in_the_middle_of_a_stream_frees_its_place() -> None:
@@ -55,7 +55,7 @@ def test_a_model_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(model) as server:
         monkeypatch.setattr(model.pipe.transformer, "forward", fail)
         answer = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}, timeout=60)
-        assert check_refusal(answer, 500)["code"] == "internal_error"
+        assert check_error(answer, 500)["code"] == "internal_error"
         events = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat", "stream": True}, timeout=60).text
         assert events.startswith("event: error\ndata: ")
         assert "secret" not in events
@@ -75,13 +75,13 @@ def test_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.pipe.transformer, "forward", hang)
     with serving(model, hang_after=1.0) as server:
         answer = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}, timeout=60)
-        error = check_refusal(answer, 503)
+        error = check_error(answer, 503)
         assert error["code"] == "worker_hung"
         assert answer.headers["retry-after"]
         health = httpx.get(f"{server.url}/health")
         assert (health.status_code, health.json()["status"]) == (503, "hung")
         assert httpx.get(f"{server.url}/ready").status_code == 503
-        check_refusal(httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}), 503)
+        check_error(httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}), 503)
         held.set()
 
 
@@ -109,7 +109,7 @@ def test_a_full_queue_says_so() -> None:
     refused = [answer for answer in statuses if answer.status_code != 200]
     assert 1 <= len(refused) < 6
     for answer in refused:
-        assert check_refusal(answer, 429)["code"] == "rate_limit_exceeded"
+        assert check_error(answer, 429)["code"] == "rate_limit_exceeded"
         assert int(answer.headers["retry-after"]) >= 1
 
 

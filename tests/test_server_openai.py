@@ -110,7 +110,7 @@ def test_stream(client: OpenAI, count: int, shown: list[str]) -> None:
     assert [(event.model_extra or {})["stage"] for event in partial] == shown
     fast = make_fast(make_pipe())
     (draft,) = fast.draft("a red boat", plan="2+1", seed=3)
-    result = fast.finish(draft, stages=True)
+    result = fast.finish(draft, keep_upscaled=True)
     expected = [to_pil(draft.pixels)[0], result.upscaled[0]][: len(shown)]
     for event, image in zip([*partial, last], [*expected, result.images[0]], strict=True):
         assert close(picture(event.b64_json), image)

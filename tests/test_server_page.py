@@ -116,7 +116,7 @@ def test_native_beside_it_is_the_picture_of_the_plain_pipeline() -> None:
     fast = make_fast(make_pipe())
     own = replace(fast.model.defaults.plan, guidance_stop=0.33, solver="unipc")
     fast.model = replace(fast.model, defaults=replace(fast.model.defaults, plan=own))
-    wishes = Wishes("a red boat", "", "", "", "5", "", "", "", "")
+    wishes = {"prompt": "a red boat", "seed": "5"}
     with serving(fast.model, page=True) as server:
 
         async def native(wishes: Wishes) -> Any:
@@ -124,7 +124,7 @@ def test_native_beside_it_is_the_picture_of_the_plain_pipeline() -> None:
             views = [view async for view in generate(service, "somebody", wishes, compare=True)]
             return views[-1].pictures["native"][0]
 
-        other = replace(wishes, guidance_stop="0.34", solver="unipc")
+        other = {**wishes, "guidance_stop": "0.34", "solver": "unipc"}
         with ThreadPoolExecutor(1) as thread:  # in this one, the browser's driver runs a loop
             plain, asked = (thread.submit(asyncio.run, native(each)).result() for each in (wishes, other))
     fast = make_fast(make_pipe())

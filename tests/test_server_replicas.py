@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import cluster_model
 from conftest import make_fast, make_pipe
 from mrflow import read_recipe
-from mrflow.batch import maker
+from mrflow import batches
 from mrflow.cli.app import app as command
 from mrflow.errors import MissingExtraError, RequestError
 from mrflow.images import pixels_sha256
@@ -189,7 +189,7 @@ def test_the_command_serves_until_it_is_told_to_stop(monkeypatch):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("ray_finds_tests")
 def test_two_replicas_on_ray(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(maker, "finish_drafts", maker.finish_drafts)
+    monkeypatch.setattr(batches, "finish_drafts", batches.finish_drafts)
     replicas = Replicas(load=partial(cluster_model.load, tmp_path), count=2, threads=1, gpus=0)
     with serving_replicas(replicas, Settings(), "127.0.0.1", 0, keys=Keys()) as url:
         assert len(list(tmp_path.iterdir())) == 2

@@ -18,22 +18,21 @@ from mrflow.errors import RequestError
 from mrflow.model import Model
 from mrflow.plan import Plan
 from mrflow.progress import Progress
+from mrflow.server.errors import ApiError
 from mrflow.server.keys import Keys
-from mrflow.server.line import Line
-from mrflow.server.refusals import Refusal
-from mrflow.server.service import Service
+from mrflow.server.service import make_service
 from mrflow.server.settings import MAX_DRAFTS, Settings
-from mrflow.server.ticket import Ticket
+from mrflow.server.tickets import Ticket
 from mrflow.server.worker import Worker
 from mrflow.lanes import copy_lane
-from serving import Gate, scheduling, ticket, tiny_model, until
+from serving import Gate, hold, scheduling, ticket, tiny_model, until
 
 PROMPTS = ("a red boat", "a blue house at dusk", "a big lake and a boat")
 
 
-def refusal(ticket: Ticket) -> Refusal:
+def error_of(ticket: Ticket) -> ApiError:
     error = ticket.future.exception(60)
-    assert isinstance(error, Refusal)
+    assert isinstance(error, ApiError)
     return error
 
 
@@ -97,40 +96,11 @@ def test_native_pictures_are_those_of_the_plain_pipeline() -> None:
     model = tiny_model()
     with scheduling(model) as scheduler:
         one = ticket(model, todo=["native"], plan=Plan(steps=3))
-        one.plan = replace(one.plan, refine_true_cfg_scale=None)  # as native runs have it
+        one.job = replace(one.job, plan=replace(one.job.plan, refine_true_cfg_scale=None))  # as native runs have it
         scheduler.submit([one])
         made = one.future.result(60)
     alone = make_fast(make_pipe()).native("a red boat", seed=0, steps=3)
     assert made.recipe == alone.recipes[0]
-
-
-def test_turns_go_round_the_clients() -> None:
-    model = tiny_model()
-    line = Line()
-    line.join([ticket(model, seed=k, client="greedy") for k in range(6)])
-    line.join([ticket(model, seed=k, client=name) for name in ("b", "c") for k in range(2)])
-    turns = [[one.client for one in line.take(lambda _: 3)] for _ in range(4)]
-    assert turns == [["greedy", "b", "c"], ["b", "c", "greedy"], ["greedy"] * 3, ["greedy"]]
-    assert len(line) == 0
-
-
-def test_what_is_begun_ends_before_more_begins() -> None:
-    model = tiny_model()
-    line = Line()
-    line.join(ticket(model, seed=k, client=name) for name in "abcd" for k in range(2))
-    begun = line.take(lambda _: 2)
-    line.rejoin(begun)
-    turns = [[(one.client, one.job.seed) for one in line.take(lambda _: 1)] for _ in range(4)]
-    assert turns == [[("a", 0)], [("b", 0)], [("c", 0)], [("d", 0)]]  # and nobody has two turns before others
-
-
-def test_few_tickets_are_divided_between_workers() -> None:
-    model = tiny_model()
-    line = Line()
-    line.join(ticket(model, seed=k, client="ab"[k % 2]) for k in range(7))
-    assert [len(line.take(lambda _: 8, idle)) for idle in (3, 2, 1)] == [3, 2, 2]
-    line.join(ticket(model, seed=k) for k in range(40))
-    assert len(line.take(lambda _: 8, 2)) == 8
 
 
 def test_a_small_model_gets_a_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +108,7 @@ def test_a_small_model_gets_a_worker_for_each_core(monkeypatch: pytest.MonkeyPat
     model, other = tiny_model(), tiny_model()
 
     def workers(*models: Model, **settings: Any) -> list[Worker]:
-        return Service.of(models, Settings(**settings), Keys(), []).scheduler.workers
+        return make_service(models, Settings(**settings), Keys(), []).scheduler.workers
 
     lanes = workers(model)
     assert len(lanes) == 3
@@ -169,26 +139,6 @@ def test_lanes_work_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(one.future.result(60).batch == 1 for one in tickets)
 
 
-def test_what_does_not_fit_together_is_not_mixed() -> None:
-    model = tiny_model()
-    line = Line()
-    line.join(ticket(model, seed=k, size=(64, 64 + 32 * (k % 2)), client="ab"[k % 2]) for k in range(6))
-    batches = [line.take(lambda _: 8) for _ in range(2)]
-    assert [{one.size for one in batch} for batch in batches] == [{(64, 64)}, {(64, 96)}]
-
-
-def hold(model: Any, monkeypatch: pytest.MonkeyPatch) -> Gate:
-    """Have the model's next decoding wait at a gate."""
-    gate, decode = Gate(), type(model.backbone).decode
-
-    def gated(self: Any, *arguments: Any) -> Any:
-        gate()
-        return decode(self, *arguments)
-
-    monkeypatch.setattr(type(model.backbone), "decode", gated)
-    return gate
-
-
 def test_a_full_queue_refuses_and_says_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     with scheduling(model, max_waiting=32) as scheduler:
@@ -197,11 +147,11 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(monkeypatch: pytest.Mon
         assert gate.reached.wait(30)
         tickets = [ticket(model, client="a") for _ in range(16)]
         scheduler.submit(tickets)
-        with pytest.raises(Refusal) as mine:  # one client gets half of the places
+        with pytest.raises(ApiError) as mine:  # one client gets half of the places
             scheduler.submit([ticket(model, client="a")])
         others = [ticket(model, client="b") for _ in range(15)]
         scheduler.submit(others)
-        with pytest.raises(Refusal) as all_:
+        with pytest.raises(ApiError) as all_:
             scheduler.submit([ticket(model, client="c") for _ in range(2)])
         assert mine.value.status_code == all_.value.status_code == 429
         assert 1 <= int((mine.value.headers or {})["Retry-After"]) <= 60
@@ -225,7 +175,7 @@ def test_a_picture_that_nobody_waits_for_stops_between_steps() -> None:
     with scheduling(model) as scheduler:
         box.append(ticket(model, plan="90+1", on_news=listen))
         scheduler.submit(box)
-        refusal(box[0])
+        error_of(box[0])
         other = ticket(model)
         scheduler.submit([other])
         other.future.result(60)
@@ -247,7 +197,7 @@ def test_a_failing_picture_does_not_take_its_neighbours_down(monkeypatch: pytest
         scheduler.submit(tickets)
         wait([one.future for one in tickets], 60)
     assert [one.future.exception() is None for one in tickets] == [True, True, False, True]
-    error = refusal(tickets[2])
+    error = error_of(tickets[2])
     assert (error.status_code, error.message) == (500, "The picture could not be made (RuntimeError).")
 
 
@@ -257,7 +207,7 @@ def test_patience_ends_for_those_that_wait_and_for_those_at_work(monkeypatch: py
         gate = hold(model, monkeypatch)
         tickets = [ticket(model, seconds=0.2), ticket(model, seconds=0.2, size=(64, 96))]
         scheduler.submit(tickets)
-        errors = [refusal(one) for one in tickets]
+        errors = [error_of(one) for one in tickets]
         assert [(error.status_code, error.code) for error in errors] == [(503, "timeout")] * 2
         assert scheduler.waiting == 0
         gate.open.set()
@@ -272,9 +222,9 @@ def test_a_worker_that_hangs_is_noticed_and_may_come_back(monkeypatch: pytest.Mo
         gate = hold(model, monkeypatch)
         tickets = [ticket(model), ticket(model, size=(64, 96))]
         scheduler.submit(tickets)
-        assert [refusal(one).code for one in tickets] == ["worker_hung"] * 2
+        assert [error_of(one).code for one in tickets] == ["worker_hung"] * 2
         assert scheduler.state == "hung"
-        with pytest.raises(Refusal, match="does not respond"):
+        with pytest.raises(ApiError, match="does not respond"):
             scheduler.submit([ticket(model)])
         gate.open.set()
         until(lambda: scheduler.state == "ok")
@@ -313,7 +263,7 @@ def test_a_worker_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scheduler.workers[0], "_make", die)
         one = ticket(scheduler.model)
         scheduler.submit([one])
-        assert refusal(one).code == "worker_hung"
+        assert error_of(one).code == "worker_hung"
         assert scheduler.state == "hung"
 
 
@@ -324,7 +274,7 @@ def test_stopping_finishes_what_is_queued_and_takes_no_more(monkeypatch: pytest.
         tickets = [ticket(model, seed=k, size=(64, 64 + 32 * (k % 2))) for k in range(4)]
         scheduler.submit(tickets)
         scheduler.stop(60)
-        with pytest.raises(Refusal, match="shutting down"):
+        with pytest.raises(ApiError, match="shutting down"):
             scheduler.submit([ticket(model)])
         gate.open.set()
         assert all(one.future.result(60).image is not None for one in tickets)
@@ -338,7 +288,7 @@ def test_stopping_refuses_what_does_not_get_done_in_time(monkeypatch: pytest.Mon
         scheduler.submit(tickets)
         assert gate.reached.wait(30)
         scheduler.stop(0.1)
-        assert {refusal(one).code for one in tickets} == {"shutting_down"}
+        assert {error_of(one).code for one in tickets} == {"shutting_down"}
         gate.open.set()
 
 
@@ -358,5 +308,11 @@ def test_stopping_refuses_what_does_not_get_done_in_time(monkeypatch: pytest.Mon
     ],
 )
 def test_senseless_settings_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(RequestError):
+    (name,) = settings
+    with pytest.raises(RequestError, match=f"^{name} is .*; it should be .* Try "):
         Settings(**settings)
+
+
+def test_unknown_settings_are_named() -> None:
+    with pytest.raises(RequestError, match=r"^max_wait is 3; .* max_waiting,"):
+        Settings(max_wait=3)

@@ -37,6 +37,7 @@ OWNED: Mapping[str, str] = {
     **dict.fromkeys(("sigmas", "timesteps", "strength", "denoising_end"), _STEPS),
     "distilled_guidance_scale": _GUIDANCE,
     **dict.fromkeys(("complex_human_instruction", "clean_caption", "skip_text_cleaning", "use_pe"), _TEXT),
+    "stages": "Give keep_upscaled=.",
     "latents": "The noise comes from seed= or generator=.",
     "use_resolution_binning": "Sizes are taken as they are, so that one pass fits the other.",
     "tokenizer_max_length": "Give max_sequence_length.",

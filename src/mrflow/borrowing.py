@@ -32,7 +32,7 @@ _PLAIN_WEIGHTS = ("Parameter", "Tensor")
 
 @contextmanager
 def borrowed(pipe: Pipeline) -> Iterator[None]:
-    """Hold the pipeline for one call, its own bar silent; afterwards, also after an error or Ctrl-C, it is as it was.
+    """Hold the pipeline for one call, its bar silent; afterwards, also after an error or Ctrl-C, it is as it was.
 
     Raises BusyError at once, rather than waiting, if another call holds it: a thread that waits for itself
     (a callback that calls back) would hang, and whoever wants a queue knows best what belongs in it.

@@ -15,14 +15,13 @@ from starlette.responses import Response
 import mrflow
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
-from mrflow.server.bodies import ErrorAnswer
-from mrflow.server.documentation import documentation_routes
-from mrflow.server.guard import Guard, refuse
-from mrflow.server.information import information_routes
+from mrflow.server.errors import ApiError, invalid_field
+from mrflow.server.guard import Guard
+from mrflow.server.information import documentation_routes, information_routes
 from mrflow.server.keys import Keys
-from mrflow.server.refusals import Refusal
+from mrflow.server.requests import ErrorAnswer
 from mrflow.server.routes import image_routes
-from mrflow.server.service import Kept, Service
+from mrflow.server.service import Kept, make_service
 from mrflow.server.settings import Settings
 
 
@@ -48,7 +47,7 @@ def create_app(
     given = models if isinstance(models, Sequence) else [models]
     settings, keys = settings or Settings(), keys or Keys()
     loaded = [each.model if isinstance(each, MrFlow) else each for each in given]
-    service = Service.of(loaded, settings, keys, aliases, kept)
+    service = make_service(loaded, settings, keys, aliases, kept)
     app = FastAPI(
         title="mrflow",
         version=mrflow.__version__,
@@ -68,9 +67,7 @@ def create_app(
         from mrflow.server.page import mount_page
 
         app = mount_page(app, service)
-    app.add_middleware(
-        Guard, settings=settings, keys=keys, sessions=service.sessions, metrics=service.metrics, hosts=hosts
-    )
+    app.add_middleware(Guard, service=service, hosts=hosts)
     return app
 
 
@@ -86,34 +83,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _answer_errors(app: FastAPI) -> None:
     """Have every error answered in OpenAI's shape."""
+    what = {404: "There is no such route; /docs lists them.", 405: "The route does not take this method."}
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def unknown(rest: str) -> Response:
-        raise Refusal(404, "There is no such route; /docs lists them.", code="not_found")
+        raise ApiError(404, what[404], code="not_found")
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, Refusal):
-            return refuse(error)
-        what = {404: "There is no such route; /docs lists them.", 405: "The route does not take this method."}
+        if isinstance(error, ApiError):
+            return error.response()
         message = what.get(error.status_code, "The request could not be read.")
-        return refuse(Refusal(error.status_code, message))
+        return ApiError(error.status_code, message).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first: dict[str, Any] = error.errors()[0]
-        return refuse(_explain(first))
-
-
-def _explain(error: dict[str, Any]) -> Refusal:
-    """Return what is wrong with a field, in OpenAI's words where there are any."""
-    param = ".".join(str(part) for part in error["loc"][1:])[:100] or None
-    if error["type"] == "missing" and param is not None:
-        text, code = f"Missing required parameter: {param!r}.", "missing_required_parameter"
-    elif error["type"] == "extra_forbidden":
-        text, code = f"Unknown parameter: {param!r}.", "unknown_parameter"
-    elif error["type"] == "json_invalid" or param is None:
-        return Refusal(400, "The body is not a JSON object of the fields in /docs.", code="invalid_json")
-    else:
-        text, code = f"Invalid value for {param!r}: {error['msg']}.", "invalid_value"
-    return Refusal(400, text, param=param, code=code)
+        return invalid_field(error.errors()[0]).response()

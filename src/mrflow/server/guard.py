@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 from collections.abc import Collection
@@ -11,13 +10,10 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mrflow.server.keys import Keys, Sessions
-from mrflow.server.metrics import Metrics
-from mrflow.server.refusals import Refusal
-from mrflow.server.settings import Settings
+from mrflow.server.errors import ApiError, internal
+from mrflow.server.service import Service
 
 log = logging.getLogger("mrflow.server")
 
@@ -39,19 +35,9 @@ _POLICY = (
 class Guard:
     """ASGI middleware. `scope["state"]["client"]` says who asks: a key, or an address where there are no keys."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        settings: Settings,
-        keys: Keys,
-        sessions: Sessions,
-        metrics: Metrics,
-        hosts: Collection[str] | None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, service: Service, hosts: Collection[str] | None) -> None:
         """hosts: names under which the server may be called; None is any."""
-        self._app, self._settings, self._keys, self._sessions = app, settings, keys, sessions
-        self._metrics, self._hosts = metrics, hosts
+        self._app, self._service, self._settings, self._hosts = app, service, service.settings, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here speaks it
@@ -64,50 +50,48 @@ class Guard:
         try:
             self._admit(scope)
             await self._app(scope, self._limited(scope, receive), reply)
-        except Refusal as refusal:
+        except ApiError as error:
             if not reply.begun:
-                await refuse(refusal)(scope, receive, reply)
+                await error.response()(scope, receive, reply)
         except Exception:
             log.exception("request %s of %.200r failed", reply.id, scope["path"])
             if reply.begun:
                 raise  # the connection ends, so that a cut answer is not taken for a whole one
-            await refuse(Refusal(500, "Something went wrong.", code="internal_error", kind="server_error"))(
-                scope, receive, reply
-            )
+            await internal().response()(scope, receive, reply)
         finally:
-            self._metrics.requests.labels(_route(scope["path"]), str(reply.status)).inc()
+            self._service.metrics.requests.labels(_route(scope["path"]), str(reply.status)).inc()
 
     def _admit(self, scope: Scope) -> None:
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
-            raise Refusal(400, "This server is not known by that name.", code="unknown_host")
+            raise ApiError(400, "This server is not known by that name.", code="unknown_host")
         origin = headers.get("origin")
         if origin is not None and scope["method"] != "GET" and urlsplit(origin).netloc != host:
-            raise Refusal(403, "Requests from other sites are not answered.", code="cross_site")
+            raise ApiError(403, "Requests from other sites are not answered.", code="cross_site")
         state = scope.setdefault("state", {})
         state["client"] = scope["client"][0] if scope.get("client") else "local"
-        if not self._keys or path in _OPEN or path.startswith(_FILES):
+        if not self._service.keys or path in _OPEN or path.startswith(_FILES):
             return
         client = self._client(headers, path)
         if client is not None:
             state["client"] = client
         elif path.startswith("/v1/") or path == "/metrics" or scope["method"] not in ("GET", "HEAD"):
-            raise Refusal(401, "The API key is missing or wrong.", code="invalid_api_key")
+            raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
         else:
-            raise Refusal(303, LOGIN)
+            raise ApiError(303, LOGIN)
 
     def _client(self, headers: Headers, path: str) -> str | None:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            return self._keys.client(key.strip())
+            return self._service.keys.client(key.strip())
         if path.startswith("/v1/") or path == "/metrics":
             return None  # a browser's cookie opens the page, not the API
         try:
             cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         except CookieError:
             return None
-        return None if cookie is None else self._sessions.client(cookie.value)
+        return None if cookie is None else self._service.sessions.client(cookie.value)
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Return `receive` that refuses bodies too large, whether they say so before or not, and slow ones."""
@@ -125,7 +109,7 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), self._settings.body_seconds)
             except TimeoutError:
-                raise Refusal(408, "The body did not arrive in time.", code="timeout") from None
+                raise ApiError(408, "The body did not arrive in time.", code="timeout") from None
             seen += len(message.get("body", b""))
             more = bool(message.get("more_body", False))
             if seen > most:
@@ -154,16 +138,8 @@ class _Reply:
         await asyncio.wait_for(self._send(message), self._patience)
 
 
-def refuse(refusal: Refusal) -> Response:
-    """Return the answer for a refusal: OpenAI's error object; of a redirection only where to."""
-    if refusal.status_code == 303:
-        return Response(status_code=303, headers={"Location": refusal.message})
-    text = json.dumps(refusal.body())  # ASCII, so that odd characters of a request can't break it
-    return Response(text, refusal.status_code, refusal.headers, "application/json")
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"The body has more than {most} bytes.", code="request_too_large")
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"The body has more than {most} bytes.", code="request_too_large")
 
 
 def _name(host: str) -> str:

@@ -1,15 +1,23 @@
-"""The routes that tell: models, health, readiness, metrics, kept files."""
+"""The routes that tell: models, health, readiness, metrics, kept files; /docs and the login form.
+
+FastAPI's own page of the API loads its scripts from a network of other people's servers, which tells them of each
+visit and does not work offline. Ours is written from the OpenAPI document, without anything from elsewhere.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from fastapi import APIRouter, Request
+from jinja2 import Environment, PackageLoader
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from mrflow.server.refusals import Refusal
+from mrflow.server.errors import ApiError
+from mrflow.server.guard import COOKIE, LOGIN
 from mrflow.server.service import Service
+
+_TEMPLATES = Environment(loader=PackageLoader("mrflow.server"), autoescape=True)
 
 
 def information_routes(service: Service) -> APIRouter:
@@ -36,11 +44,9 @@ def information_routes(service: Service) -> APIRouter:
         """Give out a picture that was asked for as a url, for a limited time."""
         found = service.files.get(name)
         if found is None:
-            raise Refusal(404, "There is no such file, or no longer.", code="file_not_found")
-        headers = {
-            "Cache-Control": f"private, max-age={int(service.files.seconds)}",
-            "Content-Disposition": "inline",
-        }
+            raise ApiError(404, "There is no such file, or no longer.", code="file_not_found")
+        age = f"private, max-age={int(service.files.seconds)}"
+        headers = {"Cache-Control": age, "Content-Disposition": "inline"}
         return Response(found.data, media_type=found.media_type, headers=headers)
 
     @router.get("/health")
@@ -67,3 +73,57 @@ def information_routes(service: Service) -> APIRouter:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
+
+
+def documentation_routes(service: Service) -> APIRouter:
+    """Return /docs, and where keys are needed the login form of the page."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/docs")
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(docs_page(request.app.openapi()))
+
+    if not service.keys:
+        return router
+
+    @router.get(LOGIN)
+    async def form() -> Response:
+        return HTMLResponse(login_page())
+
+    @router.post(LOGIN)
+    async def login(request: Request) -> Response:
+        async with request.form(max_files=0, max_fields=4) as fields:
+            key = fields.get("key")
+        client = service.keys.client(key) if isinstance(key, str) else None
+        if client is None:
+            return HTMLResponse(login_page("That key is not known here."), 401)
+        answer, secure = RedirectResponse("/", 303), request.url.scheme == "https"
+        session = service.sessions.begin(client)
+        answer.set_cookie(COOKIE, session, httponly=True, samesite="strict", secure=secure)
+        return answer
+
+    return router
+
+
+def login_page(problem: str = "") -> str:
+    """Return the login form as HTML, with a word on what went wrong."""
+    return _TEMPLATES.get_template("login.html").render(title="mrflow", action=LOGIN, problem=problem)
+
+
+def docs_page(schema: dict[str, Any]) -> str:
+    """Return an OpenAPI document as HTML."""
+    routes = [(verb, path, route) for path, verbs in schema["paths"].items() for verb, route in verbs.items()]
+    bodies = {f"#/components/schemas/{name}": body for name, body in schema["components"]["schemas"].items()}
+    page = _TEMPLATES.get_template("docs.html")
+    return page.render(title="mrflow: the API", routes=routes, bodies=bodies, kind=_kind)
+
+
+def _kind(field: dict[str, Any]) -> str:
+    """Return what a field takes: its type and bounds, or its choices."""
+    first = next(each for each in field.get("anyOf", [field]) if each.get("type") != "null")
+    if "enum" in first:
+        return " | ".join(map(str, first["enum"]))
+    low = first.get("minimum", first.get("exclusiveMinimum"))
+    high = first.get("maximum", first.get("exclusiveMaximum"))
+    bounds = f", {low:g} to {high:g}" if low is not None and high is not None else ""
+    return f"{first.get('type', 'text')}{bounds}"

@@ -56,8 +56,7 @@ class Keys:
                 lines = Path(file).read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise RequestError(f"The key file {file} cannot be read: {error}.") from None
-            found = [line.split("#")[0].strip() for line in lines]
-            found = [key for key in found if key]
+            found = [key for line in lines if (key := line.split("#")[0].strip())]
             if not found:
                 raise RequestError(f"The key file {file} holds no keys; write one a line.")
             keys += found

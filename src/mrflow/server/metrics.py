@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from mrflow.server.memory import peak_memory
 
 if TYPE_CHECKING:
-    from mrflow.server.ticket import Kind, Ticket
+    from mrflow.server.tickets import Kind, Ticket
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -22,33 +23,22 @@ class Metrics:
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         """Begin at zero."""
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "mrflow_requests", "Requests by route and outcome.", ["route", "status"], registry=registry
-        )
-        self.waiting = Gauge("mrflow_queue_length", "Pictures that wait.", registry=registry)
-        self.wait = Histogram(
-            "mrflow_queue_wait_seconds",
-            "Time from joining the queue to being taken from it, before each of draft and finish.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._stages = Histogram(
-            "mrflow_stage_seconds", "Time of a stage of one batch.", ["stage"], buckets=_SECONDS, registry=registry
-        )
-        self._batches = Histogram(
-            "mrflow_batch_size", "Pictures in one batch.", ["kind"], buckets=_SIZES, registry=registry
-        )
-        self._images = Counter("mrflow_images", "Pictures made.", ["kind"], registry=registry)
-        self._pixels = Counter("mrflow_pixels", "Pixels of the pictures made.", ["kind"], registry=registry)
-        peak = Gauge(
-            "mrflow_peak_memory_bytes",
-            "Highest memory so far: of a CUDA device what torch allocated, of the CPU the whole process's.",
-            ["device"],
-            registry=registry,
-        )
+        self._registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=self._registry), partial(Gauge, registry=self._registry)
+        histogram = partial(Histogram, registry=self._registry)
+        self.requests = counter("mrflow_requests", "Requests by route and outcome.", ["route", "status"])
+        self.waiting = gauge("mrflow_queue_length", "Pictures that wait.")
+        wait = "Time from joining the queue to being taken from it, before each of draft and finish."
+        self.wait = histogram("mrflow_queue_wait_seconds", wait, buckets=_SECONDS)
+        stage = "Time of a stage of one batch."
+        self._stages = histogram("mrflow_stage_seconds", stage, ["stage"], buckets=_SECONDS)
+        self._batches = histogram("mrflow_batch_size", "Pictures in one batch.", ["kind"], buckets=_SIZES)
+        self._images = counter("mrflow_images", "Pictures made.", ["kind"])
+        self._pixels = counter("mrflow_pixels", "Pixels of the pictures made.", ["kind"])
+        memory = "Highest memory so far: of a CUDA device what torch allocated, of the CPU the whole process's."
+        peak = gauge("mrflow_peak_memory_bytes", memory, ["device"])
         for device in devices:
-            peak.labels(str(device)).set_function(lambda device=device: peak_memory(device))  # type: ignore[misc]
+            peak.labels(str(device)).set_function(partial(peak_memory, device))
 
     def batch_done(self, kind: Kind, tickets: Sequence[Ticket], seconds: Mapping[str, float]) -> None:
         """Note a batch that went well."""
@@ -57,8 +47,8 @@ class Metrics:
         self._batches.labels(kind).observe(len(tickets))
         self._images.labels(kind).inc(len(tickets))
         for ticket in tickets:
-            width, height = ticket.size
-            share = 1.0 if kind != "draft" else float(ticket.plan.ratio) ** -2
+            width, height = ticket.job.size
+            share = 1.0 if kind != "draft" else float(ticket.job.plan.ratio) ** -2
             self._pixels.labels(kind).inc(width * height * share)
 
     def text(self) -> bytes:

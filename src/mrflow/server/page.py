@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr  # up here, for gradio reads the types of the functions below
 from fastapi import FastAPI
 
-from mrflow.plan import OWN, PRESETS, SOLVERS
+from mrflow.plan import PRESETS, About
 from mrflow.server import visit
 from mrflow.server.service import Service
 from mrflow.server.visit import View, Wishes
@@ -28,6 +28,7 @@ _CSS = """
 .caption p { font-weight: 600 }
 """
 _FINISHED = 12  # pictures that the page shows side by side, and holds for a visitor
+_FIELD_LABELS = {"guidance_scale": "Guidance", "true_cfg_scale": "Guidance", "guidance_stop": "Guided share"}
 _LABELS = {"draft": "Draft", "upscaled": "Upscaled draft", "final": "Final", "native": "Native"}
 
 
@@ -66,12 +67,8 @@ def _mounted(app: FastAPI, service: Service) -> FastAPI:
         theme=theme,
         css=_CSS,
         footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
         max_file_size=service.settings.max_upload,
+        **dict.fromkeys(("run_history", "ssr_mode", "pwa", "mcp_server", "enable_monitoring"), False),
     )
     return mounted
 
@@ -79,39 +76,35 @@ def _mounted(app: FastAPI, service: Service) -> FastAPI:
 def _blocks(service: Service) -> Any:
     model = service.scheduler.model
     defaults, seconds = model.defaults, int(service.settings.keep_seconds)
+    numbers = visit.plan_fields(service)
+    output: dict[str, Any] = {"interactive": False, "format": "png"}
+    plain = {**output, "show_label": False}
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Blocks(title="mrflow", analytics_enabled=False, delete_cache=(60, seconds)) as blocks:
         gr.Markdown(f"# mrflow\nDraft small, finish large: {escape(model.name)}, {model.device}.")
         prompt = gr.Textbox(
             label="Prompt", lines=2, autofocus=True, max_length=service.settings.max_prompt, elem_id="prompt"
         )
+        fields: dict[str, Any] = {"prompt": prompt}  # by their names in requests
         with gr.Accordion("Settings", open=False):
             with gr.Row():
-                plan = gr.Dropdown(
+                fields["plan"] = gr.Dropdown(
                     [defaults.plan.label, *(name for name in PRESETS if name != defaults.plan.label)],
                     value=defaults.plan.label,
                     allow_custom_value=True,
                     label="Plan: draft steps + refine steps",
                     min_width=140,
                 )
-                size = gr.Textbox(f"{defaults.width}x{defaults.height}", label="Size", min_width=140)
-                seed = gr.Textbox(label="Seed", placeholder="drawn", min_width=140)
+                fields["size"] = gr.Textbox(f"{defaults.width}x{defaults.height}", label="Size", min_width=140)
+                fields["seed"] = gr.Textbox(label="Seed", placeholder="drawn", min_width=140)
             with gr.Row():
-                negative = gr.Textbox(label="Negative prompt", placeholder="the model's", min_width=140)
-                guidance = gr.Textbox(label="Guidance", placeholder="the model's", min_width=140)
-                guidance_stop = gr.Textbox(label="Guided share", placeholder="the model's", min_width=140)
-            with gr.Row():
-                solver = gr.Dropdown(
-                    [("the model's", ""), *((name, name) for name in (OWN, *SOLVERS))],
-                    value="",
-                    label="Solver",
-                    min_width=140,
+                fields["negative_prompt"] = gr.Textbox(
+                    label="Negative prompt", placeholder="the model's", min_width=140
                 )
-                sigma = gr.Textbox(label="Refine sigma", placeholder="the plan's", min_width=140)
+                fields |= {name: _field(name, about) for name, about in numbers.items()}
             dropped = gr.File(
                 label="Drop a picture made by mrflow to read its recipe", file_types=["image"], height=120
             )
-        fields = [prompt, negative, plan, size, seed, guidance, guidance_stop, solver, sigma]
         with gr.Tab("Generate"):
             with gr.Row():
                 run = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
@@ -123,63 +116,26 @@ def _blocks(service: Service) -> Any:
                 for name in ("draft", "upscaled", "final"):
                     with gr.Column(min_width=180):  # a label inside the picture would hide a corner of it
                         captions[name] = gr.Markdown(_LABELS[name], elem_classes="caption")
-                        images[name] = gr.Image(
-                            label=_LABELS[name],
-                            show_label=False,
-                            interactive=False,
-                            format="png",
-                            buttons=["fullscreen"],
-                            elem_id=name,
-                        )
+                        images[name] = gr.Image(label=_LABELS[name], elem_id=name, buttons=["fullscreen"], **plain)
             saved = gr.HTML(elem_classes="saved", elem_id="saved")
-            slider = gr.ImageSlider(
-                label="Native | mrflow", interactive=False, visible=False, format="png", elem_id="slider"
-            )
+            slider = gr.ImageSlider(label="Native | mrflow", visible=False, elem_id="slider", **output)
         with gr.Tab("Drafts"):
             many = gr.Button("Make eight drafts", variant="primary", elem_id="make-drafts")
             drafts_status = gr.Markdown(elem_classes="status", elem_id="drafts-status")
+            shelf = {**plain, "height": "auto", "object_fit": "contain"}
             gallery = gr.Gallery(
-                label="Drafts",
-                show_label=False,
-                columns=4,
-                allow_preview=False,
-                interactive=False,
-                format="png",
-                height="auto",
-                object_fit="contain",
-                buttons=[],
-                elem_id="drafts",
+                label="Drafts", columns=4, allow_preview=False, buttons=[], elem_id="drafts", **shelf
             )
-            finished = gr.Gallery(
-                label="Finished",
-                show_label=False,
-                columns=3,
-                interactive=False,
-                format="png",
-                height="auto",
-                object_fit="contain",
-                elem_id="finished",
-            )
+            finished = gr.Gallery(label="Finished", columns=3, elem_id="finished", **shelf)
             drafts_saved = gr.HTML(elem_classes="saved", elem_id="drafts-saved")
         names = gr.State([], time_to_live=seconds)
         done = gr.State([], time_to_live=seconds)
         outputs = [status, *images.values(), *captions.values(), saved, slider]
 
-        async def generate(
-            prompt: str,
-            negative: str,
-            plan: str,
-            size: str,
-            seed: str,
-            guidance: str,
-            guidance_stop: str,
-            solver: str,
-            sigma: str,
-            comparing: bool,
-            request: gr.Request,
-        ) -> AsyncIterator[dict[Any, Any]]:
-            fields = (prompt, negative, plan, size, seed, guidance, guidance_stop, solver, sigma)
-            wishes = Wishes(*(text or "" for text in fields))  # gradio sends None for what nobody touched
+        def wishes(given: dict[Any, Any]) -> Wishes:
+            return {name: given[field] or "" for name, field in fields.items()}  # None is what nobody touched
+
+        async def generate(given: dict[Any, Any], request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
             yield {
                 status: "waiting for a turn",
                 **dict.fromkeys(images.values()),
@@ -188,7 +144,7 @@ def _blocks(service: Service) -> Any:
                 slider: gr.update(value=None, visible=False),
             }
             final, shown = None, dict[Any, Any]()
-            async for view in visit.generate(service, _client(request), wishes, compare=comparing):
+            async for view in visit.generate(service, _client(request), wishes(given), compare=given[compare]):
                 change: dict[Any, Any] = {status: view.text}
                 for name, (image, took) in view.pictures.items():
                     if name == "native":
@@ -201,22 +157,9 @@ def _blocks(service: Service) -> Any:
                     change |= {saved: _link(view), **shown}  # again: gradio 6.31 loses one that came too fast
                 yield change
 
-        async def draft(
-            prompt: str,
-            negative: str,
-            plan: str,
-            size: str,
-            seed: str,
-            guidance: str,
-            guidance_stop: str,
-            solver: str,
-            sigma: str,
-            request: gr.Request,
-        ) -> AsyncIterator[tuple[Any, ...]]:
-            fields = (prompt, negative, plan, size, seed, guidance, guidance_stop, solver, sigma)
-            wishes = Wishes(*(text or "" for text in fields))  # gradio sends None for what nobody touched
+        async def draft(given: dict[Any, Any], request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
             yield "waiting for a turn", [], []
-            async for text, made in visit.make_drafts(service, _client(request), wishes):
+            async for text, made in visit.make_drafts(service, _client(request), wishes(given)):
                 shown = [image for _, image, _ in made] or gr.skip()
                 yield text, shown, [name for name, _, _ in made]
 
@@ -232,33 +175,29 @@ def _blocks(service: Service) -> Any:
                     done = [*before, (view.pictures["final"][0], f"seed {view.seed}")][-_FINISHED:]
                     yield view.text, done, done, _link(view)
 
-        def read(path: str | None) -> tuple[Any, ...]:
+        def read(path: str | None) -> dict[Any, Any]:
             text, recipe = visit.recipe_of(path)
-            if recipe is None:
-                return (text, *[gr.skip()] * len(fields))
-            chosen = recipe.plan
-            guided = getattr(chosen, model.backbone.guidance_field(model.pipe))
-            numbers = ["" if each is None else f"{each:g}" for each in (guided, chosen.guidance_stop)]
-            return (
-                text,
-                recipe.prompt,
-                recipe.negative_prompt or "",
-                chosen.label,
-                f"{recipe.width}x{recipe.height}",
-                str(recipe.seed),
-                *numbers,
-                chosen.solver or "",
-                f"{chosen.refine_sigma:g}",
-            )
+            texts = visit.wishes_of(recipe, numbers) if recipe is not None else {}
+            return {status: text, **{fields[name]: value for name, value in texts.items()}}
 
-        given = [*fields, compare]
+        given = {*fields.values(), compare}  # a set: gradio then gives the values by their fields
         running = [event(generate, given, outputs, **private) for event in (run.click, prompt.submit)]
         stop.click(lambda: "stopped", None, status, cancels=running, **private)
-        many.click(draft, fields, [drafts_status, gallery, names], **private)
+        many.click(draft, given, [drafts_status, gallery, names], **private)
         gallery.select(finish, [names, done], [drafts_status, finished, done, drafts_saved], **private)
-        dropped.change(read, dropped, [status, *fields], **private)
+        dropped.change(read, dropped, [status, *fields.values()], **private)
     blocks.queue(default_concurrency_limit=64, api_open=False, max_size=4 * service.settings.max_waiting)
     return blocks
+
+
+def _field(name: str, about: About) -> Any:
+    """Return the input of one of the plan's numbers; empty, it leaves the number as it is."""
+    label = _FIELD_LABELS.get(name, name.replace("_", " ").capitalize())
+    empty = "the model's" if about.absent is None else "the plan's"
+    if about.choices:
+        choices = [(empty, ""), *((choice, choice) for choice in about.choices)]
+        return gr.Dropdown(choices, value="", label=label, min_width=140)
+    return gr.Textbox(label=label, placeholder=empty, min_width=140)
 
 
 def _link(view: View) -> str:

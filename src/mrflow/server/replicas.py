@@ -1,6 +1,6 @@
 """The application in several replicas, through Ray Serve: one address, and one shelf for what is kept.
 
-    proxy (host:port) -> replicas, each the application of app.py with a model and a line of its own
+    proxy (host:port) -> replicas, each the application of app.py with a model and a queue of its own
                       -> the shelf, an actor with the drafts and files of all of them
 
 Ray Serve places the replicas, shares requests among them, and starts those again that die or say that they hang.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from typing import Any, TypeVar
 import torch
 from fastapi import FastAPI
 
-from mrflow.errors import ClusterError, RequestError
+from mrflow.errors import ClusterError
 from mrflow.pipeline import MrFlow
 from mrflow.ray_connection import LOCAL, check_ray, check_workers, connected, describe_reason, worker_gpus
 from mrflow.server.app import create_app
 from mrflow.server.keys import Keys
+from mrflow.server.running import listen, url_of
 from mrflow.server.service import Kept
 from mrflow.server.settings import Settings
 from mrflow.server.store import Store
@@ -121,10 +121,8 @@ def make_application(
     hosts: Collection[str] | None,
 ) -> FastAPI:
     """Return a replica's application. call: as SharedStore has it. No page: it needs one process."""
-    kept = Kept(
-        files=SharedStore(call, "files", settings.keep_seconds),
-        drafts=SharedStore(call, "drafts", settings.keep_seconds),
-    )
+    seconds = settings.keep_seconds
+    kept = Kept(files=SharedStore(call, "files", seconds), drafts=SharedStore(call, "drafts", seconds))
     return create_app(load(device), settings, keys=keys, aliases=aliases, hosts=hosts, page=False, kept=kept)
 
 
@@ -145,7 +143,8 @@ def serving(
     replica can't start.
     """
     check_ray("serve")
-    port = _free(host, port)
+    with listen(host, port) as listening:  # Ray Serve says nothing of a port that can't be had
+        port = listening.getsockname()[1]
     threads = replicas.threads or max(1, torch.get_num_threads() // replicas.count)
     cpus = max(os.cpu_count() or 1, threads * replicas.count)
     with connected(replicas.address, cpus) as ray:
@@ -168,7 +167,7 @@ def serving(
         )
         try:
             _start(ray, deployment.bind(make), host, port)
-            yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            yield url_of(host, port)
         finally:
             ray.serve.shutdown()
 
@@ -185,13 +184,3 @@ def _ask(shelf: Any, method: str, *arguments: Any) -> Any:
     import ray
 
     return ray.get(getattr(shelf, method).remote(*arguments))
-
-
-def _free(host: str, port: int) -> int:
-    """Return the port, for 0 a free one; raises RequestError if it can't be had. Ray Serve says nothing of it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.create_server((host, port), family=family) as listening:
-            return int(listening.getsockname()[1])
-    except OSError as error:
-        raise RequestError(f"{host}:{port} can't be listened on: {error.strerror}. Take another --port.") from None

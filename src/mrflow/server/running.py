@@ -62,13 +62,20 @@ def run(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None]) -> 
         ws="none",
         timeout_graceful_shutdown=_ANSWERING,
     )
+    with listen(host, port) as listening:
+        url = url_of(host, listening.getsockname()[1])
+        _Server(config, app, lambda: on_ready(url)).run([listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there, for port 0 at a free one; raises RequestError if it can't be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
-        )
+        return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise RequestError(f"{host}:{port} can't be listened on: {error.strerror}. Take another --port.") from None
-    with listening:
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listening.getsockname()[1]}"
-        _Server(config, app, lambda: on_ready(url)).run([listening])
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the address to call."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

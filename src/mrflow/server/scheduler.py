@@ -10,19 +10,18 @@ from typing import Literal
 
 from mrflow.lanes import Cores, weights_id
 from mrflow.model import Model
-from mrflow.server import refusals
-from mrflow.server.line import Line
+from mrflow.server import errors
+from mrflow.server.errors import ApiError
 from mrflow.server.metrics import Metrics
-from mrflow.server.refusals import Refusal
 from mrflow.server.settings import Settings
-from mrflow.server.ticket import Ticket
+from mrflow.server.tickets import Queue, Ticket
 from mrflow.server.worker import Worker
 
 State = Literal["ok", "hung", "stopping"]
 
 
 class Scheduler:
-    """One line of tickets, one worker per model, and a watchdog. Every method may be called from any thread."""
+    """One queue of tickets, one worker per model, and a watchdog. Every method may be called from any thread."""
 
     def __init__(self, models: Sequence[Model], settings: Settings, metrics: Metrics) -> None:
         """Work with `models`, which are the same but for their devices; nothing runs before `start`.
@@ -38,7 +37,7 @@ class Scheduler:
         ]
         self._metrics = metrics
         metrics.waiting.set_function(lambda: self.waiting)
-        self._line = Line()
+        self._queue = Queue()
         self._news = threading.Condition()
         self._stopping = False
         self._patience = float("inf")  # when what is left is refused, once stopping
@@ -60,14 +59,12 @@ class Scheduler:
     def waiting(self) -> int:
         """How many tickets wait."""
         with self._news:
-            return len(self._line)
+            return len(self._queue)
 
     @property
     def busy(self) -> bool:
         """Whether somebody still waits for a picture."""
-        with self._news:
-            everyone = [*self._line, *(ticket for worker in self.workers for ticket in worker.tickets)]
-        return not all(ticket.over for ticket in everyone)
+        return not all(ticket.over for ticket in self._everyone())
 
     @property
     def state(self) -> State:
@@ -83,22 +80,22 @@ class Scheduler:
         self._watchdog.start()
 
     def check_open(self) -> None:
-        """Raise the Refusal that a new request would get now, whoever asks."""
+        """Raise the ApiError that a new request would get now, whoever asks."""
         state = self.state
         if state != "ok":
-            raise refusals.stopping() if state == "stopping" else refusals.hung()
+            raise errors.stopping() if state == "stopping" else errors.hung()
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Put the tickets of one request into the line, all or none; raises a Refusal."""
+        """Put the tickets of one request into the queue, all or none; raises an ApiError."""
         self.check_open()
         client = tickets[0].client
         with self._news:
-            mine, all_ = self._line.of(client) + len(tickets), len(self._line) + len(tickets)
+            mine, all_ = self._queue.of(client) + len(tickets), len(self._queue) + len(tickets)
             if all_ > self.settings.max_waiting or mine > self.settings.max_waiting_per_client:
-                raise refusals.full(len(self._line) * self._pace / len(self.workers))
+                raise errors.queue_full(len(self._queue) * self._pace / len(self.workers))
             for ticket in tickets:
                 ticket.waits()
-            self._line.join(tickets)
+            self._queue.join(tickets)
             self._news.notify_all()
 
     def forget(self, tickets: Sequence[Ticket]) -> None:
@@ -106,7 +103,7 @@ class Scheduler:
         for ticket in tickets:
             ticket.give_up()
         with self._news:
-            self._line.remove(tickets)
+            self._queue.remove(tickets)
 
     def stop(self, seconds: float | None = None) -> None:
         """Take no more work; give what is there `seconds` (None: as set), then refuse it. Returns at once."""
@@ -128,9 +125,9 @@ class Scheduler:
         """Return what the worker is to do next, waiting for it; None ends the worker."""
         with self._news:
             while True:
-                self._line.remove([ticket for ticket in self._line if ticket.over])
+                self._queue.remove([ticket for ticket in self._queue if ticket.over])
                 idle = sum(not other.tickets and not other.hung for other in self.workers)
-                worker.tickets = self._line.take(worker.most, idle)
+                worker.tickets = self._queue.take(worker.most, idle)
                 if worker.tickets:
                     break
                 if self._stopping and not any(other.tickets for other in self.workers):
@@ -141,15 +138,20 @@ class Scheduler:
             return worker.tickets
 
     def _done(self, worker: Worker, seconds: float) -> None:
-        """Put tickets that have more to do back into the line."""
+        """Put tickets that have more to do back into the queue."""
         with self._news:
             self._pace += 0.2 * (seconds / len(worker.tickets) - self._pace)
             more = [ticket for ticket in worker.tickets if not ticket.over]
             worker.tickets = []
             for ticket in more:
                 ticket.waits()
-            self._line.rejoin(more)
+            self._queue.rejoin(more)
             self._news.notify_all()
+
+    def _everyone(self) -> list[Ticket]:
+        """Return the tickets that wait and those at work."""
+        with self._news:
+            return [*self._queue, *(ticket for worker in self.workers for ticket in worker.tickets)]
 
     def _watch(self) -> None:
         tick = min(self.settings.hang_after / 4, 0.5)
@@ -158,20 +160,19 @@ class Scheduler:
 
     def _watch_once(self) -> None:
         """See to patience, to workers that hang and to the end."""
-        now = time.monotonic()
+        now, everyone = time.monotonic(), self._everyone()
         with self._news:
-            everyone = [*self._line, *(ticket for worker in self.workers for ticket in worker.tickets)]
             stuck = [ticket for worker in self.workers if worker.hung for ticket in worker.tickets]
         if self._stopping and now >= self._patience:
-            _refuse(everyone, refusals.stopping)
-        _refuse(everyone if self.state == "hung" else stuck, refusals.hung)
+            _refuse(everyone, errors.stopping)
+        _refuse(everyone if self.state == "hung" else stuck, errors.hung)
         for ticket in everyone:
             if now > ticket.deadline:
-                ticket.refuse(refusals.too_late(ticket.patience))
+                ticket.refuse(errors.too_late(ticket.patience))
         with self._news:
-            self._line.remove([ticket for ticket in self._line if ticket.over])
+            self._queue.remove([ticket for ticket in self._queue if ticket.over])
 
 
-def _refuse(tickets: Iterable[Ticket], refusal: Callable[[], Refusal]) -> None:
+def _refuse(tickets: Iterable[Ticket], refusal: Callable[[], ApiError]) -> None:
     for ticket in tickets:
         ticket.refuse(refusal())

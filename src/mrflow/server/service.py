@@ -9,13 +9,12 @@ from pathlib import Path
 from mrflow.drafts import Draft
 from mrflow.lanes import check_lanes, copy_lane
 from mrflow.model import Model
-from mrflow.server.answers import StoredFile
+from mrflow.server.errors import ApiError
 from mrflow.server.keys import Keys, Sessions
 from mrflow.server.metrics import Metrics
-from mrflow.server.refusals import Refusal
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
-from mrflow.server.store import Store
+from mrflow.server.store import Store, StoredFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,46 +34,15 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Service:
+class Service(Kept):
     """One server's parts. names: under which the model can be asked for, its own first."""
 
     scheduler: Scheduler
     settings: Settings
     metrics: Metrics
-    files: Store[StoredFile]
-    drafts: Store[Draft]
     keys: Keys
     sessions: Sessions
     names: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls,
-        models: Sequence[Model],
-        settings: Settings,
-        keys: Keys,
-        aliases: Sequence[str],
-        kept: Kept | None = None,
-    ) -> Service:
-        """Return the parts around models that are the same but for their devices; nothing runs yet.
-
-        kept: stores that are shared with others.
-        Raises RequestError where a model can't have as many lanes as the settings say.
-        """
-        kept = kept or Kept.of(settings)
-        wanted = settings.lanes or (None if len(models) == 1 else 1)
-        public = [lane for model in models for lane in _lanes(_public(model), check_lanes(model, wanted))]
-        metrics = Metrics([model.device for model in public])
-        return cls(
-            scheduler=Scheduler(public, settings, metrics),
-            settings=settings,
-            metrics=metrics,
-            files=kept.files,
-            drafts=kept.drafts,
-            keys=keys,
-            sessions=Sessions(),
-            names=tuple(dict.fromkeys((public[0].name, *aliases))),
-        )
 
     @property
     def patch(self) -> int:
@@ -83,14 +51,10 @@ class Service:
         return model.backbone.multiple(model.pipe)
 
     def check_model(self, name: str | None) -> None:
-        """Raise a Refusal unless the model is known by this name; None is the only one there is."""
+        """Raise an ApiError unless the model is known by this name; None is the only one there is."""
         if name is not None and name not in self.names:
-            raise Refusal(
-                404,
-                f"The model {name[:80]!r} is not served here; GET /v1/models says which is.",
-                param="model",
-                code="model_not_found",
-            )
+            text = f"The model {name[:80]!r} is not served here; GET /v1/models says which is."
+            raise ApiError(404, text, param="model", code="model_not_found")
 
     def keep_draft(self, draft: Draft) -> str:
         """Keep a draft to be finished and return its id; its text is encoded again then, which is cheap."""
@@ -99,25 +63,41 @@ class Service:
         return self.drafts.put(kept, pixels.numel() * pixels.element_size())
 
     def kept_drafts(self, names: Sequence[str]) -> list[Draft]:
-        """Return kept drafts; raises a Refusal for one that is not there (any more)."""
+        """Return kept drafts; raises an ApiError for one that is not there (any more)."""
         found = [self.drafts.get(name) for name in names]
         drafts = [draft for draft in found if draft is not None]
         if len(drafts) != len(names):
-            missing = names[found.index(None)]
-            raise Refusal(
-                404,
-                f"There is no draft {missing[:60]!r}; drafts are kept for {self.settings.keep_seconds:g} seconds.",
-                param="drafts",
-                code="draft_not_found",
-            )
+            missing, seconds = names[found.index(None)], self.settings.keep_seconds
+            text = f"There is no draft {missing[:60]!r}; drafts are kept for {seconds:g} seconds."
+            raise ApiError(404, text, param="drafts", code="draft_not_found")
         return drafts
 
 
+def make_service(
+    models: Sequence[Model], settings: Settings, keys: Keys, aliases: Sequence[str] = (), kept: Kept | None = None
+) -> Service:
+    """Return the parts around models that are the same but for their devices; nothing runs yet.
+
+    kept: stores that are shared with others.
+    Raises RequestError where a model can't have as many lanes as the settings say.
+    """
+    wanted = settings.lanes or (None if len(models) == 1 else 1)
+    lanes = [lane for model in models for lane in _lanes(model, check_lanes(model, wanted))]
+    metrics, kept = Metrics([lane.device for lane in lanes]), kept or Kept.of(settings)
+    return Service(
+        scheduler=Scheduler(lanes, settings, metrics),
+        settings=settings,
+        metrics=metrics,
+        files=kept.files,
+        drafts=kept.drafts,
+        keys=keys,
+        sessions=Sessions(),
+        names=tuple(dict.fromkeys((lanes[0].name, *aliases))),
+    )
+
+
 def _lanes(model: Model, count: int) -> list[Model]:
-    return [model, *(copy_lane(model) for _ in range(count - 1))]
-
-
-def _public(model: Model) -> Model:
-    """Return the model with a name that tells no folder of this machine, for it gets into recipes."""
+    """Return copies of the model under a name that tells no folder of this machine, for it gets into recipes."""
     path = Path(model.name)
-    return replace(model, name=path.name) if path.is_absolute() or path.is_dir() else model
+    public = replace(model, name=path.name) if path.is_absolute() or path.is_dir() else model
+    return [public, *(copy_lane(public) for _ in range(count - 1))]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrflow.errors import RequestError
 from mrflow.jobs import MAX_PROMPT, MAX_SIDE
@@ -10,9 +12,11 @@ from mrflow.jobs import MAX_PROMPT, MAX_SIDE
 MAX_N = 10  # pictures of one request, as at OpenAI
 MAX_DRAFTS = 16
 
+Whole = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+
+class Settings(BaseModel):
     """Limits and patience of a server. Checked on creation: raises RequestError.
 
     lanes: pictures made side by side on a CPU with one set of weights, a worker each; None is one for each core
@@ -20,7 +24,8 @@ class Settings:
     draft_batch, finish_batch: pictures that go through the model at once; None is 8 for drafts, and for
         finishing 1 on a CPU and 4 elsewhere. On a CPU a draft in a batch of 8 took .6 of its time alone,
         finishing in a batch of 4 took 1.3 (vista, one thread), since only the small pass is mostly overhead.
-    max_waiting: pictures that may wait; beyond it requests get 429. One client may hold half of it.
+    max_waiting: pictures that may wait; beyond it requests get 429. One client may hold half of it, so that there
+        must be room for the drafts of two.
     timeout: seconds after which a request that is not answered gets 503.
     hang_after: seconds without a sign of life after which a worker counts as hung.
     drain: seconds that a stopping server gives to what is queued.
@@ -31,38 +36,33 @@ class Settings:
     body_seconds: patience between two pieces of a request's body.
     """
 
-    lanes: int | None = None
-    draft_batch: int | None = None
-    finish_batch: int | None = None
-    max_waiting: int = 128
-    timeout: float = 300.0
-    hang_after: float = 300.0
-    drain: float = 30.0
-    max_body: int = 2**20
-    max_upload: int = 32 * 2**20
-    max_prompt: int = 4000
-    max_steps: int = 100
-    max_pixels: int = 2048 * 2048
-    max_input_pixels: int = 4096 * 4096
-    keep_seconds: float = 600.0
-    keep_bytes: int = 256 * 2**20
-    body_seconds: float = 30.0
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    lanes: Whole | None = None
+    draft_batch: Whole | None = None
+    finish_batch: Whole | None = None
+    max_waiting: Annotated[int, Field(ge=2 * MAX_DRAFTS)] = 128
+    timeout: Seconds = 300.0
+    hang_after: Seconds = 300.0
+    drain: Seconds = 30.0
+    max_body: Whole = 2**20
+    max_upload: Whole = 32 * 2**20
+    max_prompt: Annotated[Whole, Field(le=MAX_PROMPT)] = 4000
+    max_steps: Whole = 100
+    max_pixels: Whole = 2048 * 2048
+    max_input_pixels: Annotated[Whole, Field(le=MAX_SIDE**2)] = 4096 * 4096
+    keep_seconds: Seconds = 600.0
+    keep_bytes: Whole = 256 * 2**20
+    body_seconds: Seconds = 30.0
 
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if value is None and item.name in ("lanes", "draft_batch", "finish_batch"):
-                continue
-            whole = "float" not in str(item.type)
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
-                kind = "whole number" if whole else "number"
-                raise RequestError(f"{item.name} is {value!r}; it must be a {kind} above 0.")
-        for name, most in (("max_prompt", MAX_PROMPT), ("max_input_pixels", MAX_SIDE**2)):
-            if getattr(self, name) > most:
-                raise RequestError(f"{name} is {getattr(self, name)}; it may be {most} at most.")
-        if self.max_waiting < 2 * MAX_DRAFTS:
-            least = f"at least {2 * MAX_DRAFTS}, so that two clients can ask for {MAX_DRAFTS} drafts"
-            raise RequestError(f"max_waiting is {self.max_waiting}; it must be {least}.")
+    def __init__(self, **values: Any) -> None:
+        """Take the values that differ from the defaults; raises RequestError."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first, known = error.errors()[0], Settings.model_fields
+            name, rule = str(first["loc"][0]), first["msg"].replace("Input", "it", 1)
+            hint = f"Try {known[name].default}" if name in known else f"Settings are {', '.join(known)}"
+            raise RequestError(f"{name} is {first['input']!r:.80}; {rule}. {hint}.") from None
 
     @property
     def max_waiting_per_client(self) -> int:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that the server gives out: its bytes and their media type."""
+
+    data: bytes
+    media_type: str
 
 
 class Store(Generic[Item]):

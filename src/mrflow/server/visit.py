@@ -1,9 +1,9 @@
-"""What the page does when a button is pressed: orders of one visitor, told as they go."""
+"""What the page does when a button is pressed: pictures for one visitor, told of as they are made."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from starlette.concurrency import run_in_threadpool
 
 from mrflow.errors import MrFlowError
 from mrflow.files import read_recipe
+from mrflow.plan import ABOUT, About
 from mrflow.progress import Stage
 from mrflow.recipe import Recipe
-from mrflow.server.answers import Form, StoredFile
-from mrflow.server.bodies import GenerateBody
-from mrflow.server.checking import Checked, check_prompt, of_drafts
-from mrflow.server.orders import News, Order
-from mrflow.server.refusals import Refusal
+from mrflow.server.errors import ApiError
+from mrflow.server.requests import Checked, GenerateBody, check_prompt, of_drafts, plan_numbers
+from mrflow.server.responses import Encoder
 from mrflow.server.service import Service
-from mrflow.server.ticket import Made
+from mrflow.server.store import StoredFile
+from mrflow.server.tickets import News, TicketGroup
 
 DRAFTS = 8
 _DRAFTED: tuple[Stage, ...] = ("decode_draft",)
@@ -38,19 +38,8 @@ _WORDS: dict[Stage, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """The page's fields as a visitor left them, all text: gradio 6 makes an empty number a 0."""
-
-    prompt: str
-    negative: str
-    plan: str
-    size: str
-    seed: str
-    guidance: str
-    guidance_stop: str
-    solver: str
-    sigma: str
+Wishes = Mapping[str, str]
+"""The page's fields by their names in requests, as a visitor left them: gradio 6 makes an empty number a 0."""
 
 
 @dataclass(frozen=True)
@@ -68,34 +57,33 @@ async def generate(service: Service, client: str, wishes: Wishes, *, compare: bo
     try:
         body = _body(service, wishes)
         checked = await run_in_threadpool(check_prompt, service.scheduler, body, 1)
-        order = Order(service.scheduler, client, (*_DRAFTED, *_UPSCALED))
-        order.add(("draft", "finish"), checked.jobs, checked.plan, checked.size)
-        async with order:
-            async for news in order.news():
+        group = TicketGroup(service.scheduler, client, (*_DRAFTED, *_UPSCALED))
+        group.add(("draft", "finish"), checked.jobs)
+        async with group:
+            async for news in group.news():
                 yield await _view(service, news, checked)
         if compare:
             async for view in _native(service, client, body, checked):
                 yield view
-    except Refusal as refusal:
-        yield View(f"**{refusal.message}**", {})
+    except ApiError as error:
+        yield View(f"**{error.message}**", {})
 
 
 async def _native(service: Service, client: str, body: GenerateBody, checked: Checked) -> AsyncIterator[View]:
     """Yield the same picture by the plain pipeline, for comparison."""
     steps = service.scheduler.model.defaults.native_steps
-    plan = checked.plan.native(steps, guidance_stop=body.guidance_stop, solver=body.solver)
-    order = Order(service.scheduler, client, _NATIVE)
-    order.add(("native",), checked.jobs, plan, checked.size)
-    async with order:
-        async for news in order.news():
+    asked = plan_numbers(body)
+    plan = checked.plan.native(steps, guidance_stop=asked.get("guidance_stop"), solver=asked.get("solver"))
+    group = TicketGroup(service.scheduler, client, _NATIVE)
+    group.add(("native",), [replace(job, plan=plan) for job in checked.jobs])
+    async with group:
+        async for news in group.news():
             if news.made is None:
                 yield View(f"native sampling: step {news.step} of {news.steps}", {})
             elif news.made.image is not None:
-                seconds = _seconds(news.made)
-                yield View(
-                    f"native sampling took {seconds:.1f} s in {steps} steps",
-                    {"native": (news.made.image, seconds)},
-                )
+                seconds = sum(value for name, value in news.made.seconds.items() if name != "queue")
+                text = f"native sampling took {seconds:.1f} s in {steps} steps"
+                yield View(text, {"native": (news.made.image, seconds)})
 
 
 async def make_drafts(service: Service, client: str, wishes: Wishes) -> AsyncIterator[tuple[str, list[Any]]]:
@@ -106,11 +94,11 @@ async def make_drafts(service: Service, client: str, wishes: Wishes) -> AsyncIte
     try:
         body = _body(service, wishes)
         checked = await run_in_threadpool(check_prompt, service.scheduler, body, DRAFTS)
-        order = Order(service.scheduler, client, _DRAFTED)
-        order.add(("draft",), checked.jobs, checked.plan, checked.size)
+        group = TicketGroup(service.scheduler, client, _DRAFTED)
+        group.add(("draft",), checked.jobs)
         drafts: list[Any] = []
-        async with order:
-            async for news in order.news():
+        async with group:
+            async for news in group.news():
                 if news.made is not None and news.made.draft is not None:
                     draft = news.made.draft
                     drafts.append((service.keep_draft(draft), draft.image, draft.base_recipe.seed))
@@ -118,21 +106,21 @@ async def make_drafts(service: Service, client: str, wishes: Wishes) -> AsyncIte
                     yield _doing(news), []
         text = f"{len(drafts)} drafts in {news.seconds:.1f} s. Click those to finish."
         yield _with_warnings(text, checked), sorted(drafts, key=lambda each: each[2])
-    except Refusal as refusal:
-        yield f"**{refusal.message}**", []
+    except ApiError as error:
+        yield f"**{error.message}**", []
 
 
 async def finish_draft(service: Service, client: str, name: str) -> AsyncIterator[View]:
     """Yield the finished picture of a kept draft."""
     try:
         checked = of_drafts(service.kept_drafts([name]))
-        order = Order(service.scheduler, client, _UPSCALED)
-        order.add(("finish",), checked.jobs, checked.plan, checked.size, checked.drafts[0])
-        async with order:
-            async for news in order.news():
+        group = TicketGroup(service.scheduler, client, _UPSCALED)
+        group.add(("finish",), checked.jobs, checked.drafts[0])
+        async with group:
+            async for news in group.news():
                 yield await _view(service, news, checked)
-    except Refusal as refusal:
-        yield View(f"**{refusal.message}**", {})
+    except ApiError as error:
+        yield View(f"**{error.message}**", {})
 
 
 def recipe_of(path: str | None) -> tuple[str, Recipe | None]:
@@ -146,47 +134,57 @@ def recipe_of(path: str | None) -> tuple[str, Recipe | None]:
     return f"The recipe of seed {recipe.seed}, made by {recipe.model}.", recipe
 
 
-def _body(service: Service, wishes: Wishes) -> GenerateBody:
-    """Return what is asked, as it would come over HTTP; raises a Refusal."""
-    service.scheduler.check_open()
+def plan_fields(service: Service) -> dict[str, About]:
+    """Return the plan's numbers that the page asks for, by their names in requests.
+
+    Of two kinds of guidance those of the model; the draft's steps stand in the plan's own field.
+    """
     model = service.scheduler.model
-    field = model.backbone.guidance_field(model.pipe)
-    plan = wishes.plan.strip()
-    texts = (
-        (field, wishes.guidance),
-        ("guidance_stop", wishes.guidance_stop),
-        ("refine_sigma", wishes.sigma),
-    )
+    others = {"steps", "guidance_scale", "true_cfg_scale"} - {model.backbone.guidance_field(model.pipe)}
+    return {about.http: about for name, about in ABOUT.items() if about.http and name not in others}
+
+
+def wishes_of(recipe: Recipe, numbers: Iterable[str]) -> Wishes:
+    """Return the page's fields as they would have asked for this picture, among them these of the plan's."""
+    plan = {about.http: getattr(recipe.plan, name) for name, about in ABOUT.items()}
+    return {
+        "prompt": recipe.prompt,
+        "negative_prompt": recipe.negative_prompt or "",
+        "plan": recipe.plan.label,
+        "size": f"{recipe.width}x{recipe.height}",
+        "seed": str(recipe.seed),
+        **{name: _text(plan[name]) for name in numbers},
+    }
+
+
+def _text(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
+def _body(service: Service, wishes: Wishes) -> GenerateBody:
+    """Return what is asked, as it would come over HTTP; raises an ApiError."""
+    service.scheduler.check_open()
+    texts = {name: text.strip() for name, text in wishes.items() if text.strip()} | {"prompt": wishes["prompt"]}
+    if texts.get("plan") == service.scheduler.model.defaults.plan.label:
+        del texts["plan"]  # the model's own says more
     try:
-        values: dict[str, Any] = {name: float(text) for name, text in texts if text.strip()}
-        return GenerateBody(
-            prompt=wishes.prompt,
-            negative_prompt=wishes.negative.strip() or None,
-            plan=None if plan in ("", model.defaults.plan.label) else plan,  # the model's own says more
-            seed=int(wishes.seed) if wishes.seed.strip() else None,
-            size=wishes.size.strip() or None,
-            solver=wishes.solver.strip() or None,
-            **values,
-        )
+        return GenerateBody.model_validate(texts, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
-        raise Refusal(400, f"{first['loc'][0]}: {first['msg']}.") from None
-    except ValueError:
-        raise Refusal(400, "Seed, guidance, guided share and refine sigma must be numbers, or empty.") from None
+        name, rule = first["loc"][0], first["msg"].replace("Input", "it", 1)
+        raise ApiError(400, f"{name} is {first['input']!r:.80}; {rule}. Leave it empty for the default.") from None
 
 
 async def _view(service: Service, news: News, checked: Checked) -> View:
-    if news.made is not None and news.made.image is not None and news.made.recipe is not None:
-        made = news.made
-        data = await run_in_threadpool(Form().encode, news.made.image, news.made.recipe)
-        name = service.files.put(StoredFile(data, "image/png"), len(data))
-        text = f"done in {news.seconds:.1f} s, of which {made.seconds.get('queue', 0):.1f} s waiting"
-        pictures = {"final": (news.made.image, news.seconds)}
-        return View(_with_warnings(text, checked), pictures, name, news.made.recipe.seed)
-    pictures = {}
-    if news.image is not None:
-        pictures = {"draft" if news.stage == "decode_draft" else "upscaled": (news.image, news.seconds)}
-    return View(_doing(news), pictures)
+    made = news.made
+    if made is None or made.image is None or made.recipe is None:
+        name = "draft" if news.stage == "decode_draft" else "upscaled"
+        return View(_doing(news), {name: (news.image, news.seconds)} if news.image is not None else {})
+    data = await run_in_threadpool(Encoder().encode, made.image, made.recipe)
+    file = service.files.put(StoredFile(data, "image/png"), len(data))
+    text = f"done in {news.seconds:.1f} s, of which {made.seconds.get('queue', 0):.1f} s waiting"
+    pictures = {"final": (made.image, news.seconds)}
+    return View(_with_warnings(text, checked), pictures, file, made.recipe.seed)
 
 
 def _doing(news: News) -> str:
@@ -196,7 +194,3 @@ def _doing(news: News) -> str:
 
 def _with_warnings(text: str, checked: Checked) -> str:
     return "  \n".join([text, *(f"Note: {warning}" for warning in checked.warnings)])
-
-
-def _seconds(made: Made) -> float:
-    return sum(value for name, value in made.seconds.items() if name != "queue")

@@ -5,25 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from functools import partial
+from typing import Any
 
-import torch
-
-from mrflow.backbones.family import Embeds
-from mrflow.batches import BatchSizes, in_batches
+from mrflow.batches import BatchSizes, Done, Read, Work
 from mrflow.borrowing import borrowed
-from mrflow.calls import conditioning_of, cut_batches, finish_drafts, finish_key, make_drafts, make_natives
 from mrflow.drafts import Draft, Result
 from mrflow.lanes import Cores
 from mrflow.model import Model
-from mrflow.progress import Clock, Progress
-from mrflow.server import refusals
+from mrflow.progress import Progress
+from mrflow.server import errors
 from mrflow.server.metrics import Metrics
 from mrflow.server.settings import Settings
-from mrflow.server.ticket import Kind, Ticket
-from mrflow.steps import EncodedStages
+from mrflow.server.tickets import Kind, Ticket
 
 log = logging.getLogger("mrflow.server")
 
@@ -57,15 +53,14 @@ class Worker:
         self._metrics, self._take, self._done = metrics, take, done
         cpu = model.device.type == "cpu"
         self._cores = cores if cpu else None
-        self._sizes: dict[Kind, BatchSizes] = {
-            "draft": BatchSizes(settings.draft_batch or 8, grow=False),
-            "finish": BatchSizes(settings.finish_batch or (1 if cpu else 4), grow=False),
-            "native": BatchSizes(1, grow=False),
-        }
+        finish = settings.finish_batch or (1 if cpu else 4)
+        self._sizes = BatchSizes(settings.draft_batch or 8, finish=finish)
+        self._work = Work(
+            model=model, sizes=self._sizes, failed=self._failed, listen=partial(_Audience, self), reading=reading
+        )
         self._hang_after = settings.hang_after
         self._beat: float | None = None  # the last sign of life; None while it waits for work
         self._thread = threading.Thread(target=self._run, name=f"worker-{model.device}", daemon=True)
-        self._work = {"draft": self._draft, "finish": self._finish, "native": self._native}
 
     def start(self) -> None:
         """Begin to work."""
@@ -84,7 +79,7 @@ class Worker:
 
     def most(self, ticket: Ticket) -> int:
         """Return how many tickets like this one go through the model at once."""
-        return self._sizes[ticket.kind].of(ticket.kind, ticket.size).size
+        return self._sizes.of(ticket.kind, (ticket.job.size, ticket.job.plan)).size
 
     def _run(self) -> None:
         while (tickets := self._take(self)) is not None:
@@ -94,80 +89,34 @@ class Worker:
             except Exception as error:  # a bug of ours, and yet the server stays up
                 log.exception("a batch failed")
                 for ticket in tickets:
-                    ticket.refuse(refusals.failed(error))
+                    ticket.refuse(errors.failed(error))
             self._beat = None
             self._done(self, time.monotonic() - begin)
             del tickets  # their pictures must not live until the next batch
 
     def _make(self, tickets: list[Ticket]) -> None:
-        first = tickets[0]
-        size = self._sizes[first.kind].of(first.kind, first.size)
+        kind = tickets[0].kind
         with borrowed(self.model.pipe), self._cores.at_work() if self._cores else nullcontext():
-            for _ in in_batches(tickets, size, self._work[first.kind], self._failed, self._clean_up):
-                pass
+            for done in self._batches(kind, tickets):
+                batch = [read.item for read in done.reads]
+                self._metrics.batch_done(kind, batch, done.seconds)
+                for read, made in zip(done.reads, done.made, strict=True):
+                    _keep(read, made)
+                    read.item.step_done(done.seconds, len(batch))
 
-    def _draft(self, part: list[Ticket]) -> list[Ticket]:
-        audience = _Audience(self, part)
-        clock = Clock(self.model.device, audience)
-        jobs = [ticket.job for ticket in part]
-        plan, size = part[0].plan, part[0].size
-        with self.reading:  # one text at a time, so that a row never depends on its neighbours
-            rows = Stages(model=self.model, clock=clock).encode_prompts(jobs, guided=plan.guided, batch_size=1)
-        made: dict[int, Draft] = {}
-        for group in cut_batches([self.model.backbone.batch_key(row) for row in rows], len(part)):
-            audience.members = [part[k] for k in group]
-            stages = EncodedStages(model=self.model, clock=clock, rows=[rows[k] for k in group])
-            made |= zip(group, make_drafts(stages, [jobs[k] for k in group], plan, size, len(group)), strict=True)
-        for k, ticket in enumerate(part):
-            ticket.made.draft = made[k]
-            ticket.made.text_tokens = _text_tokens(rows[k])
-        self._through("draft", part, clock)
-        return part
-
-    def _finish(self, part: list[Ticket]) -> list[Ticket]:
-        audience = _Audience(self, part)
-        clock = Clock(self.model.device, audience)
-        stages = Stages(model=self.model, clock=clock)
-        drafts = [ticket.made.draft for ticket in part if ticket.made.draft is not None]
-        with self.reading:
-            rows = conditioning_of(stages, drafts, 1)
-        drafts = [replace(draft, conditioning=row) for draft, row in zip(drafts, rows, strict=True)]
-        keys = [finish_key(self.model, *pair) for pair in zip(drafts, rows, strict=True)]
-        for group in cut_batches(keys, len(part)):
-            audience.members = [part[k] for k in group]
-            result = finish_drafts(stages, [drafts[k] for k in group], len(group))
-            _hand_over(audience.members, result)
-        for row, ticket in zip(rows, part, strict=True):
-            ticket.made.text_tokens = _text_tokens(row)
-        self._through("finish", part, clock)
-        return part
-
-    def _native(self, part: list[Ticket]) -> list[Ticket]:
-        clock = Clock(self.model.device, _Audience(self, part))
-        with self.reading:
-            rows = Stages(model=self.model, clock=clock).encode_prompts(
-                [ticket.job for ticket in part], guided=part[0].plan.guided, batch_size=1
-            )
-        stages = EncodedStages(model=self.model, clock=clock, rows=rows)
-        jobs = [ticket.job for ticket in part]
-        _hand_over(part, make_natives(stages, jobs, part[0].plan, part[0].size, len(part)))
-        self._through("native", part, clock)
-        return part
-
-    def _through(self, kind: Kind, part: list[Ticket], clock: Clock) -> None:
-        self._metrics.batch_done(kind, part, clock.seconds)
-        for ticket in part:
-            ticket.step_done(clock.seconds, len(part))
+    def _batches(self, kind: Kind, tickets: list[Ticket]) -> Iterator[Done[Ticket, Any]]:
+        if kind == "finish":
+            drafted = [(ticket, ticket.made.draft) for ticket in tickets if ticket.made.draft is not None]
+            yield from self._work.finish(drafted)
+        elif kind == "draft":
+            yield from self._work.draft(self._work.read_all(tickets))
+        else:
+            yield from self._work.native(self._work.read_all(tickets))
 
     def _failed(self, ticket: Ticket, error: Exception) -> None:
         if not isinstance(error, _NobodyWaits):
             log.error("a picture failed: %s: %s", type(error).__name__, error)
-            ticket.refuse(refusals.failed(error))
-
-    def _clean_up(self) -> None:
-        self.model.pipe.maybe_free_model_hooks()
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+            ticket.refuse(errors.failed(error))
 
     def beat(self) -> None:
         """Show a sign of life, and see how many of the cores are left to this worker by the others."""
@@ -191,10 +140,10 @@ class _Audience:
             ticket.tell(news, row)
 
 
-def _hand_over(tickets: Sequence[Ticket], result: Result) -> None:
-    for ticket, image, recipe in zip(tickets, result.images, result.recipes, strict=True):
-        ticket.made.image, ticket.made.recipe = image, recipe
-
-
-def _text_tokens(row: Embeds) -> int:
-    return row["prompt_embeds"].shape[1] if "prompt_embeds" in row else 0
+def _keep(read: Read[Ticket], made: Draft | Result) -> None:
+    kept = read.item.made
+    kept.text_tokens = read.row["prompt_embeds"].shape[1] if "prompt_embeds" in read.row else 0
+    if isinstance(made, Draft):
+        kept.draft = made
+    else:
+        (kept.image,), (kept.recipe,) = made.images, made.recipes

@@ -5,7 +5,7 @@ from mrflow.jobs import MAX_PROMPT, Job, ask, make_seeds
 
 
 def test_pictures_of_a_prompt_stand_side_by_side() -> None:
-    jobs = make_jobs(["a", "b"], negative_prompt=["x", ""], seed=5, num_images=2)
+    jobs = ask(["a", "b"], negative_prompt=["x", ""], seed=5, num_images=2)
     assert jobs == [Job("a", "x", 5), Job("a", "x", 6), Job("b", "", 7), Job("b", "", 8)]
 
 
@@ -18,8 +18,8 @@ def test_seeds_count_up_or_are_given_or_drawn() -> None:
 
 
 def test_several_seeds_for_one_prompt_make_several_pictures() -> None:
-    assert [job.seed for job in make_jobs("a", seed=range(4))] == [0, 1, 2, 3]
-    assert [job.seed for job in make_jobs("a", seed=(s for s in (9, 8)))] == [9, 8]
+    assert [job.seed for job in ask("a", seed=range(4))] == [0, 1, 2, 3]
+    assert [job.seed for job in ask("a", seed=(s for s in (9, 8)))] == [9, 8]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_several_seeds_for_one_prompt_make_several_pictures() -> None:
 )
 def test_seeds_that_cannot_be_are_refused(seed: object) -> None:
     with pytest.raises(RequestError):
-        make_jobs(["a", "b"], seed=seed)  # type: ignore[arg-type]
+        ask(["a", "b"], seed=seed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -35,28 +35,28 @@ def test_seeds_that_cannot_be_are_refused(seed: object) -> None:
 )
 def test_prompts_that_say_nothing_are_refused(prompt: object) -> None:
     with pytest.raises(RequestError):
-        make_jobs(prompt)  # type: ignore[arg-type]
+        ask(prompt)  # type: ignore[arg-type]
 
 
 def test_an_empty_prompt_says_what_to_do() -> None:
     with pytest.raises(PromptError, match="say what the picture should show"):
-        make_jobs(" ")
+        ask(" ")
 
 
 @pytest.mark.parametrize("negative", [["a"], ["a", 3], 3, "x" * (MAX_PROMPT + 1)])
 def test_negative_prompts_are_one_or_one_each(negative: object) -> None:
     with pytest.raises(RequestError):
-        make_jobs(["a", "b"], negative_prompt=negative)  # type: ignore[arg-type]
+        ask(["a", "b"], negative_prompt=negative)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 1.0, "2", 10**6])
 def test_counts_are_bounded(count: object) -> None:
     with pytest.raises(RequestError):
-        make_jobs("a", num_images=count)  # type: ignore[arg-type]
+        ask("a", num_images=count)  # type: ignore[arg-type]
 
 
 def test_an_endless_iterable_is_refused() -> None:
     from itertools import count
 
     with pytest.raises(RequestError, match="More than"):
-        make_jobs("a", seed=count())
+        ask("a", seed=count())

@@ -1,0 +1,273 @@
+"""What requests may hold, OpenAI's fields and ours, and the work that they ask for.
+
+What the fields say is checked by the code that Python callers meet.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import IO, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from mrflow.drafts import Draft, drafts_from_images, replan_drafts
+from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, PromptError, SizeError
+from mrflow.files import load_image
+from mrflow.jobs import MAX_SEED, Job, Size, ask, parse_size
+from mrflow.model import Model
+from mrflow.plan import ABOUT, About, Plan, get_plan
+from mrflow.server import errors
+from mrflow.server.scheduler import Scheduler
+from mrflow.server.settings import MAX_DRAFTS, MAX_N, Settings
+
+Body = TypeVar("Body", bound=BaseModel)
+Format = Literal["png", "jpeg", "webp"]
+Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
+
+# Draft steps as shares of the model's own plan: of 12 they make 8, 12, 20, 30 and 50, of a 4-step checkpoint's 4
+# they make 3, 4, 7, 10 and 17. 12+1 and 20+1 are the published plans, 50 is the usual number of native sampling.
+QUALITY = {"low": 8 / 12, "medium": 1.0, "high": 20 / 12, "xhigh": 30 / 12, "max": 50 / 12}
+OLDER_QUALITY = {"standard": "medium", "hd": "high"}
+
+
+def with_plan_fields(about: Mapping[str, About], part: str = "") -> Callable[[type[Body]], type[Body]]:
+    """Give a body an optional field for each number of a plan that HTTP may set; `part` begins the names."""
+
+    def extend(body: type[Body]) -> type[Body]:
+        wanted = [each for name, each in about.items() if each.http and name.startswith(part)]
+        fields: dict[str, Any] = {each.http or "": (each.kind | None, _field(each)) for each in wanted}
+        return create_model(
+            body.__name__, __base__=body, __module__=body.__module__, __doc__=body.__doc__, **fields
+        )
+
+    return extend
+
+
+def _field(about: About) -> Any:
+    """Return an optional field with the bounds of a plan's number; which texts there are, the plan says."""
+    if about.kind is str:
+        return Field(None, max_length=40, description=about.text)
+    low, high = ("gt" if about.low in about.open else "ge"), ("lt" if about.high in about.open else "le")
+    limits: dict[str, Any] = {low: about.low, high: about.high}
+    limits = {name: bound for name, bound in limits.items() if math.isfinite(bound)}
+    if about.kind is float:
+        limits["allow_inf_nan"] = False
+    return Field(None, description=about.text, **limits)
+
+
+def plan_numbers(body: BaseModel) -> dict[str, Any]:
+    """Return what a body says of a plan's numbers, by the names that Plan has for them."""
+    given = {name: getattr(body, about.http or "", None) for name, about in ABOUT.items()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+class ErrorObject(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer that is no success, as OpenAI's clients read it."""
+
+    error: ErrorObject
+
+
+class ImageBody(BaseModel):
+    """What all requests may say: for which model, and how pictures are given out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str | None = Field(None, max_length=200, description="A name that GET /v1/models lists.")
+    user: str | None = Field(None, max_length=1000, description="Accepted and not used.")
+    output_format: Format | None = Field(None, description="png if absent.")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of jpeg and webp; absent: jpeg of 95, webp without loss."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="b64_json if absent; a url is served by this server for a limited time."
+    )
+
+
+class StreamedBody(ImageBody):
+    stream: bool | None = Field(None, description="Send events instead of one object.")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="Previews: 1 is the draft, 2 and 3 also the upscaled draft."
+    )
+
+
+@with_plan_fields(ABOUT)
+class PromptBody(ImageBody):
+    """OpenAI's fields of a prompt, and ours, which its clients pass as `extra_body`."""
+
+    prompt: str = Field(description="What the picture shows.")
+    size: str | None = Field(
+        None, max_length=20, description='Pixels, "WIDTHxHEIGHT"; "auto": the model\'s own, or twice the image\'s.'
+    )
+    quality: Quality | None = Field(None, description="How many draft steps, where neither plan nor steps say.")
+    safety_identifier: str | None = Field(None, max_length=1000, description="Accepted and not used.")
+    background: Literal["auto", "opaque"] | None = Field(None, description="Pictures are opaque.")
+    moderation: Literal["auto", "low"] | None = Field(None, description="Accepted; nothing is moderated.")
+    negative_prompt: str | None = Field(None, description="What the picture should not show; needs guidance.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Of the first picture; the others take seed + 1, ... Drawn if absent."
+    )
+    plan: str | None = Field(
+        None, max_length=80, description='Draft steps + refine steps, such as "12+1", or a preset\'s name.'
+    )
+
+
+class GenerateBody(PromptBody, StreamedBody):
+    """POST /v1/images/generations."""
+
+    n: int | None = Field(None, ge=1, le=MAX_N, description="Pictures, 1 if absent.")
+    style: Literal["vivid", "natural"] | None = Field(None, description="Accepted and not used.")
+
+
+class EditBody(PromptBody, StreamedBody):
+    """The text fields of POST /v1/images/edits; all arrive as text."""
+
+    model_config = ConfigDict(strict=False)
+    n: int | None = Field(None, ge=1, le=MAX_N, description="Pictures, 1 if absent.")
+    input_fidelity: Literal["high", "low"] | None = Field(None, description="Accepted; refine_sigma decides.")
+
+
+class DraftsBody(PromptBody):
+    """POST /v1/images/drafts."""
+
+    n: int | None = Field(None, ge=1, le=MAX_DRAFTS, description="Drafts, 8 if absent.")
+
+
+@with_plan_fields(ABOUT, "refine_")
+class FinishBody(StreamedBody):
+    """POST /v1/images/finish."""
+
+    drafts: list[Annotated[str, Field(max_length=100)]] = Field(
+        min_length=1, max_length=MAX_DRAFTS, description="Ids that POST /v1/images/drafts gave."
+    )
+    plan: str | None = Field(None, max_length=80, description="Another refine pass: its refine steps and sigma.")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is to be made: jobs of one plan and size, perhaps with drafts, and what the caller should know."""
+
+    jobs: Sequence[Job]
+    drafts: Sequence[Draft] = ()
+    warnings: Sequence[str] = ()
+
+    @property
+    def plan(self) -> Plan:
+        """Of all jobs; of drafts the first one's."""
+        return self.jobs[0].plan
+
+    @property
+    def size(self) -> Size:
+        """Likewise."""
+        return self.jobs[0].size
+
+
+def check_prompt(scheduler: Scheduler, body: PromptBody, n: int) -> Checked:
+    """Return the work for `n` pictures of a prompt; raises an ApiError."""
+    model, settings = scheduler.model, scheduler.settings
+    with _reading(scheduler) as warned:
+        plan, (width, height) = _plan(model, body, settings), _size(body)
+        _check_text(body, settings)
+        asked = ask(body.prompt, body.negative_prompt, body.seed, n, plan=plan, width=width, height=height)
+        jobs = model.resolve(asked)
+        _check_pixels(jobs[0].size, settings)
+    return Checked(jobs, warnings=warned)
+
+
+def check_image(scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes]) -> Checked:
+    """Return the work for `n` pictures from a given one; raises an ApiError."""
+    model, settings = scheduler.model, scheduler.settings
+    try:
+        image = load_image(file, max_pixels=settings.max_input_pixels)
+    except MrFlowError as error:
+        raise errors.from_error(error) from None
+    with _reading(scheduler) as warned:
+        plan, (width, height) = _plan(model, body, settings), _size(body)
+        _check_text(body, settings)
+        seeds = [one.seed for one in ask(body.prompt, body.negative_prompt, body.seed, n)]
+        (draft,) = drafts_from_images(
+            model, image, body.prompt, body.negative_prompt, seeds[0], plan=plan, width=width, height=height
+        )
+        _check_pixels(draft.base_recipe.size, settings)
+        drafts = [replace(draft, base_recipe=replace(draft.base_recipe, seed=seed)) for seed in seeds]
+    return of_drafts(drafts, warned)
+
+
+def check_drafts(scheduler: Scheduler, body: FinishBody, drafts: Sequence[Draft]) -> Checked:
+    """Return the work of finishing drafts, with the refine pass changed as asked; raises an ApiError."""
+    with _reading(scheduler):
+        numbers = plan_numbers(body)
+        if body.plan is not None:
+            named = get_plan(body.plan)
+            numbers = {"refine_steps": named.refine_steps, "refine_sigma": named.refine_sigma} | numbers
+        changed = replan_drafts(scheduler.model, drafts, numbers=numbers)
+        for draft in changed:
+            _check_steps(draft.base_recipe.plan, scheduler.settings)
+        return of_drafts(changed)
+
+
+def of_drafts(drafts: list[Draft], warned: Sequence[str] = ()) -> Checked:
+    """Return the work of finishing drafts."""
+    return Checked([draft.base_recipe for draft in drafts], drafts, warned)
+
+
+def _size(body: PromptBody) -> Size | tuple[None, None]:
+    return parse_size(None if body.size == "auto" else body.size)
+
+
+def _plan(model: Model, body: PromptBody, settings: Settings) -> Plan:
+    numbers, plan = plan_numbers(body), model.defaults.plan if body.plan is None else get_plan(body.plan)
+    quality = body.quality or "auto"
+    if body.plan is None and "steps" not in numbers and quality != "auto":
+        share = QUALITY[OLDER_QUALITY.get(quality, quality)]
+        plan = replace(plan, steps=math.ceil(round(plan.steps * share, 6)))
+    plan = replace(plan, **numbers)
+    _check_steps(plan, settings)
+    return plan
+
+
+def _check_steps(plan: Plan, settings: Settings) -> None:
+    if max(plan.steps, plan.refine_steps) > settings.max_steps:
+        raise PlanError(f"The plan is {plan.label}; this server takes {settings.max_steps} steps of each at most.")
+
+
+def _check_pixels(size: Size, settings: Settings) -> None:
+    width, height = size
+    if width * height > settings.max_pixels:
+        raise SizeError(f"The size is {width}x{height}; this server makes {settings.max_pixels} pixels at most.")
+
+
+def _check_text(body: PromptBody, settings: Settings) -> None:
+    for name, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt)):
+        if text is not None and len(text) > settings.max_prompt:
+            raise PromptError(f"The {name} has {len(text)} characters; at most {settings.max_prompt} are read.")
+
+
+@contextmanager
+def _reading(scheduler: Scheduler) -> Iterator[list[str]]:
+    """Use the model's tokenizers; give a list that holds mrflow's warnings afterwards.
+
+    The lock also keeps `catch_warnings`, which is not made for threads, to one thread at a time.
+    """
+    texts: list[str] = []
+    if not scheduler.reading.acquire(timeout=30):
+        raise errors.hung()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", MrFlowWarning)
+            yield texts
+        texts += [str(each.message) for each in caught if issubclass(each.category, MrFlowWarning)]
+    except MrFlowError as error:
+        params: dict[type, str] = {PlanError: "plan", SizeError: "size", PromptError: "prompt"}
+        raise errors.from_error(error, params.get(type(error))) from None
+    finally:
+        scheduler.reading.release()
