@@ -8,25 +8,22 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
 import mrflow
 from mrflow import vista
-from mrflow.cli.app import app
+from support.cli import invoke
 
 COMMANDS = ("generate", "draft", "finish", "enhance", "replay", "batch", "serve", "models", "bench", "export")
 
-runner = CliRunner()
-
 
 def test_version():
-    result = runner.invoke(app, ["--version"])
+    result = invoke(["--version"])
     assert (result.exit_code, result.stdout) == (0, f"mrflow {mrflow.__version__}\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples_and_defaults(command):
-    result = runner.invoke(app, [command, "--help"], env={"COLUMNS": "150", "NO_COLOR": "1"})
+    result = invoke([command, "--help"], env={"COLUMNS": "150", "NO_COLOR": "1"})
     assert result.exit_code == 0
     assert f"mrflow {command} " in result.stdout.split("Examples:")[1]
     assert command == "models" or "[default:" in result.stdout
@@ -36,8 +33,8 @@ def test_help_imports_nothing_heavy():
     """The work of `mrflow --help` is importing: no torch, and the user's CPU time stays below a second."""
     code = (
         "import sys, time; begin = time.process_time()\n"
-        "from mrflow.cli.app import app\n"
-        "app(['--help'], standalone_mode=False)\n"
+        "from mrflow.cli.app import run\n"
+        "run(['--help'])\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'spandrel', 'numpy'} & set(sys.modules)\n"
         "print(time.process_time() - begin, sorted(heavy), file=sys.stderr)"
     )
@@ -60,7 +57,7 @@ def test_entry_point_needs_a_command():
     [["generate"], ["paint", "a lake"], ["generate", "a lake", "--stepz", "3"], ["generate", "a", "--steps", "x"]],
 )
 def test_wrong_usage_exits_with_2_and_an_empty_stdout(arguments):
-    result = runner.invoke(app, arguments)
+    result = invoke(arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr
 
@@ -82,14 +79,14 @@ def test_no_color():
 
 
 def test_models_as_text():
-    result = runner.invoke(app, ["models"])
+    result = invoke(["models"])
     assert (result.exit_code, result.stderr) == (0, "")
     for text in ("vista", "FluxPipeline", "12+1", "20+1", "arXiv 2607.01642"):
         assert text in result.stdout
 
 
 def test_models_as_json():
-    result = runner.invoke(app, ["models", "--json"])
+    result = invoke(["models", "--json"])
     known = json.loads(result.stdout)
     assert known["embedded"]["available"] is vista.available()
     assert "FluxPipeline" in known["pipelines"]

@@ -6,14 +6,13 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import typer
 from rich.filesize import decimal
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from mrflow.cli.outputs import tell_json, tell_paths
 from mrflow.cli.progress import STAGE_NAMES
 from mrflow.cli.reporting import say, stderr_console
-from mrflow.cli.writing import tell_json, tell_paths
 
 if TYPE_CHECKING:
     from mrflow.batch.output import Output
@@ -57,7 +56,7 @@ class Report:
     ) -> None:
         """Give the terminal back, and say how the batch stands if it was stopped."""
         self._bars.stop()
-        if self._summary is not None and error is not None and not isinstance(error, typer.Exit):
+        if self._summary is not None and error is not None:
             say(f"{_counts(self._summary)}. Run the same command again to go on.")
 
     def tell_prepared(self, prepared: Prepared) -> None:
@@ -129,13 +128,13 @@ class Report:
                 }
             )
         else:
-            typer.echo(f"to make      {len(prepared.todo)}")
+            print(f"to make      {len(prepared.todo)}")
             for kind, count in kinds.items():
-                typer.echo(f"             {count} of {kind}")
-            typer.echo(f"there        {len(prepared.tasks) - len(prepared.todo)}")
-            typer.echo(f"bad rows     {len(prepared.failures)}")
-            typer.echo(f"space        {_space(prepared)}")
-            typer.echo(f"output       {output.out}, as {output.form}")
+                print(f"             {count} of {kind}")
+            print(f"there        {len(prepared.tasks) - len(prepared.todo)}")
+            print(f"bad rows     {len(prepared.failures)}")
+            print(f"space        {_space(prepared)}")
+            print(f"output       {output.out}, as {output.form}")
         self._tell_warnings(prepared)
         for failure in prepared.failures:
             self._tell_failure(failure)

@@ -66,6 +66,10 @@ class StageBars:
         self._bars.update(self._tasks[news.stage], completed=done)
 
 
+def silent(_news: Progress) -> None:
+    """Hear a call's news and draw nothing: keeps the pipeline's own bars from a call within a longer bar."""
+
+
 @contextmanager
 def run_bar(total: int) -> Iterator[Callable[[str], None]]:
     """Give a function to call as each timed run begins. The bar stands still within a run, to cost it nothing."""
@@ -85,3 +89,13 @@ def run_bar(total: int) -> Iterator[Callable[[str], None]]:
 
         yield on_run
         bars.update(task, description="done", completed=total, refresh=True)
+
+
+@contextmanager
+def prompt_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Give a function that draws how many prompts are done, and the time left."""
+    console = stderr_console()
+    columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=total)
+        yield lambda done: bars.update(task, completed=done)

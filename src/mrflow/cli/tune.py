@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from mrflow.bench.compare import Course
 from mrflow.bench.environment import describe_environment
@@ -16,12 +16,12 @@ from mrflow.bench.ledger import Ledger
 from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.prompts import VISTA_TUNING, read_questions
 from mrflow.bench.text_files import write_text
-from mrflow.cli import options
 from mrflow.cli.loading import ModelOptions
+from mrflow.cli.options import OUTPUT, TARGET, WHAT, Size, Streams, Whole
+from mrflow.cli.outputs import tell_json, tell_paths
 from mrflow.cli.progress import run_bar
-from mrflow.cli.reporting import FAILURE, each_warning_once, reporting, say, stderr_console
-from mrflow.cli.tables import fits, make_table
-from mrflow.cli.writing import tell_paths
+from mrflow.cli.report_tables import make_table, print_fitting
+from mrflow.cli.reporting import FAILURE, each_warning_once, say
 from mrflow.errors import OutputError, OutputExistsError, RequestError
 from mrflow.presets import plan_to_json
 from mrflow.request import make_seeds
@@ -34,91 +34,64 @@ if TYPE_CHECKING:
     from mrflow.bench.tune import Finding
     from mrflow.plan import Plan
 
-_TARGET, _WHAT, _WHERE = "Target", "What", "Output"
 _GIB = 2**30
 
 
 def tune(
-    methods: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="METHOD",
+    *method: Annotated[
+        str,
+        Parameter(
             help="Candidates: plans and native runs with steps, such as 8+1:solver=unipc native:8.",
             show_default="plans around the model's own, native runs",
         ),
-    ] = None,
+    ],
     at_least: Annotated[
-        str | None,
-        typer.Option(
-            "--at-least",
-            metavar="1.3x",
-            help="Times faster than --than.",
-            rich_help_panel=_TARGET,
-            show_default=False,
-        ),
+        str | None, Parameter(metavar="1.3x", help="Times faster than --than.", group=TARGET)
     ] = None,
     at_most_loss: Annotated[
         float | None,
-        typer.Option(
-            "--at-most-loss",
-            metavar="0.01",
-            help="Of the composite quality, against --than.",
-            rich_help_panel=_TARGET,
-            show_default=False,
-        ),
+        Parameter(metavar="0.01", help="Of the composite quality, against --than.", group=TARGET),
     ] = None,
-    max_memory: Annotated[
-        float | None,
-        typer.Option(
-            "--max-memory", metavar="GIB", help="Peak of a run.", rich_help_panel=_TARGET, show_default=False
-        ),
-    ] = None,
+    max_memory: Annotated[float | None, Parameter(metavar="GIB", help="Peak of a run.", group=TARGET)] = None,
     than: Annotated[
         str | None,
-        typer.Option(
-            "--than",
+        Parameter(
             metavar="METHOD",
             help="The plan to be beaten, such as 20+1 or 12+1:solver=own.",
-            rich_help_panel=_TARGET,
+            group=TARGET,
             show_default="the model's",
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            "--prompts",
+        Parameter(
             metavar="FILE",
             help="As for mrflow compare; take others than you will judge by.",
-            rich_help_panel=_WHAT,
+            group=WHAT,
             show_default="captions of vista's world that compare does not take",
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=2, help="Prompts of the last round.", rich_help_panel=_WHAT)
+        Whole, Parameter(metavar="N", help="Prompts of the last round.", group=WHAT, validator=Number(gte=2))
     ] = 32,
-    seed: Annotated[int, typer.Option("--seed", help="Of the first picture.", rich_help_panel=_WHAT)] = 1_000_000,
-    size: options.Size = None,
-    model: options.Model = "vista",
-    upscaler: options.Upscaler = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE.json", help="The plan.", rich_help_panel=_WHERE)
-    ] = Path("tuned.json"),
+    seed: Annotated[Whole, Parameter(help="Of the first picture.", group=WHAT)] = 1_000_000,
+    size: Size = None,
+    model: ModelOptions = ModelOptions(),
+    out: Annotated[Path, Parameter(alias="-o", metavar="FILE.json", help="The plan.", group=OUTPUT)] = Path(
+        "tuned.json"
+    ),
     work: Annotated[
         Path | None,
-        typer.Option(
-            "--work",
+        Parameter(
             metavar="FOLDER",
             help="Pictures and seconds; the same command goes on after a stop.",
-            rich_help_panel=_WHERE,
+            group=OUTPUT,
             show_default="--out without its .json",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.", rich_help_panel=_WHERE)] = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
+    force: Annotated[bool, Parameter(help="Overwrite --out.", group=OUTPUT)] = False,
+    streams: Streams = Streams(),
+) -> int | None:
     """Search a plan for a target; every command takes the file by --plan.
 
     Candidates are measured on few prompts, the better half of them on twice as many, and so on. Native runs with
@@ -129,44 +102,44 @@ def tune(
       mrflow tune --at-most-loss 0.01 --limit 64 --prompts mine.jsonl
       mrflow generate "a lake at dusk" --plan fast.json
     """
-    with reporting(debug):
-        from mrflow.bench.tune import Target, choose, search
+    from mrflow.bench.tune import Target, choose, search
 
-        target = Target(
-            at_least=None if at_least is None else _read_factor(at_least),
-            at_most_loss=at_most_loss,
-            max_memory=None if max_memory is None else _to_bytes(max_memory),
-        )
-        if out.suffix.lower() != ".json":
-            raise OutputError(f"{out} ends in {out.suffix!r}; it must be .json.")
-        if os.path.lexists(out) and not force:
-            raise OutputExistsError(f"{out} exists and is not overwritten. Choose another --out or give --force.")
-        given = _check(read_methods(methods)) if methods else None
-        plan = None if than is None else _read_reference(than)
-        questions = read_questions(prompts or VISTA_TUNING, limit)
-        first = make_seeds(seed, 1)[0]
-        fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
-        course = _course(fast, plan, than, given, questions, first)
-        width, height = parse_size(size)
-        sizes = {fast.model.resolve_size(width, height, method.plan) for method in course.methods}
-        head = _describe(fast, course, list(sizes.pop()))
-        ledger = Ledger(work or out.with_suffix(""), {**head, **course.to_dict()})
-        with each_warning_once(), _Rounds() as on_round:
-            findings = search(fast, course, ledger, target, _examiner(fast, course), head["size"], on_round)
-        _print(findings)
-        best = choose(findings, target, course.methods[1])
-        told = [finding.to_dict() for finding in findings]
-        if best is not None and best.method.plan is not None:
-            measured = {**head, "found": best.to_dict(), "all": told}
-            write_text(out, plan_to_json(best.method.plan, measured))
-        if as_json:
-            typer.echo(json.dumps({"plan": str(out) if best else None, "findings": told}, allow_nan=False))
-        elif best is not None:
-            tell_paths([out])
-        if best is None:
-            _explain(findings, course.methods[1].name, target)
-            raise typer.Exit(FAILURE)
-        say(f"{best.method.name} does best, measured on {best.prompts} prompts")
+    target = Target(
+        at_least=None if at_least is None else _read_factor(at_least),
+        at_most_loss=at_most_loss,
+        max_memory=None if max_memory is None else _to_bytes(max_memory),
+    )
+    if out.suffix.lower() != ".json":
+        raise OutputError(f"{out} ends in {out.suffix!r}; it must be .json.")
+    if os.path.lexists(out) and not force:
+        raise OutputExistsError(f"{out} exists and is not overwritten. Choose another --out or give --force.")
+    given = _check(read_methods(method)) if method else None
+    plan = None if than is None else _read_reference(than)
+    questions = read_questions(prompts or VISTA_TUNING, limit)
+    first = make_seeds(seed, 1)[0]
+    fast = model.load()
+    course = _course(fast, plan, than, given, questions, first)
+    width, height = parse_size(size)
+    sizes = {fast.model.resolve_size(width, height, method.plan) for method in course.methods}
+    head = _describe(fast, course, list(sizes.pop()))
+    ledger = Ledger(work or out.with_suffix(""), {**head, **course.to_dict()})
+    with each_warning_once(), _Rounds() as on_round:
+        findings = search(fast, course, ledger, target, _examiner(fast, course), head["size"], on_round)
+    print_fitting(_table(findings), lambda: _table(findings, brief=True))
+    best = choose(findings, target, course.methods[1])
+    told = [finding.to_dict() for finding in findings]
+    if best is not None and best.method.plan is not None:
+        measured = {**head, "found": best.to_dict(), "all": told}
+        write_text(out, plan_to_json(best.method.plan, measured))
+    if streams.json:
+        tell_json({"plan": str(out) if best else None, "findings": told}, indent=None)
+    elif best is not None:
+        tell_paths([out])
+    if best is None:
+        _explain(findings, course.methods[1].name, target)
+        return FAILURE
+    say(f"{best.method.name} does best, measured on {best.prompts} prompts")
+    return None
 
 
 class _Rounds:
@@ -250,12 +223,6 @@ def _to_bytes(gibibytes: float) -> int:
     if not 0 < gibibytes <= 2**20:
         raise RequestError(f"--max-memory is {gibibytes}; it must be GiB above 0.")
     return round(gibibytes * _GIB)
-
-
-def _print(findings: list[Finding]) -> None:
-    console = stderr_console()
-    table = _table(findings)
-    console.print(table if fits(table, console) else _table(findings, brief=True))
 
 
 def _table(findings: list[Finding], *, brief: bool = False) -> Table:

@@ -1,22 +1,43 @@
-"""A benchmark's report as tables for a person."""
+"""Tables for a person, on stderr: what was measured, as wide as the terminal has room for."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mrflow.cli.progress import STAGE_NAMES
-from mrflow.cli.tables import fits, make_table
+from mrflow.cli.reporting import stderr_console
+
+if TYPE_CHECKING:
+    from mrflow.bench.report_tables import Column
 
 _ROWS = {**STAGE_NAMES, "rest": "rest", "total": "total"}
+_MAIN = {"seconds, median": "seconds", "times faster": "", "composite": "", "sharpness": ""}  # shorter names
 
 
-def print_group(group: dict[str, Any], console: Console) -> None:
+def make_table(title: str, columns: Sequence[str], *, whole: bool = False) -> Table:
+    """Return an empty table: names on the left, figures on the right. whole: no figure is broken over lines."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    first, *others = columns
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=whole)
+    return table
+
+
+def print_fitting(table: Table, narrower: Callable[[], Table]) -> None:
+    """Print the table, or a narrower one where the terminal could not show it without breaking a cell."""
+    console = stderr_console()
+    unbounded = console.options.update_width(1_000)  # a table never measures more than it is allowed
+    fits = console.measure(table, options=unbounded).maximum <= console.width
+    console.print(table if fits else narrower())
+
+
+def print_group(group: dict[str, Any]) -> None:
     """Print one size and batch: a row for each stage, a column for each method; where that is too wide, totals."""
-    table = _stages(group)
-    console.print(table if fits(table, console) else _totals(group))
+    print_fitting(_stages(group), lambda: _totals(group))
 
 
 def _stages(group: dict[str, Any]) -> Table:
@@ -43,9 +64,9 @@ def _totals(group: dict[str, Any]) -> Table:
     return table
 
 
-def print_overview(report: dict[str, Any], console: Console) -> None:
+def print_overview(report: dict[str, Any]) -> None:
     """Print what it was measured on, and for several groups a line for each."""
-    groups = report["groups"]
+    console, groups = stderr_console(), report["groups"]
     if len(groups) > 1:
         names = report["course"]["methods"]
         table = make_table("seconds (pictures per second)", ["size and batch", *names])
@@ -96,3 +117,33 @@ def _number(value: float | None) -> str:
 
 def _gibibytes(value: int | None) -> str:
     return "" if value is None else f"{value / 2**30:.2f}"
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+    """Print the first of a comparison's tables, the main figures alone where it is too wide, and what failed."""
+    from mrflow.bench.report_tables import columns_of
+
+    tables = columns_of(scores)
+    if tables:
+        heading, _, columns = tables[0]
+        title = f"{heading}: {scores['prompts']} of {scores['of']} prompts"
+        main = [column for column in columns if column.name in _MAIN]
+        short = f"{title}; intervals and more in report.html"
+        print_fitting(_scores(title, scores, columns), lambda: _scores(short, scores, main, brief=True))
+    for method in scores["methods"]:
+        if "failed" in method:
+            stderr_console().print(f"{method['name']}: {method['failed']}")
+
+
+def _scores(title: str, scores: dict[str, Any], columns: Sequence[Column], *, brief: bool = False) -> Table:
+    """Return a row for each method. brief: shorter names of the columns, and figures without their intervals."""
+    from mrflow.bench.tradeoff import measured
+
+    names = [(brief and _MAIN[column.name]) or column.name for column in columns]
+    table = make_table(title, ["method", *names], whole=brief)
+    for row in measured(scores):
+        cells = [column.cell(row) for column in columns]
+        table.add_row(
+            row["name"], *(f"{value} ({note})" if value and note and not brief else value for value, note in cells)
+        )
+    return table
