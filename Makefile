@@ -1,4 +1,4 @@
-# Everything from a bare clone: Python 3.10 or later with pip, and make. `make` alone lists the targets.
+# Everything from a bare clone: Python 3.11 or later with pip, and make. `make` alone lists the targets.
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,8 +50,8 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/installed
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	    { echo "$(PYTHON) is too old or missing; Python 3.10 or later is needed: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is too old or missing; Python 3.11 or later is needed: make PYTHON=python3.12"; exit 1; }
 	@# Debian's python3 has no ensurepip: there, pip puts itself into the environment
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
 	    $(PYTHON) -m pip --python $(BIN)/python install pip; } || { rm -rf $(VENV); exit 1; }

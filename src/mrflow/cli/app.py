@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 from rich.console import Console
 
 import mrflow
@@ -57,7 +58,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for _order, _command in enumerate(_COMMANDS):
-    _about, _, _examples = (inspect.getdoc(_command) or "").partition("Examples:\n")
+    _text, _, _examples = (inspect.getdoc(_command) or "").partition("Examples:\n")
+    _about = re.sub(r"(?<!\n)\n(?!\n)", " ", _text.partition("Args:\n")[0])  # the terminal breaks lines
     app.command(_command, sort_key=_order, help=_about, help_epilogue=f"Examples:\n{_examples}")
 app.register_install_completion_command(group="Options", help="Install completion for the current shell.")
 
@@ -119,6 +121,8 @@ def _explain(error: Exception, debug: bool) -> str:
 
 
 def _explain_usage(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        return f"Nothing is known to do with {' '.join(error.unused_tokens or ())!r:.80}."
     if not isinstance(error, MissingArgumentError) or error.argument is None:
         return str(error)
     if error.keyword is not None:

@@ -18,24 +18,22 @@ if TYPE_CHECKING:
 
 
 def balance(
-    report: Annotated[Path, Parameter(help="What `mrflow bench --out` or `--json` wrote.")],
+    report: Path,
     /,
     *,
-    workers: Annotated[
-        Whole | None,
-        Parameter(
-            help="How many there are, of both stages.", group=HOW, show_default="the fewest that are 95% busy"
-        ),
-    ] = None,
-    pictures: Annotated[
-        float | None, Parameter(metavar="N", help="Calculate a batch of so many, such as 1e8.", group=HOW)
-    ] = None,
+    workers: Annotated[Whole | None, Parameter(group=HOW, show_default="the fewest that are 95% busy")] = None,
+    pictures: Annotated[float | None, Parameter(metavar="N", group=HOW)] = None,
     streams: Streams = Streams(),
 ) -> None:
     """Divide workers between drafting and finishing so that neither waits, for each staged method of a report.
 
     A worker is what was measured: a GPU, or a process with the report's number of CPU threads. The transport
     between the stages is not in the report, and not in these figures.
+
+    Args:
+        report: What `mrflow bench --out` or `--json` wrote.
+        workers: How many there are, of both stages.
+        pictures: Calculate a batch of so many, such as 1e8.
 
     Examples:
       mrflow balance bench.json

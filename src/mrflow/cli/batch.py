@@ -15,7 +15,7 @@ from mrflow.cli.loading import ModelOptions
 from mrflow.cli.options import HOW, OUTPUT, WHAT, Count, Negative, NumImages, Size, Streams, Whole
 from mrflow.cli.planning import PlanOptions
 from mrflow.cli.ray_options import ClusterOptions
-from mrflow.cli.reporting import FAILURE, say
+from mrflow.cli.reporting import FAILURE, warn
 from mrflow.errors import RequestError
 from mrflow.sizes import parse_size
 
@@ -23,84 +23,51 @@ from mrflow.sizes import parse_size
 def batch(
     prompts: Annotated[
         str,
-        Parameter(
-            help=f"A .jsonl, .txt, .csv or .parquet file, or - for stdin. Columns: {', '.join(COLUMNS)}.",
-        ),
+        Parameter(help=f"A .jsonl, .txt, .csv or .parquet file, or - for stdin. Columns: {', '.join(COLUMNS)}."),
     ],
     /,
     *,
     input_format: Annotated[
-        str | None,
-        Parameter(
-            help="jsonl, txt, csv or parquet.",
-            group=WHAT,
-            show_default="by the suffix; on stdin lines of JSON or text",
-        ),
+        str | None, Parameter(group=WHAT, show_default="by the suffix; on stdin lines of JSON or text")
     ] = None,
     negative: Negative = None,
     size: Size = None,
-    seed: Annotated[
-        Whole,
-        Parameter(help="Changes the seeds of rows that name none; these come from it and the id.", group=WHAT),
-    ] = 0,
+    seed: Annotated[Whole, Parameter(group=WHAT)] = 0,
     num_images: NumImages = 1,
     plans: PlanOptions = PlanOptions(),
     batch_size: Annotated[
         Count | None,
-        Parameter(
-            alias="-b",
-            metavar="B",
-            help="Pictures that share a pass; halved where memory runs out.",
-            group=HOW,
-            show_default="1 on a CPU, else found by trying",
-        ),
+        Parameter(alias="-b", metavar="B", group=HOW, show_default="1 on a CPU, else found by trying"),
     ] = None,
     lanes: Annotated[
-        Count | None,
-        Parameter(
-            metavar="L",
-            help="Pictures made side by side on a CPU, each by one thread.",
-            group=HOW,
-            show_default="one per thread for small models, else 1",
-        ),
+        Count | None, Parameter(metavar="L", group=HOW, show_default="one per thread for small models, else 1")
     ] = None,
-    dry_run: Annotated[
-        bool, Parameter(help="Check every row and the disk space, and make nothing.", group=HOW)
-    ] = False,
+    dry_run: Annotated[bool, Parameter(group=HOW)] = False,
     ray: ClusterOptions = ClusterOptions(),
     model: ModelOptions = ModelOptions(),
-    out: Annotated[
-        str,
-        Parameter(
-            alias="-o",
-            metavar="DIR",
-            help="A folder, or a URL such as s3://bucket/folder. What it already holds of this batch is kept.",
-            group=OUTPUT,
-        ),
-    ],
-    form: Annotated[
-        str,
-        Parameter(name=("--format", "-f"), help="png, webp, jpg, or wds: WebDataset shards.", group=OUTPUT),
-    ] = "png",
-    state: Annotated[
-        Path | None,
-        Parameter(
-            metavar="DIR",
-            help="Local folder of the manifest where --out is a URL.",
-            group=OUTPUT,
-            show_default="--out",
-        ),
-    ] = None,
-    per_shard: Annotated[Count, Parameter(help="Pictures in a shard of --format wds.", group=OUTPUT)] = 1000,
-    force: Annotated[
-        bool, Parameter(help="Make pictures again whose row or model has changed.", group=OUTPUT)
-    ] = False,
+    out: Annotated[str, Parameter(alias="-o", metavar="DIR", group=OUTPUT)],
+    form: Annotated[str, Parameter(name=("--format", "-f"), group=OUTPUT)] = "png",
+    state: Annotated[Path | None, Parameter(metavar="DIR", group=OUTPUT, show_default="--out")] = None,
+    per_shard: Annotated[Count, Parameter(group=OUTPUT)] = 1000,
+    force: Annotated[bool, Parameter(group=OUTPUT)] = False,
     streams: Streams = Streams(),
 ) -> int | None:
     """Make the pictures of a whole file of prompts; run it again to go on after whatever stopped it.
 
     manifest.jsonl has a line for each picture that is safe, errors.jsonl one for each row that failed. Exits with
     1 if any failed. With --json the summary is on stdout.
+
+    Args:
+        input_format: jsonl, txt, csv or parquet.
+        seed: Changes the seeds of rows that name none; these come from it and the id.
+        batch_size: Pictures that share a pass; halved where memory runs out.
+        lanes: Pictures made side by side on a CPU, each by one thread.
+        dry_run: Check every row and the disk space, and make nothing.
+        out: A folder, or a URL such as s3://bucket/folder. What it already holds of this batch is kept.
+        form: png, webp, jpg, or wds: WebDataset shards.
+        state: Local folder of the manifest where --out is a URL.
+        per_shard: Pictures in a shard of --format wds.
+        force: Make pictures again whose row or model has changed.
 
     Examples:
       mrflow batch prompts.jsonl --out pictures
@@ -151,5 +118,5 @@ def _read(prompts: str, form: str | None, defaults: RowDefaults, *, dots: bool) 
     if not request.wanted and not request.failures:
         raise RequestError(f"{prompts} holds no prompts.")
     if request.unused:
-        say(f"columns that are not used: {', '.join(sorted(request.unused))[:200]}", "Warning", "yellow")
+        warn(f"columns that are not used: {', '.join(sorted(request.unused))[:200]}")
     return request

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mrflow.bench.environment import describe_environment
-from mrflow.bench.measure import (
-    Course,
-    check_batches,
-    measure_group,
-    missing_groups,
-    open_report,
-    save_report,
-)
+from mrflow.bench.measure import Course, check_batches, measure_group, missing_groups, open_report, save_report
 from mrflow.bench.methods import read_methods
 from mrflow.bench.plot import check_plotting, draw_bars
 from mrflow.cli.loading import ModelOptions, best_device
@@ -37,59 +30,39 @@ _PROMPT = "a lake at sunset with mountains, many pine trees and a red boat"
 
 
 def bench(
-    *method: Annotated[
-        str,
-        Parameter(
-            help="native, native:25 (steps), 12+1, 12+1:scale=1.5,refine_sigma=0.2; the first is the baseline.",
-            show_default="native 12+1",
-        ),
-    ],
-    prompt: Annotated[str, Parameter(help="Of every picture.", group=WHAT, allow_leading_hyphen=True)] = _PROMPT,
+    *method: Annotated[str, Parameter(show_default="native 12+1")],
+    prompt: Annotated[str, Parameter(group=WHAT, allow_leading_hyphen=True)] = _PROMPT,
     size: Annotated[
-        str | None,
-        Parameter(
-            alias="-s",
-            metavar="SIZES",
-            help="Pixels: 256, 320x192, or several, as 256,512,1024.",
-            group=WHAT,
-            show_default="the model's",
-        ),
+        str | None, Parameter(alias="-s", metavar="SIZES", group=WHAT, show_default="the model's")
     ] = None,
-    batch: Annotated[
-        str, Parameter(metavar="SIZES", help="Pictures at once; several as 1,2,4.", group=WHAT)
-    ] = "1",
-    seed: Annotated[Whole, Parameter(help="Of the first picture.", group=WHAT)] = 0,
-    repeats: Annotated[Whole, Parameter(help="Timed runs of each method, in turn.", group=HOW)] = 5,
-    warm_up: Annotated[Whole, Parameter(help="Short runs of each before.", group=HOW)] = 1,
+    batch: Annotated[str, Parameter(metavar="SIZES", group=WHAT)] = "1",
+    seed: Annotated[Whole, Parameter(group=WHAT)] = 0,
+    repeats: Annotated[Whole, Parameter(group=HOW)] = 5,
+    warm_up: Annotated[Whole, Parameter(group=HOW)] = 1,
     model: ModelOptions = ModelOptions(),
-    random_weights: Annotated[
-        str | None,
-        Parameter(
-            metavar="NAME",
-            help="Instead of a model: a full-size architecture with random weights, such as flux1-dev.",
-            group=MODEL,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        Parameter(
-            alias="-o",
-            metavar="FILE.json",
-            help="Write the report here as it grows; the same command goes on after a stop.",
-            group=OUTPUT,
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        Parameter(metavar="FILE.png", help="Draw the stages as stacked bars; needs mrflow[bench].", group=OUTPUT),
-    ] = None,
-    force: Annotated[bool, Parameter(help="Overwrite what --plot names.", group=OUTPUT)] = False,
+    random_weights: Annotated[str | None, Parameter(metavar="NAME", group=MODEL)] = None,
+    out: Annotated[Path | None, Parameter(alias="-o", metavar="FILE.json", group=OUTPUT)] = None,
+    plot: Annotated[Path | None, Parameter(metavar="FILE.png", group=OUTPUT)] = None,
+    force: Annotated[bool, Parameter(group=OUTPUT)] = False,
     streams: Streams = Streams(),
 ) -> None:
     """Measure methods against each other: each stage, steps, memory, batches and sizes.
 
     All methods are warmed up, then run in turn, and medians are given with the smallest and largest value. Text
     encoding is included. Whatever runs out of memory is reported as such.
+
+    Args:
+        method: native, native:25 (steps), 12+1, 12+1:scale=1.5,refine_sigma=0.2; the first is the baseline.
+        prompt: Of every picture.
+        size: Pixels: 256, 320x192, or several, as 256,512,1024.
+        batch: Pictures at once; several as 1,2,4.
+        seed: Of the first picture.
+        repeats: Timed runs of each method, in turn.
+        warm_up: Short runs of each before.
+        random_weights: Instead of a model: a full-size architecture with random weights, such as flux1-dev.
+        out: Write the report here as it grows; the same command goes on after a stop.
+        plot: Draw the stages as stacked bars; needs mrflow[bench].
+        force: Overwrite what --plot names.
 
     Examples:
       mrflow bench

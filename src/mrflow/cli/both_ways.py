@@ -46,13 +46,7 @@ class Comparison:
 
 
 def make_both(
-    wanted: Wanted,
-    plans: PlanOptions,
-    model: ModelOptions,
-    output: StagedOutput,
-    *,
-    repeats: int,
-    as_json: bool,
+    wanted: Wanted, plans: PlanOptions, model: ModelOptions, output: StagedOutput, *, repeats: int, as_json: bool
 ) -> None:
     """Make one picture both ways, write them side by side and say what each took.
 

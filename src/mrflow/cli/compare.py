@@ -48,26 +48,14 @@ def compare(
         ),
     ],
     prompts: Annotated[
-        Path | None,
-        Parameter(
-            metavar="FILE",
-            help='One prompt a line, or .jsonl objects with "prompt" and perhaps "labels".',
-            group=WHAT,
-            show_default="256 captions of vista's world",
-        ),
+        Path | None, Parameter(metavar="FILE", group=WHAT, show_default="256 captions of vista's world")
     ] = None,
-    limit: Annotated[Count | None, Parameter(metavar="N", help="Only the first N prompts.", group=WHAT)] = None,
-    seeds: Annotated[Whole, Parameter(metavar="N", help="Pictures per prompt.", group=WHAT)] = 1,
-    seed: Annotated[Whole, Parameter(help="Of the first picture.", group=WHAT)] = 0,
+    limit: Annotated[Count | None, Parameter(metavar="N", group=WHAT)] = None,
+    seeds: Annotated[Whole, Parameter(metavar="N", group=WHAT)] = 1,
+    seed: Annotated[Whole, Parameter(group=WHAT)] = 0,
     size: Size = None,
     equal_time: Annotated[
-        bool,
-        Parameter(
-            negative="--no-equal-time",
-            help="Add the native run that takes as long as the first plan; its steps are measured first.",
-            group=HOW,
-            show_default="equal-time",
-        ),
+        bool, Parameter(negative="--no-equal-time", group=HOW, show_default="equal-time")
     ] = True,
     metric: Annotated[
         tuple[str, ...],
@@ -80,25 +68,25 @@ def compare(
         ),
     ] = (),
     model: ModelOptions = ModelOptions(),
-    out: Annotated[
-        Path, Parameter(alias="-o", metavar="FOLDER", help="Pictures, seconds and report.", group=OUTPUT)
-    ] = Path("compare"),
-    show: Annotated[
-        Whole,
-        Parameter(metavar="N", help="Prompts with pictures in the report.", group=OUTPUT, validator=Number(gte=0)),
-    ] = 12,
-    report_only: Annotated[
-        bool,
-        Parameter(
-            help="Make no pictures: write the report on the prompts that are complete in --out.", group=OUTPUT
-        ),
-    ] = False,
+    out: Annotated[Path, Parameter(alias="-o", metavar="FOLDER", group=OUTPUT)] = Path("compare"),
+    show: Annotated[Whole, Parameter(metavar="N", group=OUTPUT, validator=Number(gte=0))] = 12,
+    report_only: Annotated[bool, Parameter(group=OUTPUT)] = False,
     streams: Streams = Streams(),
 ) -> None:
     """Run methods side by side on many prompts and score them: speed, quality, sharpness, colour.
 
     For each prompt all methods run in turn, and who begins rotates. Every picture is kept with its seconds:
     stop it when you like, the same command goes on. More methods can be added later to what is there.
+
+    Args:
+        prompts: One prompt a line, or .jsonl objects with "prompt" and perhaps "labels".
+        limit: Only the first N prompts.
+        seeds: Pictures per prompt.
+        seed: Of the first picture.
+        equal_time: Add the native run that takes as long as the first plan; its steps are measured first.
+        out: Pictures, seconds and report.
+        show: Prompts with pictures in the report.
+        report_only: Make no pictures: write the report on the prompts that are complete in --out.
 
     Examples:
       mrflow compare --limit 8 native:12 4+1 4+0 --out quick

@@ -18,18 +18,11 @@ from mrflow.sizes import parse_size
 
 
 def enhance(
-    *image: Annotated[Path, Parameter(required=True, help="PNG, JPEG, WebP and others.")],
-    prompt: Annotated[str, Parameter(help="What the pictures show.", group=WHAT, allow_leading_hyphen=True)],
+    *image: Annotated[Path, Parameter(required=True)],
+    prompt: Annotated[str, Parameter(group=WHAT, allow_leading_hyphen=True)],
     negative: Negative = None,
     size: Annotated[
-        str | None,
-        Parameter(
-            alias="-s",
-            metavar="SIZE",
-            help="Pixels of the finished picture, which is cropped to that shape.",
-            group=WHAT,
-            show_default="the image's own times --scale",
-        ),
+        str | None, Parameter(alias="-s", metavar="SIZE", group=WHAT, show_default="the image's own times --scale")
     ] = None,
     seed: Seed = None,
     plans: EnhanceOptions = EnhanceOptions(),
@@ -38,6 +31,11 @@ def enhance(
     streams: Streams = Streams(),
 ) -> None:
     """Upscale and refine any picture, as a draft is finished.
+
+    Args:
+        image: PNG, JPEG, WebP and others.
+        prompt: What the pictures show.
+        size: Pixels of the finished picture, which is cropped to that shape.
 
     Examples:
       mrflow enhance photo.jpg --prompt "a lake at noon with mountains and pine trees"

@@ -38,45 +38,34 @@ def export(
     *,
     negative: Negative = None,
     size: Size = None,
-    seed: Annotated[
-        Whole, Parameter(help="Of each prompt's first picture; its others take seed + 1, ...", group=WHAT)
-    ] = 42,
+    seed: Annotated[Whole, Parameter(group=WHAT)] = 42,
     num_images: Annotated[
         Whole | None,
-        Parameter(
-            alias="-n",
-            metavar="N",
-            help="Pictures per prompt.",
-            group=WHAT,
-            show_default="the benchmark's: 4, or 10 for t2i-compbench",
-        ),
+        Parameter(alias="-n", metavar="N", group=WHAT, show_default="the benchmark's: 4, or 10 for t2i-compbench"),
     ] = None,
-    limit: Annotated[
-        Count | None, Parameter(metavar="N", help="Only the first N prompts, to try it.", group=WHAT)
-    ] = None,
+    limit: Annotated[Count | None, Parameter(metavar="N", group=WHAT)] = None,
     plans: PlanOptions = PlanOptions(),
-    native: Annotated[bool, Parameter(help="Run the plain pipeline instead, for comparison.", group=HOW)] = False,
+    native: Annotated[bool, Parameter(group=HOW)] = False,
     model: ModelOptions = ModelOptions(),
     out: Annotated[
         Path | None,
-        Parameter(
-            alias="-o",
-            metavar="FOLDER",
-            help="Folder of all runs of this benchmark.",
-            group=OUTPUT,
-            show_default="one named after the benchmark",
-        ),
+        Parameter(alias="-o", metavar="FOLDER", group=OUTPUT, show_default="one named after the benchmark"),
     ] = None,
-    name: Annotated[
-        str | None,
-        Parameter(help="Name of this run, a folder's.", group=OUTPUT, show_default="mrflow or native"),
-    ] = None,
+    name: Annotated[str | None, Parameter(group=OUTPUT, show_default="mrflow or native")] = None,
     streams: Streams = Streams(),
 ) -> None:
     """Make the pictures of a benchmark where its own scorer looks for them.
 
     Run the same command again to go on after a stop: pictures that are there are kept. How they were made is
     written beside them, so that two settings never mix under one name.
+
+    Args:
+        seed: Of each prompt's first picture; its others take seed + 1, ...
+        num_images: Pictures per prompt.
+        limit: Only the first N prompts, to try it.
+        native: Run the plain pipeline instead, for comparison.
+        out: Folder of all runs of this benchmark.
+        name: Name of this run, a folder's.
 
     Examples:
       mrflow export geneval geneval/prompts/evaluation_metadata.jsonl -m black-forest-labs/FLUX.1-dev

@@ -18,13 +18,16 @@ from mrflow.recipe import Recipe
 
 
 def finish(
-    *draft: Annotated[Path, Parameter(required=True, help="Files from 'mrflow draft' or --stages.")],
+    *draft: Annotated[Path, Parameter(required=True)],
     plans: RefineOptions = RefineOptions(),
     model: RecordedModel = RecordedModel(),
     output: StagedOutput = StagedOutput(),
     streams: Streams = Streams(),
 ) -> None:
     """Finish drafts at full size, as their recipes say or with another refine pass.
+
+    Args:
+        draft: Files from 'mrflow draft' or --stages.
 
     Examples:
       mrflow finish a-meadow-at-dawn-7-draft.png

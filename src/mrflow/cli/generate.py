@@ -18,18 +18,19 @@ def generate(
     *prompt: Prompt,
     pictures: Pictures = Pictures(),
     plans: PlanOptions = PlanOptions(),
-    native: Annotated[
-        bool, Parameter(help="Run the plain pipeline instead; --steps are then its own, 50 by default.", group=HOW)
-    ] = False,
-    compare: Annotated[
-        bool, Parameter(help="Run both, in turn and timed, and draw them side by side.", group=HOW)
-    ] = False,
-    repeats: Annotated[Count, Parameter(help="Timed runs of each with --compare.", group=HOW)] = 3,
+    native: Annotated[bool, Parameter(group=HOW)] = False,
+    compare: Annotated[bool, Parameter(group=HOW)] = False,
+    repeats: Annotated[Count, Parameter(group=HOW)] = 3,
     model: ModelOptions = ModelOptions(),
     output: StagedOutput = StagedOutput(),
     streams: Streams = Streams(),
 ) -> None:
     """Make pictures from prompts: draft small, upscale, refine.
+
+    Args:
+        native: Run the plain pipeline instead; --steps are then its own, 50 by default.
+        compare: Run both, in turn and timed, and draw them side by side.
+        repeats: Timed runs of each with --compare.
 
     Examples:
       mrflow generate "a snowy lake at sunset with mountains and a red hot air balloon on the left"

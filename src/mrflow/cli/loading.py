@@ -33,8 +33,7 @@ _Device = Annotated[
     str | None, Parameter(help="cpu, cuda, cuda:1, mps.", show_default="cuda where there is one, else cpu")
 ]
 _Dtype = Annotated[
-    str | None,
-    Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16"),
+    str | None, Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16")
 ]
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _RECORDED = Parameter(show_default="the recipe's")
@@ -125,26 +124,19 @@ class ReplayModel(RecordedModel):
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
 class ServedModel(ModelOptions):
-    """The model, on each of several devices."""
+    """The model, on each of several devices.
+
+    Args:
+        devices: cpu, cuda, cuda:1, mps; several times for several workers.
+        alias: A further name for the model in requests, such as gpt-image-1; several times for several.
+    """
 
     device: Annotated[str | None, _NO_OPTION] = None
     devices: Annotated[
         tuple[str, ...],
-        Parameter(
-            name="--device",
-            metavar="DEVICE",
-            help="cpu, cuda, cuda:1, mps; several times for several workers.",
-            show_default="cuda where there is one, else cpu",
-        ),
+        Parameter(name="--device", metavar="DEVICE", show_default="cuda where there is one, else cpu"),
     ] = ()
-    alias: Annotated[
-        tuple[str, ...],
-        Parameter(
-            metavar="NAME",
-            help="A further name for the model in requests, such as gpt-image-1; several times for several.",
-            show_default=False,
-        ),
-    ] = ()
+    alias: Annotated[tuple[str, ...], Parameter(metavar="NAME", show_default=False)] = ()
 
 
 def _recorded_upscaler(recipe: Recipe) -> str | None:

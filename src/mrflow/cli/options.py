@@ -12,13 +12,13 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
-from mrflow.cli.reporting import say
+from mrflow.cli.reporting import warn
 from mrflow.request import Job, make_jobs
 from mrflow.sizes import parse_size
 
-TARGET, WHAT, HOW, RAY, MODEL, WHERE, SHARING, OUTPUT = (
+TARGET, WHAT, HOW, MODEL, WHERE, SHARING, RAY, OUTPUT = (
     Group.create_ordered(name)
-    for name in ("Target", "What", "How", "Ray", "Model", "Where and for whom", "Sharing the machine", "Output")
+    for name in ("Target", "What", "How", "Model", "Where and for whom", "Sharing the machine", "Ray", "Output")
 )
 
 
@@ -61,9 +61,8 @@ Seed = Annotated[
     ),
 ]
 NumImages = Annotated[Whole, Parameter(alias="-n", metavar="N", help="Pictures per prompt.", group=WHAT)]
-Debug = Annotated[
-    bool, Parameter(help="Show tracebacks and the libraries' own warnings.", group=OUTPUT)
-]  # read before any command runs, by `app.run`
+# read by `app.run`, before any command
+Debug = Annotated[bool, Parameter(help="Show tracebacks and the libraries' own warnings.", group=OUTPUT)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Pictures:
         jobs = make_jobs(list(prompts), self.negative, self.seed, self.num_images)
         width, height = parse_size(self.size)
         if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts):
-            say(f"{len(prompts)} prompts of one word each are taken. Quote a longer one.", "Warning", "yellow")
+            warn(f"{len(prompts)} prompts of one word each are taken. Quote a longer one.")
         arguments = {
             "prompt": list(prompts),
             "negative_prompt": self.negative,
@@ -115,7 +114,11 @@ class Drafts(Pictures):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """What goes to stdout and stderr."""
+    """What goes to stdout and stderr.
 
-    json: Annotated[bool, Parameter(help="Print one JSON object instead of paths.", group=OUTPUT)] = False
+    Args:
+        json: Print one JSON object instead of paths.
+    """
+
+    json: Annotated[bool, Parameter(group=OUTPUT)] = False
     debug: Debug = False

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Formatter
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -36,7 +35,11 @@ _SLUG_LENGTH = 40  # characters; a name stays readable in a listing
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where pictures go."""
+    """Where pictures go.
+
+    Args:
+        force: Overwrite what --out names.
+    """
 
     out: Annotated[
         str | None,
@@ -48,7 +51,7 @@ class Output:
             show_default="a free name in this folder",
         ),
     ] = None
-    force: Annotated[bool, Parameter(help="Overwrite what --out names.")] = False
+    force: bool = False
 
     def paths(
         self,
@@ -66,9 +69,13 @@ class Output:
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True, kw_only=True)
 class StagedOutput(Output):
-    """Where pictures and their stages go."""
+    """Where pictures and their stages go.
 
-    stages: Annotated[bool, Parameter(help="Save the draft and the upscaled picture too.")] = False
+    Args:
+        stages: Save the draft and the upscaled picture too.
+    """
+
+    stages: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,22 +180,19 @@ class Written:
     """
 
     def __init__(self, paths: Sequence[Path], *, stages: Sequence[str] = (), force: bool = False) -> None:
-        """Prepare to write to these paths; stages, force: as `write_result` has them."""
+        """Prepare to write to these paths; stages, force: as `write_picture` has them."""
         self._paths, self._stages, self._force = paths, stages, force
         self._entries: dict[int, dict[str, Any]] = {}
 
     def __call__(self, number: int, result: Result) -> None:
         """Write one picture."""
-        path = self._paths[number]
-        self._entries[number] = write_result(result, [path], stages=self._stages, force=self._force)[0]
+        self._entries[number] = write_picture(result, self._paths[number], stages=self._stages, force=self._force)
 
     def __enter__(self) -> Written:
         """Begin."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Say what is kept if the call did not come to its end."""
         if kind is not None and self._entries:
             last = self.entries[-1]["path"]
@@ -200,20 +204,18 @@ class Written:
         return [self._entries[number] for number in sorted(self._entries)]
 
 
-def write_result(
-    result: Result, paths: Sequence[Path], *, stages: Sequence[str] = (), force: bool = False
-) -> list[dict[str, Any]]:
-    """Write the pictures, and those of the named stages (draft, upscaled) beside them; describe each as JSON."""
-    entries = []
-    for k, (image, recipe, path) in enumerate(zip(result.images, result.recipes, paths, strict=True)):
-        save_image(image, path, recipe, overwrite=force)
-        beside = {label: companion(path, label) for label in stages}
-        if "draft" in beside:
-            result.drafts[k].save(beside["draft"], overwrite=force)
-        if "upscaled" in beside:
-            save_image(result.upscaled[k], beside["upscaled"], overwrite=force)
-        entries.append(describe(path, recipe, beside))
-    return entries
+def write_picture(
+    result: Result, path: Path, *, stages: Sequence[str] = (), force: bool = False
+) -> dict[str, Any]:
+    """Write a result's only picture, beside it those of these stages (draft, upscaled); describe it as JSON."""
+    (image,), (recipe,) = result.images, result.recipes
+    save_image(image, path, recipe, overwrite=force)
+    beside = {label: companion(path, label) for label in stages}
+    if "draft" in beside:
+        result.drafts[0].save(beside["draft"], overwrite=force)
+    if "upscaled" in beside:
+        save_image(result.upscaled[0], beside["upscaled"], overwrite=force)
+    return describe(path, recipe, beside)
 
 
 def describe(path: Path, recipe: Recipe, stages: Mapping[str, Path] | None = None) -> dict[str, Any]:

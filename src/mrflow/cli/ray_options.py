@@ -40,15 +40,13 @@ def fill_address(arguments: Sequence[str]) -> list[str]:
 @Parameter(name="*", group=RAY)
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """Whether to work with Ray; the others make sense with it only."""
+    """Whether to work with Ray; the others make sense with it only.
 
-    ray: Annotated[
-        str | None,
-        Parameter(
-            metavar="[ADDRESS]",
-            help="Work with Ray: auto, HOST:PORT or ray://HOST:PORT; without an address one is started here.",
-        ),
-    ] = None
+    Args:
+        ray: Work with Ray: auto, HOST:PORT or ray://HOST:PORT; without an address one is started here.
+    """
+
+    ray: Annotated[str | None, Parameter(metavar="[ADDRESS]")] = None
 
     def _given(self) -> dict[str, Any]:
         """Return the other options that were given; raises RequestError for any without --ray."""
@@ -67,16 +65,19 @@ _Threads = Annotated[
 @Parameter(name="*", group=RAY)
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions(RayOptions):
-    """The cluster of a batch."""
+    """The cluster of a batch.
 
-    draft_workers: Annotated[Count | None, Parameter(help="Processes that draft.", show_default="1")] = None
-    finish_workers: Annotated[Count | None, Parameter(help="Processes that finish.", show_default="1")] = None
-    draft_gpus: Annotated[
-        float | None, Parameter(help="GPUs of each drafting worker, such as 0.5.", show_default=_GPUS)
-    ] = None
-    finish_gpus: Annotated[float | None, Parameter(help="GPUs of each finishing worker.", show_default=_GPUS)] = (
-        None
-    )
+    Args:
+        draft_workers: Processes that draft.
+        finish_workers: Processes that finish.
+        draft_gpus: GPUs of each drafting worker, such as 0.5.
+        finish_gpus: GPUs of each finishing worker.
+    """
+
+    draft_workers: Annotated[Count | None, Parameter(show_default="1")] = None
+    finish_workers: Annotated[Count | None, Parameter(show_default="1")] = None
+    draft_gpus: Annotated[float | None, Parameter(show_default=_GPUS)] = None
+    finish_gpus: Annotated[float | None, Parameter(show_default=_GPUS)] = None
     worker_threads: _Threads = None
 
     def cluster(self, model: ModelOptions) -> Cluster | None:
@@ -99,11 +100,13 @@ class ClusterOptions(RayOptions):
 @Parameter(name="*", group=RAY)
 @dataclass(frozen=True, kw_only=True)
 class ReplicaOptions(RayOptions):
-    """The replicas of a server."""
+    """The replicas of a server.
 
-    replicas: Annotated[
-        Count | None, Parameter(help="Processes with a model each, behind one address.", show_default="2")
-    ] = None
+    Args:
+        replicas: Processes with a model each, behind one address.
+    """
+
+    replicas: Annotated[Count | None, Parameter(show_default="2")] = None
     worker_threads: _Threads = None
 
     def make(self, model: ModelOptions) -> Replicas | None:
@@ -121,11 +124,7 @@ class ReplicaOptions(RayOptions):
 
         gpus = 0.0 if model.device == "cpu" else None
         return Replicas(
-            load=_loader(model),
-            count=self.replicas or 2,
-            address=self.ray,
-            gpus=gpus,
-            threads=self.worker_threads,
+            load=_loader(model), count=self.replicas or 2, address=self.ray, gpus=gpus, threads=self.worker_threads
         )
 
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from mrflow.cli.loading import ReplayModel
 from mrflow.cli.options import WHAT, Streams
-from mrflow.cli.outputs import Output, tell_json, tell_paths, write_result
+from mrflow.cli.outputs import Output, tell_json, tell_paths, write_picture
 from mrflow.cli.progress import StageBars
 from mrflow.cli.reporting import FAILURE, say
 from mrflow.errors import RequestError
@@ -19,12 +19,10 @@ Differences = dict[str, tuple[object, object]]
 
 
 def replay(
-    picture: Annotated[Path, Parameter(help="A file that mrflow wrote.")],
+    picture: Path,
     /,
     *,
-    original: Annotated[
-        Path | None, Parameter(help="The image that an enhanced picture began with.", group=WHAT)
-    ] = None,
+    original: Annotated[Path | None, Parameter(group=WHAT)] = None,
     model: ReplayModel = ReplayModel(),
     output: Output = Output(),
     streams: Streams = Streams(),
@@ -33,6 +31,10 @@ def replay(
 
     The same pixels come out on the same machine with the same versions of the libraries. Exits with 1 if they
     differ.
+
+    Args:
+        picture: A file that mrflow wrote.
+        original: The image that an enhanced picture began with.
 
     Examples:
       mrflow replay a-lake-at-dawn-7.png
@@ -47,7 +49,7 @@ def replay(
     fast = model.of(recipe).load()
     with StageBars() as bars:
         result = fast.replay(recipe, start, callback=bars)
-    written = write_result(result, [path], force=output.force)[0]
+    written = write_picture(result, path, force=output.force)
 
     from mrflow.images import pixels_sha256
 

@@ -12,6 +12,7 @@ from mrflow.cli.reporting import stderr_console
 
 if TYPE_CHECKING:
     from mrflow.bench.report_tables import Column
+    from mrflow.bench.tune import Finding
 
 _ROWS = {**STAGE_NAMES, "rest": "rest", "total": "total"}
 _MAIN = {"seconds, median": "seconds", "times faster": "", "composite": "", "sharpness": ""}  # shorter names
@@ -147,3 +148,26 @@ def _scores(title: str, scores: dict[str, Any], columns: Sequence[Column], *, br
             row["name"], *(f"{value} ({note})" if value and note and not brief else value for value, note in cells)
         )
     return table
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """Print what the last round of a search for a plan found."""
+    print_fitting(_findings(findings), lambda: _findings(findings, brief=True))
+
+
+def _findings(findings: list[Finding], *, brief: bool = False) -> Table:
+    """Return a row for each finding. brief: of the intervals only the one that decides, and no memory."""
+    columns = ["method", "times faster", "composite", "change of it", *([] if brief else ["peak memory, GiB"])]
+    table = make_table("The last round, the best first", columns, whole=True)
+    for each in findings:
+        figures = [(each.faster, ".2f", not brief), (each.quality, ".3f", not brief), (each.change, "+.3f", True)]
+        cells = [_estimate(figure, style, interval=interval) for figure, style, interval in figures]
+        table.add_row(each.method.name, *cells, *([] if brief else [_gibibytes(each.memory)]))
+    return table
+
+
+def _estimate(estimate: Any, style: str, *, interval: bool = True) -> str:
+    if estimate.value is None:
+        return ""
+    bounds = f" ({estimate.low:{style}} to {estimate.high:{style}})" if interval else ""
+    return f"{estimate.value:{style}}{bounds}"

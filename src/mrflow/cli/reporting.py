@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -25,6 +25,11 @@ def say(text: str, label: str = "", style: str = "") -> None:
     """Print a line on stderr; it is never broken in the middle, so that it can be searched and copied."""
     line = Text.assemble((f"{label}: ", f"bold {style}") if label else "", text)
     stderr_console().print(line, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning as a line on stderr."""
+    say(text, "Warning", "yellow")
 
 
 @contextmanager
@@ -50,12 +55,7 @@ def warnings_as_lines(debug: bool) -> Iterator[None]:
 
 
 def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     own = issubclass(category, MrFlowWarning)
-    say(str(message) if own else f"{message} ({category.__name__}, {filename}:{lineno})", "Warning", "yellow")
+    warn(str(message) if own else f"{message} ({category.__name__}, {filename}:{lineno})")

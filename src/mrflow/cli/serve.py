@@ -26,57 +26,49 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 @Parameter(name="*", group=WHERE)
 @dataclass(frozen=True, kw_only=True)
 class Door:
-    """Where the server listens, and who may come in."""
+    """Where the server listens, and who may come in.
 
-    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[Whole, Parameter(help="0 takes a free one.", validator=Number(gte=0, lte=65535))] = 8000
-    keys: Annotated[
-        str | None,
-        Parameter(
-            metavar="FILE",
-            help="API keys, one a line; more may stand in the variable MRFLOW_API_KEYS.",
-            show_default="none",
-        ),
-    ] = None
-    allow_anyone: Annotated[bool, Parameter(help="Listen beyond this machine without any key.")] = False
-    page: Annotated[bool, Parameter(help="Serve the page at /.", negative="--no-page", show_default="page")] = True
+    Args:
+        host: Address to listen on.
+        port: 0 takes a free one.
+        keys: API keys, one a line; more may stand in the variable MRFLOW_API_KEYS.
+        allow_anyone: Listen beyond this machine without any key.
+        page: Serve the page at /.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[Whole, Parameter(validator=Number(gte=0, lte=65535))] = 8000
+    keys: Annotated[str | None, Parameter(metavar="FILE", show_default="none")] = None
+    allow_anyone: bool = False
+    page: Annotated[bool, Parameter(negative="--no-page", show_default="page")] = True
 
 
 @Parameter(name="*", group=SHARING)
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """The fields of the server's Settings that can be set here."""
+    """The fields of the server's Settings that can be set here.
 
-    lanes: Annotated[
-        Count | None,
-        Parameter(
-            metavar="N",
-            help="Batches side by side on a CPU, with one set of weights.",
-            show_default="one for each core, for a small model",
-        ),
-    ] = None
-    draft_batch: Annotated[
-        Count | None,
-        Parameter(
-            name="--batch-size",
-            metavar="N",
-            help="Drafts that go through the model at once.",
-            show_default="8",
-        ),
-    ] = None
-    finish_batch: Annotated[
-        Count | None,
-        Parameter(metavar="N", help="Pictures that are finished at once.", show_default="1 on a CPU, else 4"),
-    ] = None
-    max_waiting: Annotated[
-        Whole, Parameter(name="--queue", metavar="N", help="Pictures that may wait; then 429.")
-    ] = 128
-    timeout: Annotated[float, Parameter(metavar="SECONDS", help="Patience with a request; then 503.")] = 300
-    hang_after: Annotated[
-        float, Parameter(metavar="SECONDS", help="Without a step for so long, a worker counts as hung.")
-    ] = 300
-    drain: Annotated[float, Parameter(metavar="SECONDS", help="Given to what is queued when told to stop.")] = 30
-    max_pixels: Annotated[Whole, Parameter(metavar="N", help="Of a finished picture.")] = 2048 * 2048
+    Args:
+        lanes: Batches side by side on a CPU, with one set of weights.
+        draft_batch: Drafts that go through the model at once.
+        finish_batch: Pictures that are finished at once.
+        max_waiting: Pictures that may wait; then 429.
+        timeout: Patience with a request; then 503.
+        hang_after: Without a step for so long, a worker counts as hung.
+        drain: Given to what is queued when told to stop.
+        max_pixels: Of a finished picture.
+    """
+
+    lanes: Annotated[Count | None, Parameter(metavar="N", show_default="one for each core, for a small model")] = (
+        None
+    )
+    draft_batch: Annotated[Count | None, Parameter(name="--batch-size", metavar="N", show_default="8")] = None
+    finish_batch: Annotated[Count | None, Parameter(metavar="N", show_default="1 on a CPU, else 4")] = None
+    max_waiting: Annotated[Whole, Parameter(name="--queue", metavar="N")] = 128
+    timeout: Annotated[float, Parameter(metavar="SECONDS")] = 300
+    hang_after: Annotated[float, Parameter(metavar="SECONDS")] = 300
+    drain: Annotated[float, Parameter(metavar="SECONDS")] = 30
+    max_pixels: Annotated[Whole, Parameter(metavar="N")] = 2048 * 2048
 
 
 def serve(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from mrflow.cli.loading import ModelOptions
 from mrflow.cli.options import OUTPUT, TARGET, WHAT, Size, Streams, Whole
 from mrflow.cli.outputs import tell_json, tell_paths
 from mrflow.cli.progress import run_bar
-from mrflow.cli.report_tables import make_table, print_fitting
+from mrflow.cli.report_tables import print_findings
 from mrflow.cli.reporting import FAILURE, each_warning_once, say
 from mrflow.errors import OutputError, OutputExistsError, RequestError
 from mrflow.presets import plan_to_json
@@ -28,74 +29,49 @@ from mrflow.request import make_seeds
 from mrflow.sizes import parse_size
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mrflow import MrFlow
     from mrflow.bench.tune import Finding
     from mrflow.plan import Plan
 
-_GIB = 2**30
-
 
 def tune(
-    *method: Annotated[
-        str,
-        Parameter(
-            help="Candidates: plans and native runs with steps, such as 8+1:solver=unipc native:8.",
-            show_default="plans around the model's own, native runs",
-        ),
-    ],
-    at_least: Annotated[
-        str | None, Parameter(metavar="1.3x", help="Times faster than --than.", group=TARGET)
-    ] = None,
-    at_most_loss: Annotated[
-        float | None,
-        Parameter(metavar="0.01", help="Of the composite quality, against --than.", group=TARGET),
-    ] = None,
-    max_memory: Annotated[float | None, Parameter(metavar="GIB", help="Peak of a run.", group=TARGET)] = None,
-    than: Annotated[
-        str | None,
-        Parameter(
-            metavar="METHOD",
-            help="The plan to be beaten, such as 20+1 or 12+1:solver=own.",
-            group=TARGET,
-            show_default="the model's",
-        ),
-    ] = None,
+    *method: Annotated[str, Parameter(show_default="plans around the model's own, native runs")],
+    at_least: Annotated[str | None, Parameter(metavar="1.3x", group=TARGET)] = None,
+    at_most_loss: Annotated[float | None, Parameter(metavar="0.01", group=TARGET)] = None,
+    max_memory: Annotated[float | None, Parameter(metavar="GIB", group=TARGET)] = None,
+    than: Annotated[str | None, Parameter(metavar="METHOD", group=TARGET, show_default="the model's")] = None,
     prompts: Annotated[
         Path | None,
-        Parameter(
-            metavar="FILE",
-            help="As for mrflow compare; take others than you will judge by.",
-            group=WHAT,
-            show_default="captions of vista's world that compare does not take",
-        ),
+        Parameter(metavar="FILE", group=WHAT, show_default="captions of vista's world that compare does not take"),
     ] = None,
-    limit: Annotated[
-        Whole, Parameter(metavar="N", help="Prompts of the last round.", group=WHAT, validator=Number(gte=2))
-    ] = 32,
-    seed: Annotated[Whole, Parameter(help="Of the first picture.", group=WHAT)] = 1_000_000,
+    limit: Annotated[Whole, Parameter(metavar="N", group=WHAT, validator=Number(gte=2))] = 32,
+    seed: Annotated[Whole, Parameter(group=WHAT)] = 1_000_000,
     size: Size = None,
     model: ModelOptions = ModelOptions(),
-    out: Annotated[Path, Parameter(alias="-o", metavar="FILE.json", help="The plan.", group=OUTPUT)] = Path(
-        "tuned.json"
-    ),
+    out: Annotated[Path, Parameter(alias="-o", metavar="FILE.json", group=OUTPUT)] = Path("tuned.json"),
     work: Annotated[
-        Path | None,
-        Parameter(
-            metavar="FOLDER",
-            help="Pictures and seconds; the same command goes on after a stop.",
-            group=OUTPUT,
-            show_default="--out without its .json",
-        ),
+        Path | None, Parameter(metavar="FOLDER", group=OUTPUT, show_default="--out without its .json")
     ] = None,
-    force: Annotated[bool, Parameter(help="Overwrite --out.", group=OUTPUT)] = False,
+    force: Annotated[bool, Parameter(group=OUTPUT)] = False,
     streams: Streams = Streams(),
 ) -> int | None:
     """Search a plan for a target; every command takes the file by --plan.
 
     Candidates are measured on few prompts, the better half of them on twice as many, and so on. Native runs with
     few steps are always among them: where one of those does best, that is said, and no plan is written.
+
+    Args:
+        method: Candidates: plans and native runs with steps, such as 8+1:solver=unipc native:8.
+        at_least: Times faster than --than.
+        at_most_loss: Of the composite quality, against --than.
+        max_memory: Peak of a run.
+        than: The plan to be beaten, such as 20+1 or 12+1:solver=own.
+        prompts: As for mrflow compare; take others than you will judge by.
+        limit: Prompts of the last round.
+        seed: Of the first picture.
+        out: The plan.
+        work: Pictures and seconds; the same command goes on after a stop.
+        force: Overwrite --out.
 
     Examples:
       mrflow tune --at-least 1.3x --out fast.json
@@ -123,9 +99,9 @@ def tune(
     sizes = {fast.model.resolve_size(width, height, method.plan) for method in course.methods}
     head = _describe(fast, course, list(sizes.pop()))
     ledger = Ledger(work or out.with_suffix(""), {**head, **course.to_dict()})
-    with each_warning_once(), _Rounds() as on_round:
+    with each_warning_once(), _rounds() as on_round:
         findings = search(fast, course, ledger, target, _examiner(fast, course), head["size"], on_round)
-    print_fitting(_table(findings), lambda: _table(findings, brief=True))
+    print_findings(findings)
     best = choose(findings, target, course.methods[1])
     told = [finding.to_dict() for finding in findings]
     if best is not None and best.method.plan is not None:
@@ -142,20 +118,17 @@ def tune(
     return None
 
 
-class _Rounds:
-    """A bar for each round, one after another."""
+@contextmanager
+def _rounds() -> Iterator[Any]:
+    """Give a function that draws a bar for each round, one after another."""
+    with ExitStack() as stack:
 
-    def __enter__(self) -> _Rounds:
-        self._stack = ExitStack()
-        return self
+        def on_round(candidates: int, prompts: int, runs: int) -> Any:
+            stack.close()
+            say(f"{candidates} candidates on {prompts} prompts")
+            return stack.enter_context(run_bar(runs))
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def __call__(self, candidates: int, prompts: int, runs: int) -> Any:
-        self._stack.close()
-        say(f"{candidates} candidates on {prompts} prompts")
-        return self._stack.enter_context(run_bar(runs))
+        yield on_round
 
 
 def _course(
@@ -222,26 +195,7 @@ def _read_factor(text: str) -> float:
 def _to_bytes(gibibytes: float) -> int:
     if not 0 < gibibytes <= 2**20:
         raise RequestError(f"--max-memory is {gibibytes}; it must be GiB above 0.")
-    return round(gibibytes * _GIB)
-
-
-def _table(findings: list[Finding], *, brief: bool = False) -> Table:
-    """Return a row for each finding. brief: of the intervals only the one that decides, and no memory."""
-    columns = ["method", "times faster", "composite", "change of it", *([] if brief else ["peak memory, GiB"])]
-    table = make_table("The last round, the best first", columns, whole=True)
-    for each in findings:
-        figures = [(each.faster, ".2f", not brief), (each.quality, ".3f", not brief), (each.change, "+.3f", True)]
-        memory = "" if each.memory is None else f"{each.memory / _GIB:.2f}"
-        cells = [_write(figure, style, interval=interval) for figure, style, interval in figures]
-        table.add_row(each.method.name, *cells, *([] if brief else [memory]))
-    return table
-
-
-def _write(estimate: Any, style: str, *, interval: bool = True) -> str:
-    if estimate.value is None:
-        return ""
-    bounds = f" ({estimate.low:{style}} to {estimate.high:{style}})" if interval else ""
-    return f"{estimate.value:{style}}{bounds}"
+    return round(gibibytes * 2**30)
 
 
 def _explain(findings: list[Finding], reference: str, target: Any) -> None:
