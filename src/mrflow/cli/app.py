@@ -90,15 +90,24 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         say("stopped; no half-written file is left.", "Interrupted", "yellow")
         return INTERRUPTED
-    except BrokenPipeError:  # who read stdout has seen enough, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILURE
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return FAILURE
         if debug:
             traceback.print_exc(file=sys.stderr)
         message = _explain(error, debug)
         say(" ".join(message.split()), "Error", "red")
         return WRONG_USAGE if isinstance(error, CycloptsError | RequestError) else FAILURE
+
+
+def _nobody_reads() -> bool:
+    """Return whether who read stdout has seen enough, as head does; Python then writes the rest nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _arrange(arguments: Sequence[str]) -> list[str]:
