@@ -103,7 +103,7 @@ def load(asked: argparse.Namespace) -> MrFlow:
 def measure(fast: MrFlow, asked: argparse.Namespace) -> dict[str, Any]:
     """Return the report: environment, seconds by stage, the share outside of the transformer, speed-ups."""
     plan = resolve(fast, get_plan(asked.plan))
-    size = fast.model.resolve_size(*parse_size(asked.size), plan)
+    size = fast.model.resolve_size(*parse_size(asked.size))
     steps = asked.native_steps or fast.model.defaults.native_steps
     short = replace(plan, steps=min(WARM_STEPS, plan.steps))
     warm = ways(fast, short, min(WARM_STEPS, steps), size, asked.prompt)

@@ -9,12 +9,15 @@ from mrflow import MrFlow, save_image
 from mrflow.images import make_grid
 
 PROMPT = "a green meadow at dawn with rolling hills and a yellow hot air balloon on the right"
+DRAFTS = 8
 
-choice = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+chosen = sys.argv[1] if len(sys.argv) == 2 else "0"
+if len(sys.argv) > 2 or chosen not in map(str, range(DRAFTS)):
+    sys.exit(f"usage: python {sys.argv[0]} [DRAFT], a number from 0 to {DRAFTS - 1}")
 
 fast = MrFlow.from_pretrained("vista")
-drafts = fast.draft([PROMPT] * 8, seed=range(8))
-save_image(make_grid(drafts.images, columns=4), "drafts.png", overwrite=True)
+drafts = fast.draft([PROMPT] * DRAFTS, seed=range(DRAFTS))
+print(save_image(make_grid(drafts.images, columns=4), "drafts.png", overwrite=True))
 
-result = fast.finish(drafts[choice])  # the same picture that a call with this seed gives
-save_image(result.images[0], "chosen.png", result.recipes[0], overwrite=True)
+result = fast.finish(drafts[int(chosen)])  # the same picture that a call with this seed gives
+print(save_image(result.images[0], "chosen.png", result.recipes[0], overwrite=True))

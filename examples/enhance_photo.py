@@ -11,10 +11,15 @@ from pathlib import Path
 
 from mrflow import MrFlow, load_image, save_image
 
+if len(sys.argv) != 3:
+    sys.exit(f"usage: python {sys.argv[0]} PICTURE PROMPT, the prompt in quotes: what the picture shows")
 path, prompt = Path(sys.argv[1]), sys.argv[2]
+if not path.is_file():
+    sys.exit(f"{path} is no file. usage: python {sys.argv[0]} PICTURE PROMPT")
 
 fast = MrFlow.from_pretrained("vista")
 plan = replace(fast.model.defaults.plan, refine_sigma=0.2)
 result = fast.enhance(load_image(path), prompt, plan=plan, seed=7)
 
-save_image(result.images[0], path.with_name(f"{path.stem}-enhanced.png"), result.recipes[0], overwrite=True)
+enhanced = path.with_name(f"{path.stem}-enhanced.png")
+print(save_image(result.images[0], enhanced, result.recipes[0], overwrite=True))

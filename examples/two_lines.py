@@ -9,4 +9,4 @@ from mrflow import MrFlow, save_image
 fast = MrFlow.from_pretrained("vista")
 result = fast("a snowy lake at sunset with mountains and many pine trees", seed=7)
 
-save_image(result.images[0], "lake.png", result.recipes[0])
+print(save_image(result.images[0], "lake.png", result.recipes[0], overwrite=True))

@@ -15,7 +15,7 @@ import torch
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow
-from mrflow.cli.app import app
+from mrflow.cli import main as command
 from mrflow.cli.loading import ModelOptions
 
 
@@ -35,7 +35,7 @@ def main() -> None:
             os.close(0)
             signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
             os.dup2(2, 1)
-            app(json.loads(line))
+            command(json.loads(line))
         tell(child)
         tell(os.waitpid(child, 0)[1])
 

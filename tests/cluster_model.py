@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow
-from mrflow import batches
+from mrflow import MrFlow, batches
 
 UNLUCKY = 13  # a seed
 

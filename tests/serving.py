@@ -14,10 +14,10 @@ import uvicorn
 from openai import OpenAI
 
 from conftest import make_fast, make_pipe
+from mrflow.jobs import ask
 from mrflow.model import Model
 from mrflow.plan import Plan, get_plan
 from mrflow.progress import Callback
-from mrflow.jobs import ask
 from mrflow.server.app import create_app
 from mrflow.server.keys import Keys
 from mrflow.server.metrics import Metrics

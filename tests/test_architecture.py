@@ -23,7 +23,7 @@ OUTSIDE = {
     "spandrel": {"upscaler"},
     "skimage": {"metrics"},
     "torchmetrics": {"metrics"},
-    "typer": {"cli"},
+    "cyclopts": {"cli"},
     "rich": {"cli"},
     "fastapi": {"server"},
     "gradio": {"server"},

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from mrflow.batch.balance import Cost, balance_workers, calculate, read_costs, split_workers
-from mrflow.cli.app import app
 from mrflow.errors import RequestError
+from support.cli import Result, invoke
 
 RECORDED = Path(__file__).parents[1] / "benchmarks" / "bench-vista-cpu.json"
 
@@ -20,7 +19,7 @@ def cost(draft: float, finish: float) -> Cost:
 
 
 def balance(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, ["balance", *arguments])
+    result = invoke(["balance", *arguments])
     assert result.exit_code == code, result.stderr
     return result
 

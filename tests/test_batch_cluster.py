@@ -20,13 +20,11 @@ import pytest
 
 import cluster_model
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow
-from mrflow import batches
+from mrflow import MrFlow, batches
 from mrflow.batch import workers
 from mrflow.batch.cluster import Cluster, ClusterEngine
-from mrflow.batch.tasks import MAX_FAILURES_IN_A_ROW
 from mrflow.batch.run import News
-from mrflow.batch.tasks import Failure, resolve_wanted
+from mrflow.batch.tasks import MAX_FAILURES_IN_A_ROW, Failure, resolve_wanted
 from mrflow.batch.workers import DraftWorker, FinishWorker, Setting, identify, pack, unpack
 from mrflow.batch.writer import Encoded
 from mrflow.errors import BatchError, ClusterError, MissingExtraError, RequestError

@@ -14,11 +14,10 @@ import torch
 
 import families
 from conftest import make_fast, make_pipe
-from mrflow import Defaults, MrFlow
-from mrflow import batches
-from mrflow.lanes import Lanes
+from mrflow import Defaults, MrFlow, batches
 from mrflow.batch.run import News
 from mrflow.errors import BatchError
+from mrflow.lanes import Lanes
 from test_batch_run import IDS, ROWS, assert_complete, files, manifest, run
 
 

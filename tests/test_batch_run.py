@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow, load_image, read_recipe, save_image
-from mrflow import batches
+from mrflow import MrFlow, batches, load_image, read_recipe, save_image
 from mrflow.batch.output import Output
 from mrflow.batch.rows import Row
 from mrflow.batch.run import News, Summary, prepare, run_batch

@@ -17,7 +17,13 @@ def request_of(*rows: dict[str, Any], **options: Any):
 
 def test_a_row_without_anything_else_is_named_by_its_number():
     (one,) = request_of({"prompt": "a lake"}).wanted
-    assert (one.id, one.row, one.asked.prompt, one.asked.plan, one.asked.width) == ("000001", 1, "a lake", None, None)
+    assert (one.id, one.row, one.asked.prompt, one.asked.plan, one.asked.width) == (
+        "000001",
+        1,
+        "a lake",
+        None,
+        None,
+    )
     assert one.asked.seed == make_seed(0, "000001")
 
 

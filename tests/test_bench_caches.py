@@ -111,10 +111,9 @@ def test_unrefined_is_the_upscaled_picture(fast: MrFlow) -> None:
 def test_latents_enlarged_are_those_of_a_plan_without_enlarging(fast: MrFlow) -> None:
     """At scale 1 nothing is enlarged: the latents' way is then the draft, noise and the refine pass alone."""
     from mrflow.borrowing import borrowed
-    from mrflow.progress import Clock
     from mrflow.jobs import Job
+    from mrflow.progress import Clock
     from mrflow.sampling import add_noise, make_noise, refine_generators
-    from mrflow.steps import Run
 
     plan = fast.model.resolve_plan(Plan(steps=2, scale=1.0))
     with borrowed(fast.pipe):

@@ -7,8 +7,8 @@ from itertools import count
 import pytest
 
 from mrflow.bench.timing import Spread, speedup, time_in_turn
-from mrflow.errors import RequestError
 from mrflow.drafts import Result
+from mrflow.errors import RequestError
 
 
 def ways(**seconds: list[dict[str, float]]):

@@ -6,27 +6,27 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import mrflow
 from mrflow import vista
 from mrflow.cli.app import app
+from mrflow.plan import ABOUT
+from support.cli import invoke
 
 COMMANDS = ("generate", "draft", "finish", "enhance", "replay", "batch", "serve", "models", "bench", "export")
 
-runner = CliRunner()
-
 
 def test_version():
-    result = runner.invoke(app, ["--version"])
+    result = invoke(["--version"])
     assert (result.exit_code, result.stdout) == (0, f"mrflow {mrflow.__version__}\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples_and_defaults(command):
-    result = runner.invoke(app, [command, "--help"], env={"COLUMNS": "150", "NO_COLOR": "1"})
+    result = invoke([command, "--help"], env={"COLUMNS": "150", "NO_COLOR": "1"})
     assert result.exit_code == 0
     assert f"mrflow {command} " in result.stdout.split("Examples:")[1]
     assert command == "models" or "[default:" in result.stdout
@@ -36,8 +36,8 @@ def test_help_imports_nothing_heavy():
     """The work of `mrflow --help` is importing: no torch, and the user's CPU time stays below a second."""
     code = (
         "import sys, time; begin = time.process_time()\n"
-        "from mrflow.cli.app import app\n"
-        "app(['--help'], standalone_mode=False)\n"
+        "from mrflow.cli.app import run\n"
+        "run(['--help'])\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'spandrel', 'numpy'} & set(sys.modules)\n"
         "print(time.process_time() - begin, sorted(heavy), file=sys.stderr)"
     )
@@ -60,9 +60,92 @@ def test_entry_point_needs_a_command():
     [["generate"], ["paint", "a lake"], ["generate", "a lake", "--stepz", "3"], ["generate", "a", "--steps", "x"]],
 )
 def test_wrong_usage_exits_with_2_and_an_empty_stdout(arguments):
-    result = runner.invoke(app, arguments)
+    result = invoke(arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["generat", "a lake"], 'Unknown command "generat". Did you mean "generate"?'),
+        (["generate"], "Missing argument PROMPT. See: mrflow generate --help"),
+        (["batch", "p.txt"], "Missing option --out. See: mrflow batch --help"),
+        (["generate", "a lake", "-n"], "-n requires an argument. See: mrflow generate --help"),
+        (["generate", "a lake", "--stpes", "3"], "Unknown option: --stpes. Did you mean --steps?"),
+        (["generate", "a lake", "--steps", "x"], "Invalid value for --steps: 'x' is no whole number."),
+        (["generate", "a lake", "-n", "12.6"], "Invalid value for -n: '12.6' is no whole number."),
+        (["generate", "a lake", "--repeats", "0"], 'Invalid value "0" for --repeats. Must be >= 1.'),
+        (["generate", "a lake", "--no-json"], "Unknown option: --no-json."),
+        (["replay", "a.png", "b.png"], "'b.png'"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_says_where_the_help_is(arguments, line):
+    result = invoke(arguments)
+    (shown,) = result.stderr.splitlines()
+    assert shown.startswith("Error: ")
+    assert line in shown
+    assert "See: mrflow " in shown
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_without_a_command_help_is_shown_on_stderr():
+    result = invoke([])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "generate" in result.stderr
+
+
+def parse(*arguments: str) -> dict[str, Any]:
+    """Return what a command would be called with."""
+    _, bound, _ = app.parse_args(arguments)
+    return {**bound.arguments}
+
+
+def test_options_may_stand_anywhere_and_the_last_of_one_that_is_given_twice_counts():
+    called = parse("generate", "--json", "a lake", "--seed", "1", "a house", "-n2", "--seed=2")
+    assert called["prompt"] == ("a lake", "a house")
+    assert (called["pictures"].seed, called["pictures"].num_images) == (2, 2)
+    assert called["streams"].json
+
+
+def test_texts_may_begin_with_a_dash():
+    called = parse("generate", "--negative", "-x", "--", "--a lake")
+    assert (called["prompt"], called["pictures"].negative) == (("--a lake",), "-x")
+    assert parse("enhance", "a.png", "--prompt", "-5 degrees")["prompt"] == "-5 degrees"
+
+
+def test_every_number_of_a_plan_that_has_options_is_one_of_each_command_that_makes_plans():
+    values = {int: ("3", 3), float: ("0.5", 0.5), str: ("own", "own")}
+    for name, about in ABOUT.items():
+        for option in about.options:
+            text, value = values[about.kind] if name != "scale" else ("1.5", 1.5)
+            for command in (
+                ["generate", "a"],
+                ["draft", "a"],
+                ["batch", "p", "--out", "o"],
+                ["export", "dpg", "p"],
+            ):
+                assert getattr(parse(*command, option, text)["plans"], name) == value
+    shown = " ".join(invoke(["generate", "--help"], env={"COLUMNS": "400"}).stdout.split())
+    assert all(about.text in shown and about.options[0] in shown for about in ABOUT.values() if about.options)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell, monkeypatch):
+    monkeypatch.setenv("SHELL", f"/bin/{shell}")
+    result = invoke(["--show-completion"])
+    assert result.exit_code == 0
+    assert "mrflow" in result.stdout
+    assert "--refine-steps" in result.stdout
+
+
+def test_who_stops_reading_is_no_error():
+    code = "from mrflow.cli import main; main(['models'])"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_no_color():
@@ -82,14 +165,14 @@ def test_no_color():
 
 
 def test_models_as_text():
-    result = runner.invoke(app, ["models"])
+    result = invoke(["models"])
     assert (result.exit_code, result.stderr) == (0, "")
     for text in ("vista", "FluxPipeline", "12+1", "20+1", "arXiv 2607.01642"):
         assert text in result.stdout
 
 
 def test_models_as_json():
-    result = runner.invoke(app, ["models", "--json"])
+    result = invoke(["models", "--json"])
     known = json.loads(result.stdout)
     assert known["embedded"]["available"] is vista.available()
     assert "FluxPipeline" in known["pipelines"]

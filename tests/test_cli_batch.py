@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, read_recipe
-from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
 from mrflow.errors import RequestError
+from support.cli import Result, invoke
 
 SMALL = ["--size", "32", "--plan", "1+1", "--out", "out"]
 
@@ -32,7 +31,7 @@ def workplace(tmp_path, monkeypatch, model):
 
 
 def run(*arguments: str, code: int = 0, stdin: str | None = None) -> Result:
-    result = CliRunner().invoke(app, ["batch", *arguments], input=stdin)
+    result = invoke(["batch", *arguments], input=stdin)
     assert result.exit_code == code, result.stderr
     return result
 

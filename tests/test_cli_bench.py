@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, load_image
 from mrflow.bench import random_weights
-from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
+from support.cli import Result, invoke
 from test_bench_random_weights import small_flux
 
 SHORT = ["native:2", "1+1", "--repeats", "1"]
@@ -31,7 +30,7 @@ def workplace(tmp_path, monkeypatch, shared):
 
 
 def run(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, ["bench", *arguments], env={"COLUMNS": "150"})
+    result = invoke(["bench", *arguments], env={"COLUMNS": "150"})
     assert result.exit_code == code, result.stderr
     return result
 
@@ -52,7 +51,7 @@ def test_tables_on_stderr_and_the_report_as_the_last_line():
 
 def test_a_narrow_terminal_gets_the_totals_on_one_line_each():
     methods = ["native:2", "1+1", "1+1:guidance_stop=0.5", "native:1", "1+1:refine_sigma=0.2"]
-    result = CliRunner().invoke(app, ["bench", *methods, "--repeats", "1"], env={"COLUMNS": "80"})
+    result = invoke(["bench", *methods, "--repeats", "1"], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.stderr
     lines = result.stderr.splitlines()
     at = next(k for k, line in enumerate(lines) if line.startswith("method"))

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from PIL import Image, PngImagePlugin
-from typer.testing import CliRunner, Result
 
 from conftest import make_pipe
 from mrflow import load_image, read_recipe, save_image
-from mrflow.cli.app import app
+from support.cli import Result, invoke
 
 PROMPT = "a red boat at dusk"
 SMALL = ["--size", "64", "--plan", "2+1", "--upscaler", "bicubic"]
@@ -33,7 +32,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def run(*arguments: str | Path, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = invoke([str(argument) for argument in arguments])
     assert result.exit_code == code, result.stderr
     return result
 

@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow
 from mrflow.bench import caches
-from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
 from mrflow.plan import read_plan
+from support.cli import Result, invoke
 
 PROMPTS = '{"prompt": "a red boat", "labels": {"object": "boat"}}\n{"prompt": "a blue house"}\n'
 
@@ -32,7 +31,7 @@ def workplace(tmp_path, monkeypatch, shared):
 
 
 def run(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
+    result = invoke([*arguments], env={"COLUMNS": "200"})
     assert result.exit_code == code, result.stderr
     return result
 
@@ -82,7 +81,7 @@ def test_a_narrow_terminal_gets_the_main_figures_on_one_line_each() -> None:
     methods = ["native:2", "1+1:upscaler=lanczos", "native:2,guidance_stop=0.5"]
     arguments = ["compare", *methods, "--prompts", "prompts.jsonl", "--limit", "1", "--out", "out"]
     arguments += ["--no-equal-time", "--show", "0"]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    result = invoke(arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.stderr
     lines = result.stderr.splitlines()
     at = next(k for k, line in enumerate(lines) if line.startswith("method"))
@@ -160,7 +159,7 @@ def test_a_plan_is_found_and_taken_by_other_commands() -> None:
 
 def test_a_narrow_terminal_gets_a_finding_on_one_line_each() -> None:
     arguments = [*TUNE, "1+1:refine_sigma=0.3", "--at-least", "0.01x", "--at-most-loss", "1"]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    result = invoke(arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.stderr
     lines = result.stderr.splitlines()
     at = next(k for k, line in enumerate(lines) if line.startswith("method"))

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, Plan, load_image, read_recipe
-from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
+from support.cli import Result, invoke
 
 PROMPTS = ["a red boat", "a blue house at dusk"]
 RUN = ["--size", "64", "--plan", "1+1", "--upscaler", "bicubic"]
@@ -39,7 +38,7 @@ def workplace(tmp_path, monkeypatch, shared):
 
 
 def run(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, ["export", *arguments])
+    result = invoke(["export", *arguments])
     assert result.exit_code == code, result.stderr
     return result
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from conftest import make_pipe
 from mrflow import Plan, Recipe, save_image, vista
-from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
+from support.cli import Result, invoke
 
 LAKE = ["generate", "a lake"]
 RECIPE = Recipe(mode="draft", prompt="a lake", seed=1, width=64, height=64, plan=Plan(), model="vista")
@@ -46,7 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def refuse(arguments: list[str], code: int, *words: str) -> Result:
-    result = CliRunner().invoke(app, arguments)
+    result = invoke(arguments)
     assert result.exit_code == code, result.stderr
     assert result.stdout == ""
     lines = result.stderr.strip().splitlines()
@@ -201,9 +200,7 @@ def test_vista_without_its_weights(monkeypatch, tmp_path):
 
 
 def test_words_that_the_model_lacks_are_a_warning(tiny):
-    result = CliRunner().invoke(
-        app, ["draft", "a red zebra", "--model", tiny, "--size", "64", "--steps", "1", "-n", "1"]
-    )
+    result = invoke(["draft", "a red zebra", "--model", tiny, "--size", "64", "--steps", "1", "-n", "1"])
     assert result.exit_code == 0
     assert "Warning: " in result.stderr
     assert "'zebra'" in result.stderr
@@ -212,12 +209,12 @@ def test_words_that_the_model_lacks_are_a_warning(tiny):
 
 def test_prompts_without_quotes_are_a_warning(monkeypatch):
     monkeypatch.setattr(ModelOptions, "load", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-    result = CliRunner().invoke(app, ["generate", "a", "snowy", "lake"])
+    result = invoke(["generate", "a", "snowy", "lake"])
     assert "3 prompts of one word each" in result.stderr
 
 
 def test_debug_shows_the_traceback():
-    result = CliRunner().invoke(app, [*LAKE, "--sigma", "2", "--debug"])
+    result = invoke([*LAKE, "--sigma", "2", "--debug"])
     assert result.exit_code == 2
     assert "Traceback" in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("Error: refine_sigma is 2.0")
@@ -241,11 +238,11 @@ def test_nothing_is_downloaded_on_a_pictures_word(monkeypatch):
     monkeypatch.setattr("diffusers.DiffusionPipeline.load_config", staticmethod(load_config))
     save_image(Image.new("RGB", (32, 32)), "draft.png", replace(RECIPE, model="nobody/nothing"))
     for command in ("finish", "replay"):
-        refused = CliRunner().invoke(app, [command, "draft.png"])
+        refused = invoke([command, "draft.png"])
         assert refused.exit_code == 1
         assert "nobody/nothing cannot be loaded: it is not here" in refused.stderr
         assert "nothing is downloaded on a picture's word: if you trust it, give it as --model." in refused.stderr
-        trusted = CliRunner().invoke(app, [command, "draft.png", "--model", "nobody/nothing"])
+        trusted = invoke([command, "draft.png", "--model", "nobody/nothing"])
         assert "picture's word" not in trusted.stderr
     assert asked == [True, False] * 2
 
@@ -255,6 +252,6 @@ def test_interrupted_while_loading(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ModelOptions, "load", load)
-    result = CliRunner().invoke(app, LAKE)
+    result = invoke(LAKE)
     assert (result.exit_code, result.stdout) == (130, "")
     assert "Interrupted" in result.stderr

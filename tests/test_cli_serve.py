@@ -13,20 +13,17 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
-from typer.testing import CliRunner
 
 from mrflow import read_recipe, vista
-from mrflow.cli.app import app
+from support.cli import invoke
 
 PROMPT = "a lake at sunset with mountains"
-
-runner = CliRunner()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
 def test_other_addresses_need_a_key(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MRFLOW_API_KEYS", raising=False)
-    result = runner.invoke(app, ["serve", "--host", host])
+    result = invoke(["serve", "--host", host])
     assert result.exit_code == 2
     assert "--allow-anyone" in result.stderr
 
@@ -36,7 +33,7 @@ def test_other_addresses_need_a_key(host: str, monkeypatch: pytest.MonkeyPatch) 
     [["--keys", "no such file"], ["--queue", "1"], ["--timeout", "0"], ["--port", "99999"], ["--lanes", "0"]],
 )
 def test_wrong_usage_is_told_before_a_model_is_loaded(arguments: list[str]) -> None:
-    result = runner.invoke(app, ["serve", "--model", "no such model", *arguments])
+    result = invoke(["serve", "--model", "no such model", *arguments])
     assert result.exit_code == 2
     assert "no such model" not in result.stderr
 
@@ -44,7 +41,7 @@ def test_wrong_usage_is_told_before_a_model_is_loaded(arguments: list[str]) -> N
 def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     find = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name, *a: None if name == "uvicorn" else find(name, *a))
-    result = runner.invoke(app, ["serve"])
+    result = invoke(["serve"])
     assert result.exit_code == 1
     assert "pip install 'mrflow[server]'" in " ".join(result.stderr.split())
 

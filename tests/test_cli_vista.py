@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from mrflow import load_image, read_recipe, vista
-from mrflow.cli.app import app
+from support.cli import Result, invoke
 
 PROMPT = "a snowy lake at sunset with mountains, many pine trees and a red hot air balloon on the left"
 
@@ -24,7 +23,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(app, arguments)
+    result = invoke(arguments)
     assert result.exit_code == 0, result.stderr
     return result
 

@@ -46,12 +46,45 @@ def test_example_on_vista(name, tmp_path, monkeypatch):
     run(name, tmp_path, monkeypatch)
 
 
-def run(name, tmp_path, monkeypatch):
-    arguments, written = RUNS[name]
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.filterwarnings("ignore::mrflow.errors.PromptWarning")
+@pytest.mark.parametrize("name", RUNS)
+def test_an_example_says_where_it_wrote_and_runs_twice(name, tmp_path, monkeypatch, capsys):
+    run(name, tmp_path, monkeypatch)
+    first = capsys.readouterr().out
+    assert sorted(first.split()) == RUNS[name][1]
+    run(name, tmp_path, monkeypatch)
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("draft_choose_finish.py", ["9"]),
+        ("draft_choose_finish.py", ["-1"]),
+        ("draft_choose_finish.py", ["two"]),
+        ("draft_choose_finish.py", ["1", "2"]),
+        ("enhance_photo.py", []),
+        ("enhance_photo.py", ["photo.png"]),
+        ("enhance_photo.py", ["missing.png", "a lake"]),
+    ],
+)
+def test_an_example_says_what_it_wants(name, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(MrFlow, "from_pretrained", lambda name: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit, match=f"usage: python .*{name} "):
+        start(name, arguments, tmp_path, monkeypatch)
+
+
+def start(name, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (64, 64), "teal").save("photo.png")
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def run(name, tmp_path, monkeypatch):
+    arguments, written = RUNS[name]
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "photo.png")
+    start(name, arguments, tmp_path, monkeypatch)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "photo.png") == written
     assert load_image(written[0]).width >= 64
     assert read_recipe(written[0]).versions["mrflow"]

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from mrflow.passes import denoise, denoise_head, tail
 from torch import Tensor
 
 from conftest import ROUNDING
@@ -16,9 +17,8 @@ from families import CASES, Case, klein, krea2, qwen_image_21
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones import get_backbone, supported
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
-from mrflow.errors import MrFlowWarning, SizeError
 from mrflow.borrowing import borrowed, settings
-from mrflow.passes import denoise, denoise_head, tail
+from mrflow.errors import MrFlowWarning, SizeError
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
 from mrflow.schedulers import exact_scheduler, own_scheduler

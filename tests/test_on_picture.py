@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, load_image, read_recipe
-from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.progress import StageBars
-from mrflow.images import pixels_sha256
 from mrflow.drafts import Result
+from mrflow.images import pixels_sha256
+from support.cli import invoke
 
 PROMPTS = ["a red boat", "a lake at dusk", "a big house"]
 
@@ -100,9 +99,7 @@ def test_what_is_finished_stays_when_a_command_ends_early(
 
     monkeypatch.setattr(StageBars, "__call__", hear)
     Path("out").mkdir()
-    result = CliRunner().invoke(
-        app, [*arguments, "--out", "out/{index}.png", *(["--seed", "1"] * ("-n" in arguments))]
-    )
+    result = invoke([*arguments, "--out", "out/{index}.png", *(["--seed", "1"] * ("-n" in arguments))])
     assert result.exit_code == (130 if isinstance(ended, KeyboardInterrupt) else 1)
     assert result.stdout == ""
     assert "2 of 3 pictures are finished and kept; the last is out/2.png" in " ".join(result.stderr.split())
@@ -121,6 +118,6 @@ def test_json_names_all_pictures_in_the_order_they_were_asked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ModelOptions, "load", lambda self: make_fast(make_pipe(), batch_size=2))
-    result = CliRunner().invoke(app, ["generate", *PROMPTS, "--seed", "1", "--json"])
+    result = invoke(["generate", *PROMPTS, "--seed", "1", "--json"])
     assert result.exit_code == 0, result.stderr
     assert [entry["recipe"]["prompt"] for entry in json.loads(result.stdout)["pictures"]] == PROMPTS

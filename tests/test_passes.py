@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mrflow.errors import BusyError
 from mrflow.borrowing import borrowed
+from mrflow.errors import BusyError
 
 
 def test_a_borrowed_pipeline_cannot_be_borrowed_again(pipe) -> None:

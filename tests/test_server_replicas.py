@@ -20,13 +20,10 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import cluster_model
 from conftest import make_fast, make_pipe
-from mrflow import read_recipe
-from mrflow import batches
-from mrflow.cli.app import app as command
+from mrflow import batches, read_recipe
 from mrflow.errors import MissingExtraError, RequestError
 from mrflow.images import pixels_sha256
 from mrflow.server.keys import Keys
@@ -34,6 +31,7 @@ from mrflow.server.replicas import Replica, Replicas, Shelf, make_application
 from mrflow.server.replicas import serving as serving_replicas
 from mrflow.server.settings import Settings
 from serving import Server
+from support.cli import invoke
 
 ASKED = {"prompt": "a red boat", "size": "64x64", "seed": 7, "plan": "2+1"}
 
@@ -153,7 +151,7 @@ def test_a_port_that_is_taken_and_ray_that_is_missing(monkeypatch):
 )
 def test_what_the_command_refuses(monkeypatch, arguments, words):
     monkeypatch.delenv("MRFLOW_API_KEYS", raising=False)
-    result = CliRunner().invoke(command, ["serve", *arguments])
+    result = invoke(["serve", *arguments])
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.replace("│", " ").split())
 
@@ -172,7 +170,7 @@ def test_the_command_serves_until_it_is_told_to_stop(monkeypatch):
     monkeypatch.setattr("mrflow.server.replicas.serving", fake)
     monkeypatch.delenv("MRFLOW_API_KEYS", raising=False)
     before = signal.getsignal(signal.SIGTERM)
-    result = CliRunner().invoke(command, ["serve", "--port", "0", "--ray", "--replicas", "3", "--device", "cpu"])
+    result = invoke(["serve", "--port", "0", "--ray", "--replicas", "3", "--device", "cpu"])
     assert result.exit_code == 0
     assert "http://here" in result.stderr
     (replicas, host, port, more), end = asked

@@ -15,6 +15,7 @@ import torch
 from conftest import ROUNDING, make_fast, make_pipe
 from mrflow import MrFlow
 from mrflow.errors import RequestError
+from mrflow.lanes import copy_lane
 from mrflow.model import Model
 from mrflow.plan import Plan
 from mrflow.progress import Progress
@@ -24,7 +25,6 @@ from mrflow.server.service import make_service
 from mrflow.server.settings import MAX_DRAFTS, Settings
 from mrflow.server.tickets import Ticket
 from mrflow.server.worker import Worker
-from mrflow.lanes import copy_lane
 from serving import Gate, hold, scheduling, ticket, tiny_model, until
 
 PROMPTS = ("a red boat", "a blue house at dusk", "a big lake and a boat")
@@ -96,7 +96,9 @@ def test_native_pictures_are_those_of_the_plain_pipeline() -> None:
     model = tiny_model()
     with scheduling(model) as scheduler:
         one = ticket(model, todo=["native"], plan=Plan(steps=3))
-        one.job = replace(one.job, plan=replace(one.job.plan, refine_true_cfg_scale=None))  # as native runs have it
+        one.job = replace(
+            one.job, plan=replace(one.job.plan, refine_true_cfg_scale=None)
+        )  # as native runs have it
         scheduler.submit([one])
         made = one.future.result(60)
     alone = make_fast(make_pipe()).native("a red boat", seed=0, steps=3)

@@ -3,8 +3,8 @@ from fractions import Fraction
 import pytest
 
 from mrflow.errors import SizeError
-from mrflow.plan import Plan
 from mrflow.jobs import check_size, draft_size, fit_size, nearest_sizes, parse_size, size_unit
+from mrflow.plan import Plan
 
 
 def test_both_the_picture_and_its_draft_must_be_whole_patches() -> None:

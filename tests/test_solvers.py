@@ -13,6 +13,7 @@ from typing import Any
 import diffusers as d
 import pytest
 import torch
+from mrflow.passes import denoise, denoise_head, tail
 from torch import Tensor
 
 from conftest import make_fast, make_pipe
@@ -20,9 +21,8 @@ from families import CASES
 from lakonlab_stand_in import FlowMapSDEScheduler
 from mrflow import MrFlow, Plan
 from mrflow.backbones import get_backbone
-from mrflow.errors import BusyError, PlanError, RecipeError
 from mrflow.borrowing import borrowed, settings
-from mrflow.passes import denoise, denoise_head, tail
+from mrflow.errors import BusyError, PlanError, RecipeError
 from mrflow.plan import SOLVERS
 from mrflow.recipe import Recipe
 from mrflow.sampling import draft_generators

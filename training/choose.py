@@ -120,7 +120,7 @@ def main(
     for name, upscaler in candidates(first, second, [float(share) for share in blends.split(",")]).items():
         fast.model = replace(fast.model, upscaler=upscaler)
         for k, sigma in enumerate(sigmas.split(",")):
-            result = fast.finish(drafts, plan=replace(plan, refine_sigma=float(sigma)), stages=k == 0)
+            result = fast.finish(drafts, plan=replace(plan, refine_sigma=float(sigma)), keep_upscaled=k == 0)
             if k == 0:
                 seen[f"{name}, not refined"] = Seen.of(network, result.upscaled)
             refined = f"{name}, refined from {sigma}"

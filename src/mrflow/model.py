@@ -11,7 +11,7 @@ import torch
 
 from mrflow.backbones.family import Backbone, Pipeline, Reading
 from mrflow.errors import MrFlowWarning, PlanError, PromptWarning
-from mrflow.jobs import Asked, Job, check_size
+from mrflow.jobs import Asked, Job, Size, check_size
 from mrflow.plan import Defaults, Plan, get_plan
 from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
 from mrflow.schedulers import resolve_solver
@@ -78,6 +78,10 @@ class Model:
             if reading.cut or reading.unknown:
                 self._warn_of_loss(reading)
         return jobs
+
+    def resolve_size(self, width: int | None = None, height: int | None = None) -> Size:
+        """Return the size of finished pictures, each missing side the model's own; raises SizeError."""
+        return check_size(_first(width, self.defaults.width), _first(height, self.defaults.height), self.multiple)
 
     def resolve_plan(self, plan: Plan | str | None = None, *, native: bool = False) -> Plan:
         """Return the plan with guidance and solver filled in: from the plan, else the defaults, else the family's.

@@ -1,19 +1,22 @@
-"""The command line: `mrflow generate`, `draft`, `finish`, `enhance`, `replay` and `models`.
+"""The command line, one file per command.
 
-One file per command. stdout is data (the paths of written files, or JSON with --json); progress, warnings and
-errors go to stderr. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 stopped with Ctrl-C.
+stdout is data (the paths of written files, or JSON with --json); progress, warnings and errors go to stderr.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 
-def main() -> None:
-    """Run the command line with the arguments of this process."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line with these arguments, or those of this process, and exit."""
     try:
-        from mrflow.cli.app import app
+        from mrflow.cli.app import run
 
-        app(prog_name="mrflow")
+        code = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # before a command is in charge of its own
-        sys.exit(130)
+        code = 130
+    sys.exit(code)

@@ -1,10 +1,17 @@
-"""The commands put together."""
+"""The commands put together, and what becomes of what they raise: a line on stderr and an exit code."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import typer
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
+from rich.console import Console
 
 import mrflow
 from mrflow.cli.balance import balance
@@ -17,39 +24,117 @@ from mrflow.cli.export import export
 from mrflow.cli.finish import finish
 from mrflow.cli.generate import generate
 from mrflow.cli.models import models
-from mrflow.cli.ray_options import RayCommand
+from mrflow.cli.ray_options import fill_address
 from mrflow.cli.replay import replay
+from mrflow.cli.reporting import FAILURE, INTERRUPTED, WRONG_USAGE, say, stderr_console, warnings_as_lines
 from mrflow.cli.serve import serve
 from mrflow.cli.tune import tune
+from mrflow.errors import MrFlowError, RequestError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+_COMMANDS: tuple[Callable[..., int | None], ...] = (
+    *(generate, draft, finish, enhance, replay, batch, serve, models),
+    *(bench, balance, compare, tune, export),
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"mrflow {mrflow.__version__}")
-        raise typer.Exit()
+def _show_default(value: Any) -> str | None:
+    """Return a default as help shows it: nothing for a flag that is not given."""
+    return None if value is None or value is False else str(value)
 
 
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Text-to-image about ten times faster, without training: draft small, then finish large.
+app = App(
+    name="mrflow",
+    help="""Text-to-image about ten times faster, without training: draft small, then finish large.
 
-    Start with: mrflow generate "a lake at sunset with mountains" --compare
+    Start with: mrflow generate "a lake at sunset with mountains" --compare""",
+    help_flags=["--help", "-h"],
+    help_format="plaintext",
+    version=f"mrflow {mrflow.__version__}",
+    # no --no-xxx beside a flag; of an option that is given twice the last counts, so that aliases can have some
+    default_parameter=Parameter(negative=(), show_default=_show_default, allow_repeating=True),
+    result_action="return_value",
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+)
+for _order, _command in enumerate(_COMMANDS):
+    _text, _, _examples = (inspect.getdoc(_command) or "").partition("Examples:\n")
+    _about = re.sub(r"(?<!\n)\n(?!\n)", " ", _text.partition("Args:\n")[0])  # the terminal breaks lines
+    app.command(_command, sort_key=_order, help=_about, help_epilogue=f"Examples:\n{_examples}")
+app.register_install_completion_command(group="Options", help="Install completion for the current shell.")
+
+
+@app.command(name="--show-completion", group="Options")
+def _show_completion() -> None:
+    """Show completion for the current shell, to copy it or customize the installation."""
+    print(app.generate_completion())
+
+
+app["--help"].group = app["--version"].group = "Options"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command that the arguments name, and return its exit code.
+
+    --debug prints the traceback above an error's line, and lets the libraries' own warnings and logs through.
     """
+    if not arguments:
+        app.help_print([], console=stderr_console())
+        return WRONG_USAGE
+    debug = "--debug" in arguments
+    try:
+        with warnings_as_lines(debug):
+            code = app(_arrange(arguments), console=Console())
+        sys.stdout.flush()
+        return code or 0
+    except KeyboardInterrupt:
+        say("stopped; no half-written file is left.", "Interrupted", "yellow")
+        return INTERRUPTED
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return FAILURE
+        if debug:
+            traceback.print_exc(file=sys.stderr)
+        message = _explain(error, debug)
+        say(" ".join(message.split()), "Error", "red")
+        return WRONG_USAGE if isinstance(error, CycloptsError | RequestError) else FAILURE
 
 
-for command in (
-    *(generate, draft, finish, enhance, replay, batch, serve, models),
-    *(bench, balance, compare, tune, export),
-):
-    app.command(cls=RayCommand if command in (batch, serve) else None)(command)
+def _nobody_reads() -> bool:
+    """Return whether who read stdout has seen enough, as head does; Python then writes the rest nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _arrange(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with an address after each --ray, and stdin's - where it is no unknown option."""
+    arranged = fill_address(arguments)
+    if "-" in arranged and "--" not in arranged:
+        return [*(each for each in arranged if each != "-"), "--", "-"]
+    return arranged
+
+
+def _explain(error: Exception, debug: bool) -> str:
+    """Return what is said of an error."""
+    if isinstance(error, CycloptsError):
+        return f"{_explain_usage(error)} See: {' '.join(['mrflow', *(error.command_chain or ())])} --help"
+    if isinstance(error, MrFlowError):
+        return str(error)
+    # a bug, or a library that ran out of memory
+    hint = "" if debug else " Run again with --debug for the traceback."
+    return f"{type(error).__name__}: {str(error).strip() or 'no message'}{hint}"
+
+
+def _explain_usage(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        return f"Nothing is known to do with {' '.join(error.unused_tokens or ())!r:.80}."
+    if not isinstance(error, MissingArgumentError) or error.argument is None:
+        return str(error)
+    if error.keyword is not None:
+        return f"{error.keyword} requires an argument."
+    name = error.argument.name
+    return f"Missing option {name}." if name.startswith("-") else f"Missing argument {name}."

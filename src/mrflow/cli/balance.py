@@ -6,12 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 from rich.filesize import decimal
 
-from mrflow.cli import options
-from mrflow.cli.reporting import reporting
-from mrflow.cli.writing import tell_json
+from mrflow.cli.options import HOW, Streams, Whole
+from mrflow.cli.outputs import tell_json
 from mrflow.errors import RequestError
 
 if TYPE_CHECKING:
@@ -19,64 +18,51 @@ if TYPE_CHECKING:
 
 
 def balance(
-    report: Annotated[
-        Path,
-        typer.Argument(metavar="REPORT", help="What `mrflow bench --out` or `--json` wrote.", show_default=False),
-    ],
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", help="How many there are, of both stages.", show_default="the fewest that are 95% busy"
-        ),
-    ] = None,
-    pictures: Annotated[
-        float | None,
-        typer.Option(
-            "--pictures", metavar="N", help="Calculate a batch of so many, such as 1e8.", show_default=False
-        ),
-    ] = None,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    report: Path,
+    /,
+    *,
+    workers: Annotated[Whole | None, Parameter(group=HOW, show_default="the fewest that are 95% busy")] = None,
+    pictures: Annotated[float | None, Parameter(metavar="N", group=HOW)] = None,
+    streams: Streams = Streams(),
 ) -> None:
     """Divide workers between drafting and finishing so that neither waits, for each staged method of a report.
 
     A worker is what was measured: a GPU, or a process with the report's number of CPU threads. The transport
     between the stages is not in the report, and not in these figures.
 
+    Args:
+        report: What `mrflow bench --out` or `--json` wrote.
+        workers: How many there are, of both stages.
+        pictures: Calculate a batch of so many, such as 1e8.
+
     Examples:
       mrflow balance bench.json
       mrflow balance bench.json --workers 8 --pictures 1e8
     """
-    with reporting(debug):
-        from mrflow.batch.balance import balance_workers, calculate, read_costs, split_workers
+    from mrflow.batch.balance import balance_workers, calculate, read_costs, split_workers
 
-        count = None if pictures is None else _whole(pictures)
-        rows = []
-        for cost in read_costs(report):
-            split = balance_workers(cost) if workers is None else split_workers(cost, workers)
-            rows.append((cost, split, None if count is None else calculate(cost, split, count)))
-        if as_json:
-            tell_json(
-                {
-                    "methods": [
-                        {**asdict(c), **asdict(s), **({"paper": asdict(p)} if p else {})} for c, s, p in rows
-                    ]
-                }
-            )
-            return
-        for cost, split, _ in rows:
-            _print_split(cost, split)
-        for cost, split, paper in rows:
-            if paper is not None:
-                _print_paper(cost, split, paper)
+    count = None if pictures is None else _whole(pictures)
+    rows = []
+    for cost in read_costs(report):
+        split = balance_workers(cost) if workers is None else split_workers(cost, workers)
+        rows.append((cost, split, None if count is None else calculate(cost, split, count)))
+    if streams.json:
+        methods = [{**asdict(c), **asdict(s), **({"paper": asdict(p)} if p else {})} for c, s, p in rows]
+        tell_json({"methods": methods})
+        return
+    for cost, split, _ in rows:
+        _print_split(cost, split)
+    for cost, split, paper in rows:
+        if paper is not None:
+            _print_paper(cost, split, paper)
 
 
 def _print_split(cost: Cost, split: Split) -> None:
-    typer.echo(
+    print(
         f"{_title(cost)}: draft {cost.draft:.3f} s, finish {cost.finish:.3f} s, "
         f"{cost.draft / cost.finish:.2f} draft workers for each that finishes"
     )
-    typer.echo(
+    print(
         f"    {split.draft_workers} + {split.finish_workers} workers: "
         f"{split.pictures_per_second:.3g} pictures a second, {split.busy:.0%} busy"
     )
@@ -95,11 +81,9 @@ def _print_paper(cost: Cost, split: Split, paper: Paper) -> None:
         "resume": f"{paper.resume_hours:,.1f} hours if one disk has all, hashing {rate} a second",
         "object store": f"{paper.put_requests:,} PUT requests, and {paper.get_requests:,} GET to resume all",
     }
-    typer.echo(
-        f"{paper.pictures:,} pictures, {_title(cost)}, {split.draft_workers} + {split.finish_workers} workers"
-    )
+    print(f"{paper.pictures:,} pictures, {_title(cost)}, {split.draft_workers} + {split.finish_workers} workers")
     for name, text in lines.items():
-        typer.echo(f"    {name:13}{text}")
+        print(f"    {name:13}{text}")
 
 
 def _title(cost: Cost) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
+from collections import Counter
 from typing import TYPE_CHECKING
 
-import typer
 from rich.filesize import decimal
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from mrflow.cli.outputs import tell_json, tell_paths
 from mrflow.cli.progress import STAGE_NAMES
-from mrflow.cli.reporting import say, stderr_console
-from mrflow.cli.writing import tell_json, tell_paths
+from mrflow.cli.reporting import say, stderr_console, warn
 
 if TYPE_CHECKING:
     from mrflow.batch.output import Output
@@ -52,12 +51,10 @@ class Report:
         """Begin; nothing is drawn before the batch is prepared."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Give the terminal back, and say how the batch stands if it was stopped."""
         self._bars.stop()
-        if self._summary is not None and error is not None and not isinstance(error, typer.Exit):
+        if self._summary is not None and kind is not None:
             say(f"{_counts(self._summary)}. Run the same command again to go on.")
 
     def tell_prepared(self, prepared: Prepared) -> None:
@@ -66,13 +63,9 @@ class Report:
         for failure in prepared.failures:
             self._tell_failure(failure)
         if prepared.found.lost:
-            say(
-                f"{prepared.found.lost} pictures are missing or damaged and will be made again",
-                "Warning",
-                "yellow",
-            )
+            warn(f"{prepared.found.lost} pictures are missing or damaged and will be made again")
         if prepared.bytes_free is not None and prepared.bytes_needed > prepared.bytes_free:
-            say(f"the disk may fill up: {_space(prepared)}", "Warning", "yellow")
+            warn(f"the disk may fill up: {_space(prepared)}")
         if prepared.todo:
             self._bars.update(self._task, visible=True, total=len(prepared.tasks) + len(prepared.failures))
             self._bars.start()
@@ -112,10 +105,7 @@ class Report:
     def tell_dry_run(self, prepared: Prepared, output: Output) -> bool:
         """Print what the batch would do, and return whether every row can be made and the disk has room."""
         room = prepared.bytes_free is None or prepared.bytes_needed <= prepared.bytes_free
-        kinds: dict[str, int] = {}
-        for task in prepared.todo:
-            kind = f"{task.size[0]}x{task.size[1]} {task.plan.label}"
-            kinds[kind] = kinds.get(kind, 0) + 1
+        kinds = Counter(f"{task.job.width}x{task.job.height} {task.job.plan.label}" for task in prepared.todo)
         if self._as_json:
             tell_json(
                 {
@@ -129,13 +119,13 @@ class Report:
                 }
             )
         else:
-            typer.echo(f"to make      {len(prepared.todo)}")
+            print(f"to make      {len(prepared.todo)}")
             for kind, count in kinds.items():
-                typer.echo(f"             {count} of {kind}")
-            typer.echo(f"there        {len(prepared.tasks) - len(prepared.todo)}")
-            typer.echo(f"bad rows     {len(prepared.failures)}")
-            typer.echo(f"space        {_space(prepared)}")
-            typer.echo(f"output       {output.out}, as {output.form}")
+                print(f"             {count} of {kind}")
+            print(f"there        {len(prepared.tasks) - len(prepared.todo)}")
+            print(f"bad rows     {len(prepared.failures)}")
+            print(f"space        {_space(prepared)}")
+            print(f"output       {output.out}, as {output.form}")
         self._tell_warnings(prepared)
         for failure in prepared.failures:
             self._tell_failure(failure)
@@ -145,9 +135,9 @@ class Report:
 
     def _tell_warnings(self, prepared: Prepared) -> None:
         for text, rows in prepared.warned.most_common(_SHOWN):
-            say(text + (f" ({rows} rows)" if rows > 1 else ""), "Warning", "yellow")
+            warn(text + (f" ({rows} rows)" if rows > 1 else ""))
         if len(prepared.warned) > _SHOWN:
-            say(f"and {len(prepared.warned) - _SHOWN} more kinds of warning", "Warning", "yellow")
+            warn(f"and {len(prepared.warned) - _SHOWN} more kinds of warning")
 
     def _tell_failure(self, failure: Failure) -> None:
         self._failures += 1

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image, ImageDraw, ImageFont
+
 from mrflow.bench.timing import Timed, speedup, time_in_turn
-from mrflow.cli.jobs import PictureOptions
 from mrflow.cli.loading import ModelOptions
-from mrflow.cli.outputs import companion
+from mrflow.cli.options import Wanted
+from mrflow.cli.outputs import StagedOutput, companion, tell_json, tell_paths
 from mrflow.cli.planning import PlanOptions
-from mrflow.cli.progress import STAGE_NAMES, run_bar
+from mrflow.cli.progress import STAGE_NAMES, run_bar, silent
+from mrflow.cli.report_tables import make_table
 from mrflow.cli.reporting import say, stderr_console
-from mrflow.cli.side_by_side import Panel, draw_side_by_side
-from mrflow.cli.tables import make_table
-from mrflow.cli.writing import tell_json, tell_paths
 from mrflow.errors import RequestError
 from mrflow.files import save_image
 
 if TYPE_CHECKING:
-    from mrflow import MrFlow, Progress
+    from mrflow import MrFlow
 
 _LABELS = ("native", "staged", "draft", "upscaled")
 _WARM_UP_STEPS = 2  # of the native run: every kernel and buffer of a step is used, without the other 48
+_MARGIN = 16
+_PAPER, _INK, _FAINT = "#ffffff", "#1a1a1a", "#6b6b6b"
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,7 @@ class Comparison:
 
 
 def make_both(
-    wanted: PictureOptions,
-    plans: PlanOptions,
-    models: ModelOptions,
-    *,
-    repeats: int,
-    out: str | None,
-    force: bool,
-    stages: bool,
-    as_json: bool,
+    wanted: Wanted, plans: PlanOptions, model: ModelOptions, output: StagedOutput, *, repeats: int, as_json: bool
 ) -> None:
     """Make one picture both ways, write them side by side and say what each took.
 
@@ -57,14 +54,14 @@ def make_both(
     """
     if len(wanted.jobs) > 1:
         raise RequestError(f"--compare makes one picture; {len(wanted.jobs)} are asked for. Give one prompt.")
-    labels = _LABELS if stages else ()
-    path = wanted.outputs(out, "{prompt}-{seed}-compare.png", companions=labels, force=force)[0]
-    fast = models.load()
-    compared = _measure(fast, wanted.arguments(), plans, repeats)
-    save_image(_sheet(compared, wanted.prompts[0]), path, overwrite=force)
+    labels = _LABELS if output.stages else ()
+    (path,) = output.paths("{prompt}-{seed}-compare.png", wanted.jobs, companions=labels)
+    fast = model.load()
+    compared = _measure(fast, wanted.arguments, plans, repeats)
+    save_image(_sheet(compared, wanted.jobs[0].prompt), path, overwrite=output.force)
     beside = {label: companion(path, label) for label in labels}
     if beside:
-        _write_stages(compared, beside, force=force)
+        _write_stages(compared, beside, force=output.force)
     if as_json:
         tell_json(_as_json(compared, path, beside))
     else:
@@ -73,19 +70,15 @@ def make_both(
 
 
 def _measure(fast: MrFlow, arguments: dict[str, Any], plans: PlanOptions, repeats: int) -> Comparison:
-    staged = {**arguments, "plan": plans.resolve(fast), "callback": _ignore}
+    staged = {**arguments, "plan": plans.resolve(fast), "callback": silent}
     native = {**staged, "plan": plans.resolve_native(fast)}
     with run_bar(2 * repeats + 2) as on_run:
         on_run("warm up")
         fast.native(**native, steps=_WARM_UP_STEPS)
         on_run("warm up")
         fast(**staged)
-        ways = {"native": lambda: fast.native(**native), "staged": lambda: fast(**staged, stages=True)}
+        ways = {"native": lambda: fast.native(**native), "staged": lambda: fast(**staged, keep_upscaled=True)}
         return Comparison(**time_in_turn(ways, repeats, on_run))
-
-
-def _ignore(_news: Progress) -> None:
-    """Keep the pipeline's own bar silent."""
 
 
 def _sheet(compared: Comparison, prompt: str) -> Any:
@@ -142,3 +135,46 @@ def _tell_seconds(compared: Comparison) -> None:
         for name, totals in (("native", compared.native.totals), ("staged", compared.staged.totals))
     )
     say(f"staged is {compared.speedup:.2f} times faster (range: {spread})")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture with a line about what it is and a line about what it took."""
+
+    image: Image.Image
+    label: str
+    detail: str
+
+
+def draw_side_by_side(panels: Sequence[Panel], title: str) -> Image.Image:
+    """Return one RGB picture: the title, then the panels from left to right at their own sizes."""
+    size = max(13, min(panel.image.width for panel in panels) // 22)
+    font = ImageFont.load_default(size)
+    line = round(size * 1.4)
+    width = sum(panel.image.width for panel in panels) + _MARGIN * (len(panels) + 1)
+    heading = _wrap(title, font, width - 2 * _MARGIN)
+    top = _MARGIN + line * len(heading) + _MARGIN // 2
+    tallest = max(panel.image.height for panel in panels)
+    sheet = Image.new("RGB", (width, top + tallest + _MARGIN // 2 + 2 * line + _MARGIN), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for number, text in enumerate(heading):
+        pen.text((_MARGIN, _MARGIN + number * line), text, fill=_INK, font=font)
+    left, below = _MARGIN, top + tallest + _MARGIN // 2
+    for panel in panels:
+        sheet.paste(panel.image, (left, top))
+        pen.text((left, below), panel.label, fill=_INK, font=font)
+        pen.text((left, below + line), panel.detail, fill=_FAINT, font=font)
+        left += panel.image.width + _MARGIN
+    return sheet
+
+
+def _wrap(text: str, font: _Font, width: int) -> list[str]:
+    """Return the words of `text` in lines of at most `width` pixels, a longer word on a line of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

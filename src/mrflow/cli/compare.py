@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from mrflow.bench.compare import Course, count_runs, missing, run_turns
 from mrflow.bench.environment import describe_environment
@@ -17,19 +17,19 @@ from mrflow.bench.ledger import Ledger, read_course
 from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.plot import check_plotting
 from mrflow.bench.prompts import read_questions
-from mrflow.cli import options
 from mrflow.cli.loading import ModelOptions
-from mrflow.cli.progress import run_bar
-from mrflow.cli.reporting import each_warning_once, reporting, say, stderr_console
-from mrflow.cli.writing import tell_paths
-from mrflow.errors import OutputError, RequestError
+from mrflow.cli.options import HOW, OUTPUT, WHAT, Count, Size, Streams, Whole
+from mrflow.cli.outputs import tell_json, tell_paths
+from mrflow.cli.progress import run_bar, silent
+from mrflow.cli.report_tables import print_scores
+from mrflow.cli.reporting import each_warning_once, say
+from mrflow.errors import OutputError
 from mrflow.jobs import make_seeds, parse_size
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
-    from mrflow.jobs import Size
+    from mrflow.jobs import Size as Pixels
 
-_WHAT, _HOW, _WHERE = "What", "How", "Output"
 METHODS = (
     *("native", "native:25", "native:12", "native:6,solver=unipc", "12+1", "20+1", "6+1:solver=unipc"),
     *("12+1:upscaler=bicubic", "12+1:upscaler=lanczos", "12+1:upscaler=latent", "12+0"),
@@ -38,131 +38,99 @@ METHODS = (
 
 
 def compare(
-    methods: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="METHOD",
+    *method: Annotated[
+        str,
+        Parameter(
             help="native:25, native:cache=first-block@0.1, 12+1, 12+1:refine_sigma=0.2, 12+1:upscaler=lanczos, "
             "12+1:upscaler=latent, 12+0 (not refined); the first is the baseline. docs/benchmarks.md has all.",
             show_default=" ".join(METHODS),
         ),
-    ] = None,
+    ],
     prompts: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help='One prompt a line, or .jsonl objects with "prompt" and perhaps "labels".',
-            rich_help_panel=_WHAT,
-            show_default="256 captions of vista's world",
-        ),
+        Path | None, Parameter(metavar="FILE", group=WHAT, show_default="256 captions of vista's world")
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", metavar="N", min=1, help="Only the first N prompts.", rich_help_panel=_WHAT),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", help="Pictures per prompt.", rich_help_panel=_WHAT)
-    ] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Of the first picture.", rich_help_panel=_WHAT)] = 0,
-    size: options.Size = None,
+    limit: Annotated[Count | None, Parameter(metavar="N", group=WHAT)] = None,
+    seeds: Annotated[Whole, Parameter(metavar="N", group=WHAT)] = 1,
+    seed: Annotated[Whole, Parameter(group=WHAT)] = 0,
+    size: Size = None,
     equal_time: Annotated[
-        bool,
-        typer.Option(
-            "--equal-time/--no-equal-time",
-            help="Add the native run that takes as long as the first plan; its steps are measured first.",
-            rich_help_panel=_HOW,
-        ),
+        bool, Parameter(negative="--no-equal-time", group=HOW, show_default="equal-time")
     ] = True,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
+    metric: Annotated[
+        tuple[str, ...],
+        Parameter(
             metavar="NAME",
-            help="Scores by further networks: clip, lpips (mrflow\\[metrics]), image-reward "
-            "(mrflow\\[image-reward]); their weights are downloaded.",
-            rich_help_panel=_HOW,
+            help="Scores by further networks: clip, lpips (mrflow[metrics]), image-reward "
+            "(mrflow[image-reward]); their weights are downloaded. Several times for several.",
+            group=HOW,
             show_default="none",
         ),
-    ] = None,
-    model: options.Model = "vista",
-    upscaler: options.Upscaler = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="FOLDER", help="Pictures, seconds and report.", rich_help_panel=_WHERE
-        ),
-    ] = Path("compare"),
-    show: Annotated[
-        int,
-        typer.Option(
-            "--show", metavar="N", min=0, help="Prompts with pictures in the report.", rich_help_panel=_WHERE
-        ),
-    ] = 12,
-    report_only: Annotated[
-        bool,
-        typer.Option(
-            "--report-only",
-            help="Make no pictures: write the report on the prompts that are complete in --out.",
-            rich_help_panel=_WHERE,
-        ),
-    ] = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    ] = (),
+    model: ModelOptions = ModelOptions(),
+    out: Annotated[Path, Parameter(alias="-o", metavar="FOLDER", group=OUTPUT)] = Path("compare"),
+    show: Annotated[Whole, Parameter(metavar="N", group=OUTPUT, validator=Number(gte=0))] = 12,
+    report_only: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    streams: Streams = Streams(),
 ) -> None:
     """Run methods side by side on many prompts and score them: speed, quality, sharpness, colour.
 
     For each prompt all methods run in turn, and who begins rotates. Every picture is kept with its seconds:
     stop it when you like, the same command goes on. More methods can be added later to what is there.
 
+    Args:
+        prompts: One prompt a line, or .jsonl objects with "prompt" and perhaps "labels".
+        limit: Only the first N prompts.
+        seeds: Pictures per prompt.
+        seed: Of the first picture.
+        equal_time: Add the native run that takes as long as the first plan; its steps are measured first.
+        out: Pictures, seconds and report.
+        show: Prompts with pictures in the report.
+        report_only: Make no pictures: write the report on the prompts that are complete in --out.
+
     Examples:
       mrflow compare --limit 8 native:12 4+1 4+0 --out quick
       mrflow compare --out vista
       mrflow compare native 12+1 20+1 12+1:upscaler=bicubic -m black-forest-labs/FLUX.1-dev --prompts mine.txt
     """
-    with reporting(debug):
-        from mrflow.metrics import learned
-        from mrflow.metrics.similarity import check_similarity
+    from mrflow.metrics import learned
+    from mrflow.metrics.similarity import check_similarity
 
-        check_plotting()
-        check_similarity()
-        chosen = learned.choose(metrics or [])
-        course = Course(
-            methods=read_methods(methods or METHODS),
-            questions=read_questions(prompts, limit),
-            seeds=seeds,
-            seed=make_seeds(seed, 1)[0],
-        )
-        if report_only and read_course(out) is None:
-            raise OutputError(f"{out} holds no comparison to report on. Leave out --report-only to begin one.")
-        fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
-        pixels = _resolve_size(fast, course, parse_size(size))
-        head = {"format": 1, **_describe(fast), "size": list(pixels)}
-        if report_only:  # of pictures as they were made, perhaps elsewhere
-            begun = read_course(out) or {}
-            head |= {name: begun.get(name) for name in ("environment", "model")}
-        with each_warning_once():
-            course, equal = _add_equal_time(fast, course, pixels, out) if equal_time else (course, None)
-            head["equal_time"] = equal
-            names = [method.name for method in course.methods]
-            ledger = Ledger(out, {**head, **course.to_dict(), "methods": names})
-            if not report_only:
-                _make(fast, course, ledger, pixels)
-            scores = _score(fast, course, ledger, chosen)
-        from mrflow.bench.report import write_report
-        from mrflow.cli.compare_table import print_scores
+    check_plotting()
+    check_similarity()
+    chosen = learned.choose(list(metric))
+    course = Course(
+        methods=read_methods(method or METHODS),
+        questions=read_questions(prompts, limit),
+        seeds=seeds,
+        seed=make_seeds(seed, 1)[0],
+    )
+    if report_only and read_course(out) is None:
+        raise OutputError(f"{out} holds no comparison to report on. Leave out --report-only to begin one.")
+    fast = model.load()
+    pixels = fast.model.resolve_size(*parse_size(size))
+    head = {"format": 1, **_describe(fast), "size": list(pixels)}
+    if report_only:  # of pictures as they were made, perhaps elsewhere
+        begun = read_course(out) or {}
+        head |= {name: begun.get(name) for name in ("environment", "model")}
+    with each_warning_once():
+        course, equal = _add_equal_time(fast, course, pixels, out) if equal_time else (course, None)
+        head["equal_time"] = equal
+        names = [method.name for method in course.methods]
+        ledger = Ledger(out, {**head, **course.to_dict(), "methods": names})
+        if not report_only:
+            _make(fast, course, ledger, pixels)
+        scores = _score(fast, course, ledger, chosen)
+    from mrflow.bench.report import write_report
 
-        paths = write_report(out, course, ledger, head, scores, show)
-        print_scores(scores, stderr_console())
-        if as_json:
-            typer.echo(json.dumps({**head, "scores": scores}, allow_nan=False))
-        else:
-            tell_paths(paths)
+    paths = write_report(out, course, ledger, head, scores, show)
+    print_scores(scores)
+    if streams.json:
+        tell_json({**head, "scores": scores}, indent=None)
+    else:
+        tell_paths(paths)
 
 
-def _make(fast: MrFlow, course: Course, ledger: Ledger, size: Size) -> None:
+def _make(fast: MrFlow, course: Course, ledger: Ledger, size: Pixels) -> None:
     """Make the pictures that are missing."""
     turns = missing(course, ledger)
     if ledger.runs:
@@ -186,7 +154,7 @@ def _score(fast: MrFlow, course: Course, ledger: Ledger, chosen: list[Any]) -> d
 
 
 def _add_equal_time(
-    fast: MrFlow, course: Course, size: Size, folder: Path
+    fast: MrFlow, course: Course, size: Pixels, folder: Path
 ) -> tuple[Course, dict[str, Any] | None]:
     """Return the course with the native run that takes the time of its first plan, and what was found.
 
@@ -203,16 +171,12 @@ def _add_equal_time(
         question, seed = course.items[0]
         settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1]}
         with run_bar(EQUAL_TIME_RUNS) as on_run:
-            steps = steps_of_equal_time(fast, reference, {**settings, "callback": _ignore}, on_run)
+            steps = steps_of_equal_time(fast, reference, {**settings, "callback": silent}, on_run)
     equal = {"method": reference.name, "steps": steps}
     native = Method(name=f"native:{steps}", steps=steps)
     if native in course.methods:
         return course, equal
     return replace(course, methods=[*course.methods, native]), equal
-
-
-def _ignore(_news: object) -> None:
-    """Keep the pipeline's own bar silent."""
 
 
 def _describe(fast: MrFlow) -> dict[str, Any]:
@@ -226,12 +190,3 @@ def _describe(fast: MrFlow) -> dict[str, Any]:
             "upscaler_sha256": model.upscaler.sha256,
         },
     }
-
-
-def _resolve_size(fast: MrFlow, course: Course, pixels: Any) -> Size:
-    """Return the size, which fits the model and all plans; raises SizeError."""
-    width, height = pixels
-    sizes = {fast.model.resolve_size(width, height, method.plan) for method in course.methods}
-    if len(sizes) != 1:
-        raise RequestError("The methods make pictures of several sizes; give one with --size.")
-    return sizes.pop()

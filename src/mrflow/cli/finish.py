@@ -6,60 +6,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from mrflow.cli import options
-from mrflow.cli.loading import ModelOptions
-from mrflow.cli.outputs import plan_outputs, subjects_of
-from mrflow.cli.planning import PlanOptions
+from mrflow.cli.loading import RecordedModel
+from mrflow.cli.options import Streams
+from mrflow.cli.outputs import StagedOutput, Written, tell_pictures
+from mrflow.cli.planning import RefineOptions
 from mrflow.cli.progress import StageBars
-from mrflow.cli.reporting import reporting
-from mrflow.cli.writing import Written, tell_pictures
 from mrflow.errors import RequestError
 from mrflow.recipe import Recipe
 
 
 def finish(
-    drafts: Annotated[
-        list[Path],
-        typer.Argument(metavar="DRAFT", help="Files from 'mrflow draft' or --stages.", show_default=False),
-    ],
-    refine_steps: options.RefineSteps = None,
-    sigma: options.Sigma = None,
-    scale: options.Scale = None,
-    model: options.RecordedModel = None,
-    upscaler: options.Upscaler = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    out: options.Out = None,
-    force: options.Force = False,
-    stages: options.Stages = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    *draft: Annotated[Path, Parameter(required=True)],
+    plans: RefineOptions = RefineOptions(),
+    model: RecordedModel = RecordedModel(),
+    output: StagedOutput = StagedOutput(),
+    streams: Streams = Streams(),
 ) -> None:
     """Finish drafts at full size, as their recipes say or with another refine pass.
+
+    Args:
+        draft: Files from 'mrflow draft' or --stages.
 
     Examples:
       mrflow finish a-meadow-at-dawn-7-draft.png
       mrflow finish drafts/*.png --sigma 0.2 --out finished/
     """
-    with reporting(debug):
-        from mrflow import Draft
+    from mrflow import Draft
 
-        plans = PlanOptions(refine_steps=refine_steps, refine_sigma=sigma, scale=scale)
-        chosen = [Draft.from_image(path) for path in drafts]
-        recipes = [each.base_recipe for each in chosen]
-        name = model or _shared_model(recipes)
-        _check_plans(recipes, plans)
-        kept = ("upscaled",) if stages else ()
-        subjects = subjects_of(recipes, drafts)
-        paths = plan_outputs(out, "{prompt}-{seed}.png", subjects, companions=kept, force=force)
-        source = ModelOptions(model=name, recorded=model is None, upscaler=upscaler, device=device, dtype=dtype)
-        fast = source.load()
-        plan = plans.apply(fast, recipes[0].plan) if plans.given() else None
-        with Written(paths, stages=kept, force=force) as written, StageBars() as bars:
-            result = fast.finish(chosen, plan=plan, stages=stages, callback=bars, on_picture=written)
-        tell_pictures(written.entries, result.seconds, as_json=as_json)
+    chosen = [Draft.from_image(path) for path in draft]
+    recipes = [each.base_recipe for each in chosen]
+    source = model if model.model else model.named(_shared_model(recipes))
+    _check_plans(recipes, plans)
+    kept = ("upscaled",) if output.stages else ()
+    paths = output.paths("{prompt}-{seed}.png", recipes, draft, companions=kept)
+    fast = source.load()
+    plan = plans.apply(fast, recipes[0].plan) if plans.given() else None
+    with Written(paths, stages=kept, force=output.force) as written, StageBars() as bars:
+        result = fast.finish(chosen, plan=plan, keep_upscaled=output.stages, callback=bars, on_picture=written)
+    tell_pictures(written.entries, result.seconds, as_json=streams.json)
 
 
 def _shared_model(recipes: Sequence[Recipe]) -> str:
@@ -69,8 +55,8 @@ def _shared_model(recipes: Sequence[Recipe]) -> str:
     return names[0]
 
 
-def _check_plans(recipes: Sequence[Recipe], plans: PlanOptions) -> None:
-    """Check the changed plan; what is changed must mean the same for every draft."""
+def _check_plans(recipes: Sequence[Recipe], plans: RefineOptions) -> None:
+    """Raise RequestError if what is changed would not mean the same for every draft."""
     distinct = {recipe.plan for recipe in recipes}
     if plans.given() and len(distinct) > 1:
         raise RequestError(

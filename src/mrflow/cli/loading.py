@@ -1,20 +1,46 @@
-"""Loading the model that the options name."""
+"""The options that choose a model, and loading it."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from mrflow import vista
+from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
-from mrflow.errors import ModelError
+from mrflow.errors import ModelError, RequestError
+from mrflow.known_upscalers import KNOWN
+from mrflow.recipe import Recipe
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
 
+_Model = Annotated[str, Parameter(alias="-m", help="vista, a folder or a Hugging Face id of a pipeline.")]
+_Upscaler = Annotated[
+    str | None,
+    Parameter(
+        metavar="FILE",
+        help="A super-resolution file (.safetensors, .pth), a known name (mrflow models), bicubic, bilinear or "
+        "lanczos.",
+        show_default="the model's own, else bicubic",
+    ),
+]
+_Device = Annotated[
+    str | None, Parameter(help="cpu, cuda, cuda:1, mps.", show_default="cuda where there is one, else cpu")
+]
+_Dtype = Annotated[
+    str | None, Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16")
+]
+_INTERPOLATIONS = ("bicubic", "bilinear")
+_RECORDED = Parameter(show_default="the recipe's")
+_NO_OPTION = Parameter(parse=False)
 
+
+@Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The options that choose a model; None where a default is to be found.
@@ -23,11 +49,11 @@ class ModelOptions:
     downloaded, only what is on this machine already is loaded.
     """
 
-    model: str = "vista"
-    recorded: bool = False
-    upscaler: str | None = None
-    device: str | None = None
-    dtype: str | None = None
+    model: _Model = "vista"
+    upscaler: _Upscaler = None
+    device: _Device = None
+    dtype: _Dtype = None
+    recorded: Annotated[bool, _NO_OPTION] = False
 
     def load(self) -> MrFlow:
         """Return the model, ready to run. Raises ModelError, UpscalerError or DeviceError.
@@ -54,6 +80,71 @@ class ModelOptions:
                     f"{error} It stands in the picture, and nothing is downloaded on a picture's word: if you "
                     "trust it, give it as --model."
                 ) from error
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class DraftModel(ModelOptions):
+    """The same without an upscaler: drafting needs none, and bicubic keeps the model from asking for a network."""
+
+    upscaler: Annotated[str | None, _NO_OPTION] = "bicubic"
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class RecordedModel(ModelOptions):
+    """The same for drafts; no name means that their recipes have it."""
+
+    model: Annotated[_Model, _RECORDED] = ""
+
+    def named(self, name: str) -> ModelOptions:
+        """Return these options with the recorded model, unless one was given."""
+        return self if self.model else replace(self, model=name, recorded=True)
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class ReplayModel(RecordedModel):
+    """The same for making a picture again: what is not given is as its recipe has it."""
+
+    upscaler: Annotated[_Upscaler, _RECORDED] = None
+    device: Annotated[_Device, _RECORDED] = None
+    dtype: Annotated[_Dtype, _RECORDED] = None
+
+    def of(self, recipe: Recipe) -> ModelOptions:
+        """Return what the picture is made with; raises RequestError for an upscaler that cannot be found."""
+        return replace(
+            self.named(recipe.model),
+            upscaler=_recorded_upscaler(recipe) if self.upscaler is None else self.upscaler,
+            device=self.device or recipe.device,
+            dtype=self.dtype or recipe.dtype,
+        )
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class ServedModel(ModelOptions):
+    """The model, on each of several devices.
+
+    Args:
+        devices: cpu, cuda, cuda:1, mps; several times for several workers.
+        alias: A further name for the model in requests, such as gpt-image-1; several times for several.
+    """
+
+    device: Annotated[str | None, _NO_OPTION] = None
+    devices: Annotated[
+        tuple[str, ...],
+        Parameter(name="--device", metavar="DEVICE", show_default="cuda where there is one, else cpu"),
+    ] = ()
+    alias: Annotated[tuple[str, ...], Parameter(metavar="NAME", show_default=False)] = ()
+
+
+def _recorded_upscaler(recipe: Recipe) -> str | None:
+    if recipe.upscaler is None or recipe.upscaler in (*_INTERPOLATIONS, *KNOWN):
+        return recipe.upscaler or "bicubic"  # drafts and native pictures are not upscaled: any will do
+    if recipe.model == "vista":
+        return None  # its own
+    raise RequestError(f"The picture was upscaled with {recipe.upscaler}. Give that file as --upscaler.")
 
 
 def _loading(name: str) -> AbstractContextManager[Any]:

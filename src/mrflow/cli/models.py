@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -9,26 +10,26 @@ from rich.table import Table
 
 from mrflow import vista
 from mrflow.backbones import supported
-from mrflow.cli import options
-from mrflow.cli.reporting import reporting
-from mrflow.cli.writing import tell_json
+from mrflow.cli.options import Streams
+from mrflow.cli.outputs import tell_json
 from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
 
+_UPSCALER = ("name", "about", "licence", "url", "sha256")
 
-def models(as_json: options.Json = False, debug: options.Debug = False) -> None:
+
+def models(streams: Streams = Streams()) -> None:
     """List the models, upscalers and presets that can be used.
 
     Examples:
       mrflow models
       mrflow models --json
     """
-    with reporting(debug):
-        known = _known()
-        if as_json:
-            tell_json(known)
-        else:
-            _print(known)
+    known = _known()
+    if streams.json:
+        tell_json(known)
+    else:
+        _print(known)
 
 
 def _known() -> dict[str, Any]:
@@ -40,18 +41,9 @@ def _known() -> dict[str, Any]:
             "plan": vista.DEFAULTS.plan.label,
         },
         "pipelines": list(supported()),
-        "upscalers": [
-            {
-                "name": each.name,
-                "about": each.about,
-                "licence": each.licence,
-                "url": each.url,
-                "sha256": each.sha256,
-            }
-            for each in KNOWN.values()
-        ],
+        "upscalers": [{name: getattr(each, name) for name in _UPSCALER} for each in KNOWN.values()],
         "presets": [
-            {"name": each.name, "about": each.about, "source": each.source, **each.plan.to_dict()}
+            {"name": each.name, "about": each.about, "source": each.source, **asdict(each.plan)}
             for each in PRESETS.values()
         ],
     }

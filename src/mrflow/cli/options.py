@@ -1,223 +1,123 @@
-"""The options that commands share, each written once. A name means the same as in Python.
+"""The options that many commands share. A name means the same as in Python.
 
 Options are plain text and numbers here; what they may be is checked by the code that Python callers meet too.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-import typer
+from cyclopts import Group, Parameter, Token
+from cyclopts.validators import Number
 
-_WHAT, _HOW, _WHERE, _MODEL = "What", "How", "Output", "Model"
+from mrflow.cli.reporting import warn
+from mrflow.jobs import Asked, ask, parse_size
 
-_MODEL_HELP = "vista, a folder or a Hugging Face id of a pipeline."
-_UPSCALER_HELP = (
-    "A super-resolution file (.safetensors, .pth), a known name (mrflow models), bicubic, bilinear or lanczos."
+TARGET, WHAT, HOW, MODEL, WHERE, SHARING, RAY, OUTPUT = (
+    Group.create_ordered(name)
+    for name in ("Target", "What", "How", "Model", "Where and for whom", "Sharing the machine", "Ray", "Output")
 )
-_DEVICE_HELP = "cpu, cuda, cuda:1, mps."
-_DTYPE_HELP = "float32, bfloat16 or float16."
-_RECORDED = "the recipe's"
 
-Prompts = Annotated[
-    list[str],
-    typer.Argument(metavar="PROMPT", help="What the picture shows; quote each prompt.", show_default=False),
-]
+
+def _to_whole(_kind: type, tokens: Sequence[Token]) -> int:
+    text = tokens[0].value
+    try:
+        return int(text)  # cyclopts by itself would round 12.6
+    except ValueError:
+        raise ValueError(f"{text[:80]!r} is no whole number.") from None
+
+
+Whole = Annotated[int, Parameter(converter=_to_whole)]
+Count = Annotated[int, Parameter(converter=_to_whole, validator=Number(gte=1))]
+
+Prompt = Annotated[str, Parameter(required=True, help="What the picture shows; quote each prompt.")]
 Negative = Annotated[
     str | None,
-    typer.Option(
-        "--negative",
-        "--negative-prompt",
+    Parameter(
+        alias="--negative-prompt",
         help="What it should not show. Needs classifier-free guidance.",
-        rich_help_panel=_WHAT,
+        group=WHAT,
         show_default="the model's",
+        allow_leading_hyphen=True,
     ),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(
-        "--size",
-        "-s",
+    Parameter(
+        alias="-s",
         metavar="SIZE",
         help="Pixels of the finished picture: 256, or width and height such as 320x192.",
-        rich_help_panel=_WHAT,
+        group=WHAT,
         show_default="the model's",
     ),
 ]
 Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        help="Of the first picture; the others take seed + 1, seed + 2, ...",
-        rich_help_panel=_WHAT,
-        show_default="drawn",
+    Whole | None,
+    Parameter(
+        help="Of the first picture; the others take seed + 1, seed + 2, ...", group=WHAT, show_default="drawn"
     ),
 ]
-NumImages = Annotated[
-    int,
-    typer.Option("--num-images", "-n", metavar="N", help="Pictures per prompt.", rich_help_panel=_WHAT),
-]
+NumImages = Annotated[Whole, Parameter(alias="-n", metavar="N", help="Pictures per prompt.", group=WHAT)]
+# read by `app.run`, before any command
+Debug = Annotated[bool, Parameter(help="Show tracebacks and the libraries' own warnings.", group=OUTPUT)]
 
-PlanName = Annotated[
-    str | None,
-    typer.Option(
-        "--plan",
-        "-p",
-        metavar="N+M",
-        help="Draft steps + refine steps, or a file of mrflow tune; 'mrflow models' lists the presets.",
-        rich_help_panel=_HOW,
-        show_default="the model's, usually 12+1",
-    ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(
-        "--steps", metavar="N", help="Steps of the draft.", rich_help_panel=_HOW, show_default="the plan's"
-    ),
-]
-RefineSteps = Annotated[
-    int | None,
-    typer.Option(
-        "--refine-steps",
-        metavar="M",
-        help="Steps of the refine pass.",
-        rich_help_panel=_HOW,
-        show_default="the plan's",
-    ),
-]
-Sigma = Annotated[
-    float | None,
-    typer.Option(
-        "--sigma",
-        "--refine-sigma",
-        metavar="SIGMA",
-        help="Noise mixed in before refining, between 0 and 1; more helps small text.",
-        rich_help_panel=_HOW,
-        show_default="the plan's",
-    ),
-]
-Scale = Annotated[
-    float | None,
-    typer.Option(
-        "--scale",
-        metavar="RATIO",
-        help="How many times smaller the draft's sides are.",
-        rich_help_panel=_HOW,
-        show_default="the plan's",
-    ),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance",
-        metavar="G",
-        help="How closely to follow the prompt, in the way that the checkpoint is guided: "
-        "guidance_scale where it has guidance embeddings, else true_cfg_scale.",
-        rich_help_panel=_HOW,
-        show_default="the model's",
-    ),
-]
-TrueCfgScale = Annotated[
-    float | None,
-    typer.Option(
-        "--true-cfg-scale",
-        metavar="G",
-        help="Classifier-free guidance, two passes a step; 1 is none. With --negative on FLUX.1-dev.",
-        rich_help_panel=_HOW,
-        show_default="the model's",
-    ),
-]
-GuidanceStop = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance-stop",
-        metavar="SHARE",
-        help="Share of the draft's steps, from the first, with classifier-free guidance; the rest cost half.",
-        rich_help_panel=_HOW,
-        show_default="the model's",
-    ),
-]
-Solver = Annotated[
-    str | None,
-    typer.Option(
-        "--solver",
-        metavar="NAME",
-        help="What steps through the draft's sigmas: unipc or dpm++2m, of second order, or own, the pipeline's.",
-        rich_help_panel=_HOW,
-        show_default="the model's",
-    ),
-]
 
-Model = Annotated[str, typer.Option("--model", "-m", help=_MODEL_HELP, rich_help_panel=_MODEL)]
-Upscaler = Annotated[
-    str | None,
-    typer.Option(
-        "--upscaler",
-        metavar="FILE",
-        help=_UPSCALER_HELP,
-        rich_help_panel=_MODEL,
-        show_default="the model's own, else bicubic",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        help=_DEVICE_HELP,
-        rich_help_panel=_MODEL,
-        show_default="cuda where there is one, else cpu",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        help=_DTYPE_HELP,
-        rich_help_panel=_MODEL,
-        show_default="float32 on a CPU, else bfloat16",
-    ),
-]
+@dataclass(frozen=True)
+class Wanted:
+    """The pictures that are asked for. arguments: what MrFlow's verbs take of them."""
 
-# The same for commands that read a recipe, which says what to take.
-RecordedModel = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help=_MODEL_HELP, rich_help_panel=_MODEL, show_default=_RECORDED),
-]
-RecordedUpscaler = Annotated[
-    str | None,
-    typer.Option(
-        "--upscaler", metavar="FILE", help=_UPSCALER_HELP, rich_help_panel=_MODEL, show_default=_RECORDED
-    ),
-]
-RecordedDevice = Annotated[
-    str | None, typer.Option("--device", help=_DEVICE_HELP, rich_help_panel=_MODEL, show_default=_RECORDED)
-]
-RecordedDtype = Annotated[
-    str | None, typer.Option("--dtype", help=_DTYPE_HELP, rich_help_panel=_MODEL, show_default=_RECORDED)
-]
+    jobs: list[Asked]
+    arguments: dict[str, Any]
 
-Out = Annotated[
-    str | None,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="PATTERN",
-        help="File (.png, .webp, .jpg) or folder. May hold {prompt}, {seed}, {index} and {name}, the last "
-        "for commands that read files. Nothing is overwritten.",
-        rich_help_panel=_WHERE,
-        show_default="a free name in this folder",
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what --out names.", rich_help_panel=_WHERE)]
-Stages = Annotated[
-    bool,
-    typer.Option("--stages", help="Save the draft and the upscaled picture too.", rich_help_panel=_WHERE),
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object instead of paths.", rich_help_panel=_WHERE),
-]
-Debug = Annotated[
-    bool,
-    typer.Option("--debug", help="Show tracebacks and the libraries' own warnings.", rich_help_panel=_WHERE),
-]
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What pictures to make."""
+
+    negative: Negative = None
+    size: Size = None
+    seed: Seed = None
+    num_images: NumImages = 1
+
+    def of(self, prompts: Sequence[str]) -> Wanted:
+        """Return the pictures of these prompts. Raises RequestError and its kin, before a model is loaded.
+
+        Seeds are drawn here rather than by the model, so that they can stand in the names of files.
+        """
+        jobs = ask(list(prompts), self.negative, self.seed, self.num_images)
+        width, height = parse_size(self.size)
+        if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts):
+            warn(f"{len(prompts)} prompts of one word each are taken. Quote a longer one.")
+        arguments = {
+            "prompt": list(prompts),
+            "negative_prompt": self.negative,
+            "width": width,
+            "height": height,
+            "seed": [job.seed for job in jobs],
+            "num_images": self.num_images,
+        }
+        return Wanted(jobs, arguments)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Drafts(Pictures):
+    """What drafts to make: several, for the choice."""
+
+    num_images: NumImages = 4
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """What goes to stdout and stderr.
+
+    Args:
+        json: Print one JSON object instead of paths.
+    """
+
+    json: Annotated[bool, Parameter(group=OUTPUT)] = False
+    debug: Debug = False

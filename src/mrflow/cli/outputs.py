@@ -1,4 +1,4 @@
-"""Names of the files to write, found and checked before anything is sampled.
+"""What is written: pictures, in files whose names are found before anything is sampled; paths or JSON on stdout.
 
 A pattern holds {prompt} (its first words, fit for a file name), {seed}, {index} (from 1) and {name} (of the
 file read), each with a format where wanted: {index:03}. Without --out, or where it is a folder, names are
@@ -7,19 +7,75 @@ made up and kept free by a number: lake-7.png, lake-7-2.png. A name that was ask
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Formatter
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
+
+from mrflow.cli.options import OUTPUT
+from mrflow.cli.progress import STAGE_NAMES
+from mrflow.cli.reporting import say
 from mrflow.errors import RequestError
-from mrflow.files import check_output
+from mrflow.files import check_output, save_image
 from mrflow.jobs import Job
 from mrflow.recipe import Recipe
 
+if TYPE_CHECKING:
+    from mrflow import Result
+
 _SLUG_LENGTH = 40  # characters; a name stays readable in a listing
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where pictures go.
+
+    Args:
+        force: Overwrite what --out names.
+    """
+
+    out: Annotated[
+        str | None,
+        Parameter(
+            alias="-o",
+            metavar="PATTERN",
+            help="File (.png, .webp, .jpg) or folder. May hold {prompt}, {seed}, {index} and {name}, the last "
+            "for commands that read files. Nothing is overwritten.",
+            show_default="a free name in this folder",
+        ),
+    ] = None
+    force: bool = False
+
+    def paths(
+        self,
+        default: str,
+        described: Sequence[Job | Recipe],
+        sources: Sequence[Path] = (),
+        *,
+        companions: Sequence[str] = (),
+    ) -> list[Path]:
+        """Return where the pictures of these jobs or recipes go; see `plan_outputs` and `subjects_of`."""
+        subjects = subjects_of(described, sources)
+        return plan_outputs(self.out, default, subjects, companions=companions, force=self.force)
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class StagedOutput(Output):
+    """Where pictures and their stages go.
+
+    Args:
+        stages: Save the draft and the upscaled picture too.
+    """
+
+    stages: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,3 +168,83 @@ def _slug(text: str) -> str:
             break
         slug = f"{slug}-{word}" if slug else word[:_SLUG_LENGTH]
     return slug or "picture"
+
+
+class Written:
+    """The pictures of one call, written as soon as each is finished; describes them as JSON.
+
+    with Written(paths) as written:
+        fast(prompt, on_picture=written)
+
+    What ends the call before its last picture leaves those that are finished, and a line on stderr that says so.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, stages: Sequence[str] = (), force: bool = False) -> None:
+        """Prepare to write to these paths; stages, force: as `write_picture` has them."""
+        self._paths, self._stages, self._force = paths, stages, force
+        self._entries: dict[int, dict[str, Any]] = {}
+
+    def __call__(self, number: int, result: Result) -> None:
+        """Write one picture."""
+        self._entries[number] = write_picture(result, self._paths[number], stages=self._stages, force=self._force)
+
+    def __enter__(self) -> Written:
+        """Begin."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Say what is kept if the call did not come to its end."""
+        if kind is not None and self._entries:
+            last = self.entries[-1]["path"]
+            say(f"{len(self._entries)} of {len(self._paths)} pictures are finished and kept; the last is {last}")
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """What was written, in the order of the paths."""
+        return [self._entries[number] for number in sorted(self._entries)]
+
+
+def write_picture(
+    result: Result, path: Path, *, stages: Sequence[str] = (), force: bool = False
+) -> dict[str, Any]:
+    """Write a result's only picture, beside it those of these stages (draft, upscaled); describe it as JSON."""
+    (image,), (recipe,) = result.images, result.recipes
+    save_image(image, path, recipe, overwrite=force)
+    beside = {label: companion(path, label) for label in stages}
+    if "draft" in beside:
+        result.drafts[0].save(beside["draft"], overwrite=force)
+    if "upscaled" in beside:
+        save_image(result.upscaled[0], beside["upscaled"], overwrite=force)
+    return describe(path, recipe, beside)
+
+
+def describe(path: Path, recipe: Recipe, stages: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Return a written picture as JSON: path, stages (label to path) and recipe."""
+    return {
+        "path": str(path),
+        "stages": {label: str(each) for label, each in (stages or {}).items()},
+        "recipe": json.loads(recipe.to_json()),
+    }
+
+
+def tell_pictures(pictures: Sequence[dict[str, Any]], seconds: Mapping[str, float], *, as_json: bool) -> None:
+    """Say which pictures were written on stdout, and on stderr how long it took."""
+    if as_json:
+        tell_json({"pictures": list(pictures), "seconds": dict(seconds)})
+    else:
+        for picture in pictures:
+            tell_paths([picture["path"], *picture["stages"].values()])
+    count = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
+    parts = ", ".join(f"{STAGE_NAMES[name]} {value:.2f}" for name, value in seconds.items() if name != "total")
+    say(f"{count} in {seconds['total']:.2f} s ({parts})")
+
+
+def tell_paths(paths: Sequence[Path | str]) -> None:
+    """Print paths on stdout, one per line."""
+    for path in paths:
+        print(path)
+
+
+def tell_json(data: Mapping[str, Any], *, indent: int | None = 2) -> None:
+    """Print one JSON object on stdout. indent: None puts it on one line."""
+    print(json.dumps(data, indent=indent, allow_nan=False))

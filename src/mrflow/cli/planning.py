@@ -1,42 +1,75 @@
-"""From options to a size and a plan. What needs no model is checked before one is loaded."""
+"""The options that make a plan, one for each of Plan's numbers that has names for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import make_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from cyclopts import Parameter
+
+from mrflow.cli.options import HOW, Whole
 from mrflow.errors import RequestError
-from mrflow.plan import Plan, named_plan
+from mrflow.plan import ABOUT, About, Plan, named_plan
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
 
-_STAGED_ONLY = {
-    "plan": "--plan",
-    "refine_steps": "--refine-steps",
-    "refine_sigma": "--sigma",
-    "scale": "--scale",
+_REFINING = ("scale", *(name for name in ABOUT if name.startswith("refine_")))
+_T = TypeVar("_T", bound="_PlanOptions")
+
+
+def _option(about: About) -> Any:
+    kind = Whole if about.kind is int else about.kind
+    default = "the model's" if about.absent is None else "the plan's"
+    more = Parameter(name=about.options, metavar=about.metavar, help=about.text, show_default=default)
+    return Annotated[kind | None, more]
+
+
+_OPTIONS: dict[str, Any] = {
+    "plan": Annotated[
+        str | None,
+        Parameter(
+            alias="-p",
+            metavar="N+M",
+            help="Draft steps + refine steps, or a file of mrflow tune; 'mrflow models' lists the presets.",
+            show_default="the model's, usually 12+1",
+        ),
+    ],
+    **{name: _option(about) for name, about in ABOUT.items() if about.options},
+    "guidance": Annotated[
+        float | None,
+        Parameter(
+            metavar="G",
+            help="How closely to follow the prompt, in the way that the checkpoint is guided: "
+            "guidance_scale where it has guidance embeddings, else true_cfg_scale.",
+            show_default="the model's",
+        ),
+    ],
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """The options that make a plan, None where the plan's or the model's own value stands.
+def _with(*names: str) -> Callable[[type[_T]], type[_T]]:
+    """Return a decorator that adds those of these options that there are, as fields of a frozen dataclass."""
+
+    def add(cls: type[_T]) -> type[_T]:
+        fields = [(name, _OPTIONS[name], None) for name in _OPTIONS if name in names]
+        about = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        made = make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True, namespace=about)
+        return Parameter(name="*", group=HOW)(made)
+
+    return add
+
+
+class _PlanOptions:
+    """Options that make a plan, None where the plan's or the model's own value stands.
 
     Checked on creation: raises PlanError. Names as in Plan, except guidance: of the kind that the checkpoint
     takes.
     """
 
     plan: str | None = None
-    steps: int | None = None
-    refine_steps: int | None = None
-    refine_sigma: float | None = None
-    scale: float | None = None
     guidance: float | None = None
-    true_cfg_scale: float | None = None
-    guidance_stop: float | None = None
-    solver: str | None = None
 
     def __post_init__(self) -> None:
         replace(named_plan(self.plan), **self._numbers("guidance_scale"))
@@ -45,10 +78,6 @@ class PlanOptions:
         """Return the plan for this model: the named one or the model's own, changed as the options say."""
         base = fast.model.defaults.plan if self.plan is None else named_plan(self.plan)
         return self.apply(fast, base)
-
-    def resolve_native(self, fast: MrFlow) -> Plan:
-        """Return the same for the plain pipeline: guided in every step, with its own scheduler, unless told to."""
-        return replace(self.resolve(fast), guidance_stop=self.guidance_stop, solver=self.solver)
 
     def apply(self, fast: MrFlow, base: Plan) -> Plan:
         """Return `base` with the options' numbers; `plan` plays no part."""
@@ -59,30 +88,48 @@ class PlanOptions:
         return [name for name, value in vars(self).items() if value is not None]
 
     def _numbers(self, guidance_field: str) -> dict[str, Any]:
-        if self.guidance is not None and self.true_cfg_scale is not None and guidance_field == "true_cfg_scale":
+        numbers = {name: getattr(self, name) for name in self.given() if name in ABOUT}
+        if self.guidance is None:
+            return numbers
+        if "true_cfg_scale" in numbers and guidance_field == "true_cfg_scale":
             raise RequestError(
                 "This model is guided by true_cfg_scale alone; give --guidance or --true-cfg-scale."
             )
-        numbers = {
-            "steps": self.steps,
-            "refine_steps": self.refine_steps,
-            "refine_sigma": self.refine_sigma,
-            "scale": self.scale,
-            "true_cfg_scale": self.true_cfg_scale,
-            "guidance_stop": self.guidance_stop,
-            "solver": self.solver,
-        }
-        if self.guidance is not None:
-            numbers[guidance_field] = self.guidance
-        return {name: value for name, value in numbers.items() if value is not None}
+        return {**numbers, guidance_field: self.guidance}
 
 
-def check_native(plans: PlanOptions, flags: Mapping[str, bool] | None = None) -> None:
-    """Raise RequestError for options that a run without stages could only ignore.
+@_with(*_OPTIONS)
+class PlanOptions(_PlanOptions):
+    """All of them, for both passes, or for the plain pipeline instead."""
 
-    flags: further options that make no sense there, and whether they were given.
-    """
-    given = [_STAGED_ONLY[name] for name in plans.given() if name in _STAGED_ONLY]
-    given += [flag for flag, value in (flags or {}).items() if value]
-    if given:
-        raise RequestError(f"--native runs no stages, so it cannot go with {', '.join(given)}. Leave one out.")
+    steps: int | None
+    guidance_stop: float | None
+    solver: str | None
+
+    def resolve_native(self, fast: MrFlow) -> Plan:
+        """Return the plain pipeline's plan: guided in every step, with its own scheduler, unless told to."""
+        return replace(self.resolve(fast), guidance_stop=self.guidance_stop, solver=self.solver)
+
+    def check_native(self, flags: Mapping[str, bool] | None = None) -> None:
+        """Raise RequestError for options that a run without stages could only ignore.
+
+        flags: further options that make no sense there, and whether they were given.
+        """
+        given = [
+            "--plan" if name == "plan" else ABOUT[name].options[0]
+            for name in self.given()
+            if name in ("plan", *_REFINING)
+        ]
+        given += [flag for flag, value in (flags or {}).items() if value]
+        if given:
+            raise RequestError(f"--native runs no stages, so it cannot go with {', '.join(given)}. Leave one out.")
+
+
+@_with(*_REFINING)
+class RefineOptions(_PlanOptions):
+    """Those of finishing a draft."""
+
+
+@_with(*_REFINING, "true_cfg_scale", "guidance")
+class EnhanceOptions(_PlanOptions):
+    """Those of finishing a picture that has no plan yet."""

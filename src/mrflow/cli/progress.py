@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -27,6 +26,13 @@ STAGE_NAMES = {
 }
 
 
+def _bars(label: str, *, auto_refresh: bool = True) -> Bars:
+    """Return bars with a label, how much is done and the time left; silent where stderr is no terminal."""
+    console = stderr_console()
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    return Bars(*columns, console=console, disable=not console.is_terminal, auto_refresh=auto_refresh)
+
+
 class StageBars:
     """A callback for MrFlow's verbs that draws a bar for each stage. Silent where stderr is no terminal.
 
@@ -36,15 +42,7 @@ class StageBars:
 
     def __init__(self) -> None:
         """Prepare the bars; nothing is drawn yet."""
-        console = stderr_console()
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bars = _bars("{task.description}")
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> StageBars:
@@ -52,9 +50,7 @@ class StageBars:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leave the bars as they are and give the terminal back."""
         self._bars.stop()
 
@@ -66,17 +62,14 @@ class StageBars:
         self._bars.update(self._tasks[news.stage], completed=done)
 
 
+def silent(_news: Progress) -> None:
+    """Hear a call's news and draw nothing: keeps the pipeline's own bars from a call within a longer bar."""
+
+
 @contextmanager
 def run_bar(total: int) -> Iterator[Callable[[str], None]]:
     """Give a function to call as each timed run begins. The bar stands still within a run, to cost it nothing."""
-    console = stderr_console()
-    columns = (
-        TextColumn("{task.description:8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Bars(*columns, console=console, disable=not console.is_terminal, auto_refresh=False) as bars:
+    with _bars("{task.description:8}", auto_refresh=False) as bars:
         task = bars.add_task("", total=total)
         begun = count()
 
@@ -85,3 +78,11 @@ def run_bar(total: int) -> Iterator[Callable[[str], None]]:
 
         yield on_run
         bars.update(task, description="done", completed=total, refresh=True)
+
+
+@contextmanager
+def prompt_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Give a function that draws how many prompts are done, and the time left."""
+    with _bars("prompts") as bars:
+        task = bars.add_task("", total=total)
+        yield lambda done: bars.update(task, completed=done)

@@ -3,145 +3,133 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from typer.core import TyperCommand
+from cyclopts import Parameter
 
+from mrflow.cli.options import RAY, Count
 from mrflow.errors import RequestError
 
 if TYPE_CHECKING:
     from mrflow.batch.cluster import Cluster
     from mrflow.cli.loading import ModelOptions
     from mrflow.pipeline import MrFlow
-    from mrflow.server.replicas import Replicas as ServeReplicas
+    from mrflow.server.replicas import Replicas
 
 _LOCAL = "local"
 _ADDRESS = re.compile(r"local|auto|ray://\S+|[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
+_GPUS = "1 where the cluster has any"
 
 
-class RayCommand(TyperCommand):
-    """A command whose --ray needs no value; Typer 0.29 knows no such options.
+def fill_address(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with an address after each --ray, the default where there is none.
 
     What follows --ray is its address only if it looks like one, so that a file of prompts may stand there.
     """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the default after an --ray that has no address."""
-        filled: list[str] = []
-        for arg, following in zip(args, [*args[1:], ""], strict=False):
-            filled.append(arg)
-            if arg == "--ray" and not _ADDRESS.fullmatch(following):
-                filled.append(_LOCAL)
-        return super().parse_args(ctx, filled)
+    filled: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        filled.append(argument)
+        if argument == "--ray" and "--" not in filled and not _ADDRESS.fullmatch(following):
+            filled.append(_LOCAL)
+    return filled
 
 
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="[ADDRESS]",
-        help="Work with Ray: auto, HOST:PORT or ray://HOST:PORT; without an address one is started here.",
-        rich_help_panel="Ray",
-        show_default=False,
-    ),
-]
-DraftWorkers = Annotated[
-    int | None,
-    typer.Option("--draft-workers", min=1, help="Processes that draft.", rich_help_panel="Ray", show_default="1"),
-]
-FinishWorkers = Annotated[
-    int | None,
-    typer.Option(
-        "--finish-workers", min=1, help="Processes that finish.", rich_help_panel="Ray", show_default="1"
-    ),
-]
-DraftGpus = Annotated[
-    float | None,
-    typer.Option(
-        "--draft-gpus",
-        help="GPUs of each drafting worker, such as 0.5.",
-        rich_help_panel="Ray",
-        show_default="1 where the cluster has any",
-    ),
-]
-FinishGpus = Annotated[
-    float | None,
-    typer.Option(
-        "--finish-gpus",
-        help="GPUs of each finishing worker.",
-        rich_help_panel="Ray",
-        show_default="1 where the cluster has any",
-    ),
-]
-WorkerThreads = Annotated[
-    int | None,
-    typer.Option(
-        "--worker-threads",
-        min=1,
-        help="CPU threads of each worker.",
-        rich_help_panel="Ray",
-        show_default="as many as a picture has without Ray",
-    ),
-]
-Replicas = Annotated[
-    int | None,
-    typer.Option(
-        "--replicas",
-        min=1,
-        help="Processes with a model each, behind one address.",
-        rich_help_panel="Ray",
-        show_default="2",
-    ),
-]
+@Parameter(name="*", group=RAY)
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Whether to work with Ray; the others make sense with it only.
 
-
-def make_cluster(address: str | None, model: ModelOptions, **workers: float | None) -> Cluster | None:
-    """Return the cluster that the options ask for, None for none.
-
-    Raises RequestError for a cluster's options without --ray, MissingExtraError without Ray.
+    Args:
+        ray: Work with Ray: auto, HOST:PORT or ray://HOST:PORT; without an address one is started here.
     """
-    given = _given(address, workers)
-    if address is None:
-        return None
-    from mrflow.batch.cluster import Cluster
-    from mrflow.ray_connection import check_ray
 
-    check_ray("data")
-    if model.device == "cpu":
-        given = {"draft_gpus": 0, "finish_gpus": 0} | given
-    load = partial(_load, model.model, model.upscaler, model.dtype)
-    return Cluster(load=load, address=address, **given)  # type: ignore[arg-type]  # checked there
+    ray: Annotated[str | None, Parameter(metavar="[ADDRESS]")] = None
+
+    def _given(self) -> dict[str, Any]:
+        """Return the other options that were given; raises RequestError for any without --ray."""
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "ray"}
+        if given and self.ray is None:
+            raise RequestError(f"--{next(iter(given)).replace('_', '-')} says how Ray is to work. Add --ray.")
+        return given
 
 
-def make_replicas(
-    address: str | None, model: ModelOptions, *, replicas: int | None, worker_threads: int | None
-) -> ServeReplicas | None:
-    """Return the replicas that the options ask for, None for none.
+_Threads = Annotated[
+    Count | None,
+    Parameter(help="CPU threads of each worker.", show_default="as many as a picture has without Ray"),
+]
 
-    Raises RequestError for a replica's options without --ray, MissingExtraError without Ray.
+
+@Parameter(name="*", group=RAY)
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(RayOptions):
+    """The cluster of a batch.
+
+    Args:
+        draft_workers: Processes that draft.
+        finish_workers: Processes that finish.
+        draft_gpus: GPUs of each drafting worker, such as 0.5.
+        finish_gpus: GPUs of each finishing worker.
     """
-    _given(address, {"replicas": replicas, "worker_threads": worker_threads})
-    if address is None:
-        return None
-    from mrflow.ray_connection import check_ray
 
-    check_ray("serve")
-    from mrflow.server.replicas import Replicas as Found
+    draft_workers: Annotated[Count | None, Parameter(show_default="1")] = None
+    finish_workers: Annotated[Count | None, Parameter(show_default="1")] = None
+    draft_gpus: Annotated[float | None, Parameter(show_default=_GPUS)] = None
+    finish_gpus: Annotated[float | None, Parameter(show_default=_GPUS)] = None
+    worker_threads: _Threads = None
 
-    load = partial(_load, model.model, model.upscaler, model.dtype)
-    gpus = 0.0 if model.device == "cpu" else None
-    return Found(load=load, count=replicas or 2, address=address, gpus=gpus, threads=worker_threads)
+    def cluster(self, model: ModelOptions) -> Cluster | None:
+        """Return the cluster that is asked for, None for none.
+
+        Raises RequestError for a cluster's options without --ray, MissingExtraError without Ray.
+        """
+        given = self._given()
+        if self.ray is None:
+            return None
+        from mrflow.batch.cluster import Cluster
+        from mrflow.ray_connection import check_ray
+
+        check_ray("data")
+        if model.device == "cpu":
+            given = {"draft_gpus": 0, "finish_gpus": 0} | given
+        return Cluster(load=_loader(model), address=self.ray, **given)
 
 
-def _given(address: str | None, options: Mapping[str, float | None]) -> dict[str, float]:
-    """Return those options that were given; raises RequestError for any without --ray."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if given and address is None:
-        raise RequestError(f"--{next(iter(given)).replace('_', '-')} says how Ray is to work. Add --ray.")
-    return given
+@Parameter(name="*", group=RAY)
+@dataclass(frozen=True, kw_only=True)
+class ReplicaOptions(RayOptions):
+    """The replicas of a server.
+
+    Args:
+        replicas: Processes with a model each, behind one address.
+    """
+
+    replicas: Annotated[Count | None, Parameter(show_default="2")] = None
+    worker_threads: _Threads = None
+
+    def make(self, model: ModelOptions) -> Replicas | None:
+        """Return the replicas that are asked for, None for none.
+
+        Raises RequestError for a replica's options without --ray, MissingExtraError without Ray.
+        """
+        self._given()
+        if self.ray is None:
+            return None
+        from mrflow.ray_connection import check_ray
+
+        check_ray("serve")
+        from mrflow.server.replicas import Replicas
+
+        gpus = 0.0 if model.device == "cpu" else None
+        return Replicas(
+            load=_loader(model), count=self.replicas or 2, address=self.ray, gpus=gpus, threads=self.worker_threads
+        )
+
+
+def _loader(model: ModelOptions) -> partial[MrFlow]:
+    return partial(_load, model.model, model.upscaler, model.dtype)
 
 
 def _load(model: str, upscaler: str | None, dtype: str | None, device: str) -> MrFlow:

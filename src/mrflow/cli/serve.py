@@ -5,136 +5,79 @@ from __future__ import annotations
 import ipaddress
 import signal
 import threading
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from mrflow.cli import options, ray_options
-from mrflow.cli.loading import ModelOptions, best_device
-from mrflow.cli.reporting import reporting, say
+from mrflow.cli.loading import ServedModel, best_device
+from mrflow.cli.options import SHARING, WHERE, Count, Debug, Whole
+from mrflow.cli.ray_options import ReplicaOptions
+from mrflow.cli.reporting import say
 from mrflow.errors import MissingExtraError, RequestError
 
 if TYPE_CHECKING:
     from mrflow.server.keys import Keys
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-_WHERE, _SHARE = "Where and for whom", "Sharing the machine"
 
-Devices = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--device",
-        help="cpu, cuda, cuda:1, mps; several times for several workers.",
-        rich_help_panel="Model",
-        show_default="cuda where there is one, else cpu",
-    ),
-]
+
+@Parameter(name="*", group=WHERE)
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """Where the server listens, and who may come in.
+
+    Args:
+        host: Address to listen on.
+        port: 0 takes a free one.
+        keys: API keys, one a line; more may stand in the variable MRFLOW_API_KEYS.
+        allow_anyone: Listen beyond this machine without any key.
+        page: Serve the page at /.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[Whole, Parameter(validator=Number(gte=0, lte=65535))] = 8000
+    keys: Annotated[str | None, Parameter(metavar="FILE", show_default="none")] = None
+    allow_anyone: bool = False
+    page: Annotated[bool, Parameter(negative="--no-page", show_default="page")] = True
+
+
+@Parameter(name="*", group=SHARING)
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """The fields of the server's Settings that can be set here.
+
+    Args:
+        lanes: Batches side by side on a CPU, with one set of weights.
+        draft_batch: Drafts that go through the model at once.
+        finish_batch: Pictures that are finished at once.
+        max_waiting: Pictures that may wait; then 429.
+        timeout: Patience with a request; then 503.
+        hang_after: Without a step for so long, a worker counts as hung.
+        drain: Given to what is queued when told to stop.
+        max_pixels: Of a finished picture.
+    """
+
+    lanes: Annotated[Count | None, Parameter(metavar="N", show_default="one for each core, for a small model")] = (
+        None
+    )
+    draft_batch: Annotated[Count | None, Parameter(name="--batch-size", metavar="N", show_default="8")] = None
+    finish_batch: Annotated[Count | None, Parameter(metavar="N", show_default="1 on a CPU, else 4")] = None
+    max_waiting: Annotated[Whole, Parameter(name="--queue", metavar="N")] = 128
+    timeout: Annotated[float, Parameter(metavar="SECONDS")] = 300
+    hang_after: Annotated[float, Parameter(metavar="SECONDS")] = 300
+    drain: Annotated[float, Parameter(metavar="SECONDS")] = 30
+    max_pixels: Annotated[Whole, Parameter(metavar="N")] = 2048 * 2048
 
 
 def serve(
-    model: options.Model = "vista",
-    upscaler: options.Upscaler = None,
-    device: Devices = None,
-    dtype: options.Dtype = None,
-    alias: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--alias",
-            metavar="NAME",
-            help="A further name for the model in requests, such as gpt-image-1; several times for several.",
-            rich_help_panel="Model",
-            show_default=False,
-        ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen on.", rich_help_panel=_WHERE)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.", rich_help_panel=_WHERE)
-    ] = 8000,
-    keys: Annotated[
-        str | None,
-        typer.Option(
-            "--keys",
-            metavar="FILE",
-            help="API keys, one a line; more may stand in the variable MRFLOW_API_KEYS.",
-            rich_help_panel=_WHERE,
-            show_default="none",
-        ),
-    ] = None,
-    anyone: Annotated[
-        bool,
-        typer.Option("--allow-anyone", help="Listen beyond this machine without any key.", rich_help_panel=_WHERE),
-    ] = False,
-    page: Annotated[
-        bool, typer.Option("--page/--no-page", help="Serve the page at /.", rich_help_panel=_WHERE)
-    ] = True,
-    lanes: Annotated[
-        int | None,
-        typer.Option(
-            "--lanes",
-            metavar="N",
-            min=1,
-            help="Batches side by side on a CPU, with one set of weights.",
-            rich_help_panel=_SHARE,
-            show_default="one for each core, for a small model",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            metavar="N",
-            min=1,
-            help="Drafts that go through the model at once.",
-            rich_help_panel=_SHARE,
-            show_default="8",
-        ),
-    ] = None,
-    finish_batch: Annotated[
-        int | None,
-        typer.Option(
-            "--finish-batch",
-            metavar="N",
-            min=1,
-            help="Pictures that are finished at once.",
-            rich_help_panel=_SHARE,
-            show_default="1 on a CPU, else 4",
-        ),
-    ] = None,
-    queue: Annotated[
-        int,
-        typer.Option("--queue", metavar="N", help="Pictures that may wait; then 429.", rich_help_panel=_SHARE),
-    ] = 128,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout", metavar="SECONDS", help="Patience with a request; then 503.", rich_help_panel=_SHARE
-        ),
-    ] = 300,
-    hang_after: Annotated[
-        float,
-        typer.Option(
-            "--hang-after",
-            metavar="SECONDS",
-            help="Without a step for so long, a worker counts as hung.",
-            rich_help_panel=_SHARE,
-        ),
-    ] = 300,
-    drain: Annotated[
-        float,
-        typer.Option(
-            "--drain", metavar="SECONDS", help="Given to what is queued when told to stop.", rich_help_panel=_SHARE
-        ),
-    ] = 30,
-    max_pixels: Annotated[
-        int,
-        typer.Option("--max-pixels", metavar="N", help="Of a finished picture.", rich_help_panel=_SHARE),
-    ] = 2048 * 2048,
-    ray: ray_options.Ray = None,
-    replicas: ray_options.Replicas = None,
-    worker_threads: ray_options.WorkerThreads = None,
-    debug: options.Debug = False,
+    *,
+    model: ServedModel = ServedModel(),
+    door: Door = Door(),
+    sharing: Sharing = Sharing(),
+    ray: ReplicaOptions = ReplicaOptions(),
+    debug: Debug = False,
 ) -> None:
     """Serve an OpenAI-compatible images API, and a page to use it, until Ctrl-C or SIGTERM.
 
@@ -144,45 +87,31 @@ def serve(
       mrflow serve --host 0.0.0.0 --port 80 --keys keys.txt --alias gpt-image-1
       mrflow serve --ray --replicas 4
     """
-    with reporting(debug):
-        _check_installed(page and ray is None)
-        from mrflow.server.keys import Keys
-        from mrflow.server.settings import Settings
+    _check_installed(door.page and ray.ray is None)
+    from mrflow.server.keys import Keys
+    from mrflow.server.settings import Settings
 
-        settings = Settings(
-            lanes=lanes,
-            draft_batch=batch_size,
-            finish_batch=finish_batch,
-            max_waiting=queue,
-            timeout=timeout,
-            hang_after=hang_after,
-            drain=drain,
-            max_pixels=max_pixels,
-        )
-        known = Keys.read(keys)
-        local = _check_host(host, known, anyone=anyone)
-        # beside the names of this machine nobody calls a local server, but other sites through a browser
-        hosts = _LOOPBACK_NAMES if local and not known else None
-        if len(device or ()) > 1 and ray is not None:
-            raise RequestError("--device is given several times; with --ray there are --replicas instead.")
-        chosen = ModelOptions(model=model, upscaler=upscaler, device=device[0] if device else None, dtype=dtype)
-        spread = ray_options.make_replicas(ray, chosen, replicas=replicas, worker_threads=worker_threads)
-        if spread is not None:
-            from mrflow.server.replicas import serving
+    settings = Settings(**vars(sharing))
+    keys = Keys.read(door.keys)
+    local = _check_host(door.host, keys, anyone=door.allow_anyone)
+    # beside the names of this machine nobody calls a local server, but other sites through a browser
+    known: dict[str, Any] = {"keys": keys, "aliases": model.alias}
+    known["hosts"] = _LOOPBACK_NAMES if local and not keys else None
+    if len(model.devices) > 1 and ray.ray is not None:
+        raise RequestError("--device is given several times; with --ray there are --replicas instead.")
+    replicas = ray.make(replace(model, device=next(iter(model.devices), None)))
+    if replicas is not None:
+        from mrflow.server.replicas import serving
 
-            with serving(spread, settings, host, port, keys=known, aliases=alias or (), hosts=hosts) as url:
-                _tell(url)
-                _wait()
-            return
-        models = [
-            ModelOptions(model=model, upscaler=upscaler, device=each, dtype=dtype).load()
-            for each in device or [best_device()]
-        ]
-        from mrflow.server.app import create_app
-        from mrflow.server.running import run
+        with serving(replicas, settings, door.host, door.port, **known) as url:
+            _tell(url)
+            _wait()
+        return
+    models = [replace(model, device=each).load() for each in model.devices or [best_device()]]
+    from mrflow.server.app import create_app
+    from mrflow.server.running import run
 
-        app = create_app(models, settings, keys=known, aliases=alias or (), hosts=hosts, page=page)
-        run(app, host, port, _tell)
+    run(create_app(models, settings, **known, page=door.page), door.host, door.port, _tell)
 
 
 def _tell(url: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from mrflow.bench.compare import Course
 from mrflow.bench.environment import describe_environment
@@ -16,172 +17,115 @@ from mrflow.bench.ledger import Ledger
 from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.prompts import VISTA_TUNING, read_questions
 from mrflow.bench.text_files import write_text
-from mrflow.cli import options
 from mrflow.cli.loading import ModelOptions
+from mrflow.cli.options import OUTPUT, TARGET, WHAT, Size, Streams, Whole
+from mrflow.cli.outputs import tell_json, tell_paths
 from mrflow.cli.progress import run_bar
-from mrflow.cli.reporting import FAILURE, each_warning_once, reporting, say, stderr_console
-from mrflow.cli.tables import fits, make_table
-from mrflow.cli.writing import tell_paths
+from mrflow.cli.report_tables import print_findings
+from mrflow.cli.reporting import FAILURE, each_warning_once, say
 from mrflow.errors import OutputError, OutputExistsError, RequestError
 from mrflow.jobs import make_seeds, parse_size
 from mrflow.plan import plan_to_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mrflow import MrFlow
     from mrflow.bench.tune import Finding
     from mrflow.plan import Plan
 
-_TARGET, _WHAT, _WHERE = "Target", "What", "Output"
-_GIB = 2**30
-
 
 def tune(
-    methods: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="METHOD",
-            help="Candidates: plans and native runs with steps, such as 8+1:solver=unipc native:8.",
-            show_default="plans around the model's own, native runs",
-        ),
-    ] = None,
-    at_least: Annotated[
-        str | None,
-        typer.Option(
-            "--at-least",
-            metavar="1.3x",
-            help="Times faster than --than.",
-            rich_help_panel=_TARGET,
-            show_default=False,
-        ),
-    ] = None,
-    at_most_loss: Annotated[
-        float | None,
-        typer.Option(
-            "--at-most-loss",
-            metavar="0.01",
-            help="Of the composite quality, against --than.",
-            rich_help_panel=_TARGET,
-            show_default=False,
-        ),
-    ] = None,
-    max_memory: Annotated[
-        float | None,
-        typer.Option(
-            "--max-memory", metavar="GIB", help="Peak of a run.", rich_help_panel=_TARGET, show_default=False
-        ),
-    ] = None,
-    than: Annotated[
-        str | None,
-        typer.Option(
-            "--than",
-            metavar="METHOD",
-            help="The plan to be beaten, such as 20+1 or 12+1:solver=own.",
-            rich_help_panel=_TARGET,
-            show_default="the model's",
-        ),
-    ] = None,
+    *method: Annotated[str, Parameter(show_default="plans around the model's own, native runs")],
+    at_least: Annotated[str | None, Parameter(metavar="1.3x", group=TARGET)] = None,
+    at_most_loss: Annotated[float | None, Parameter(metavar="0.01", group=TARGET)] = None,
+    max_memory: Annotated[float | None, Parameter(metavar="GIB", group=TARGET)] = None,
+    than: Annotated[str | None, Parameter(metavar="METHOD", group=TARGET, show_default="the model's")] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help="As for mrflow compare; take others than you will judge by.",
-            rich_help_panel=_WHAT,
-            show_default="captions of vista's world that compare does not take",
-        ),
+        Parameter(metavar="FILE", group=WHAT, show_default="captions of vista's world that compare does not take"),
     ] = None,
-    limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=2, help="Prompts of the last round.", rich_help_panel=_WHAT)
-    ] = 32,
-    seed: Annotated[int, typer.Option("--seed", help="Of the first picture.", rich_help_panel=_WHAT)] = 1_000_000,
-    size: options.Size = None,
-    model: options.Model = "vista",
-    upscaler: options.Upscaler = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE.json", help="The plan.", rich_help_panel=_WHERE)
-    ] = Path("tuned.json"),
+    limit: Annotated[Whole, Parameter(metavar="N", group=WHAT, validator=Number(gte=2))] = 32,
+    seed: Annotated[Whole, Parameter(group=WHAT)] = 1_000_000,
+    size: Size = None,
+    model: ModelOptions = ModelOptions(),
+    out: Annotated[Path, Parameter(alias="-o", metavar="FILE.json", group=OUTPUT)] = Path("tuned.json"),
     work: Annotated[
-        Path | None,
-        typer.Option(
-            "--work",
-            metavar="FOLDER",
-            help="Pictures and seconds; the same command goes on after a stop.",
-            rich_help_panel=_WHERE,
-            show_default="--out without its .json",
-        ),
+        Path | None, Parameter(metavar="FOLDER", group=OUTPUT, show_default="--out without its .json")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.", rich_help_panel=_WHERE)] = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
+    force: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    streams: Streams = Streams(),
+) -> int | None:
     """Search a plan for a target; every command takes the file by --plan.
 
     Candidates are measured on few prompts, the better half of them on twice as many, and so on. Native runs with
     few steps are always among them: where one of those does best, that is said, and no plan is written.
+
+    Args:
+        method: Candidates: plans and native runs with steps, such as 8+1:solver=unipc native:8.
+        at_least: Times faster than --than.
+        at_most_loss: Of the composite quality, against --than.
+        max_memory: Peak of a run.
+        than: The plan to be beaten, such as 20+1 or 12+1:solver=own.
+        prompts: As for mrflow compare; take others than you will judge by.
+        limit: Prompts of the last round.
+        seed: Of the first picture.
+        out: The plan.
+        work: Pictures and seconds; the same command goes on after a stop.
+        force: Overwrite --out.
 
     Examples:
       mrflow tune --at-least 1.3x --out fast.json
       mrflow tune --at-most-loss 0.01 --limit 64 --prompts mine.jsonl
       mrflow generate "a lake at dusk" --plan fast.json
     """
-    with reporting(debug):
-        from mrflow.bench.tune import Target, choose, search
+    from mrflow.bench.tune import Target, choose, search
 
-        target = Target(
-            at_least=None if at_least is None else _read_factor(at_least),
-            at_most_loss=at_most_loss,
-            max_memory=None if max_memory is None else _to_bytes(max_memory),
-        )
-        if out.suffix.lower() != ".json":
-            raise OutputError(f"{out} ends in {out.suffix!r}; it must be .json.")
-        if os.path.lexists(out) and not force:
-            raise OutputExistsError(f"{out} exists and is not overwritten. Choose another --out or give --force.")
-        given = _check(read_methods(methods)) if methods else None
-        plan = None if than is None else _read_reference(than)
-        questions = read_questions(prompts or VISTA_TUNING, limit)
-        first = make_seeds(seed, 1)[0]
-        fast = ModelOptions(model=model, upscaler=upscaler, device=device, dtype=dtype).load()
-        course = _course(fast, plan, than, given, questions, first)
-        width, height = parse_size(size)
-        sizes = {fast.model.resolve_size(width, height, method.plan) for method in course.methods}
-        head = _describe(fast, course, list(sizes.pop()))
-        ledger = Ledger(work or out.with_suffix(""), {**head, **course.to_dict()})
-        with each_warning_once(), _Rounds() as on_round:
-            findings = search(fast, course, ledger, target, _examiner(fast, course), head["size"], on_round)
-        _print(findings)
-        best = choose(findings, target, course.methods[1])
-        told = [finding.to_dict() for finding in findings]
-        if best is not None and best.method.plan is not None:
-            measured = {**head, "found": best.to_dict(), "all": told}
-            write_text(out, plan_to_json(best.method.plan, measured))
-        if as_json:
-            typer.echo(json.dumps({"plan": str(out) if best else None, "findings": told}, allow_nan=False))
-        elif best is not None:
-            tell_paths([out])
-        if best is None:
-            _explain(findings, course.methods[1].name, target)
-            raise typer.Exit(FAILURE)
-        say(f"{best.method.name} does best, measured on {best.prompts} prompts")
+    target = Target(
+        at_least=None if at_least is None else _read_factor(at_least),
+        at_most_loss=at_most_loss,
+        max_memory=None if max_memory is None else _to_bytes(max_memory),
+    )
+    if out.suffix.lower() != ".json":
+        raise OutputError(f"{out} ends in {out.suffix!r}; it must be .json.")
+    if os.path.lexists(out) and not force:
+        raise OutputExistsError(f"{out} exists and is not overwritten. Choose another --out or give --force.")
+    given = _check(read_methods(method)) if method else None
+    plan = None if than is None else _read_reference(than)
+    questions = read_questions(prompts or VISTA_TUNING, limit)
+    first = make_seeds(seed, 1)[0]
+    fast = model.load()
+    course = _course(fast, plan, than, given, questions, first)
+    head = _describe(fast, course, list(fast.model.resolve_size(*parse_size(size))))
+    ledger = Ledger(work or out.with_suffix(""), {**head, **course.to_dict()})
+    with each_warning_once(), _rounds() as on_round:
+        findings = search(fast, course, ledger, target, _examiner(fast, course), head["size"], on_round)
+    print_findings(findings)
+    best = choose(findings, target, course.methods[1])
+    told = [finding.to_dict() for finding in findings]
+    if best is not None and best.method.plan is not None:
+        measured = {**head, "found": best.to_dict(), "all": told}
+        write_text(out, plan_to_json(best.method.plan, measured))
+    if streams.json:
+        tell_json({"plan": str(out) if best else None, "findings": told}, indent=None)
+    elif best is not None:
+        tell_paths([out])
+    if best is None:
+        _explain(findings, course.methods[1].name, target)
+        return FAILURE
+    say(f"{best.method.name} does best, measured on {best.prompts} prompts")
+    return None
 
 
-class _Rounds:
-    """A bar for each round, one after another."""
+@contextmanager
+def _rounds() -> Iterator[Any]:
+    """Give a function that draws a bar for each round, one after another."""
+    with ExitStack() as stack:
 
-    def __enter__(self) -> _Rounds:
-        self._stack = ExitStack()
-        return self
+        def on_round(candidates: int, prompts: int, runs: int) -> Any:
+            stack.close()
+            say(f"{candidates} candidates on {prompts} prompts")
+            return stack.enter_context(run_bar(runs))
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def __call__(self, candidates: int, prompts: int, runs: int) -> Any:
-        self._stack.close()
-        say(f"{candidates} candidates on {prompts} prompts")
-        return self._stack.enter_context(run_bar(runs))
+        yield on_round
 
 
 def _course(
@@ -248,32 +192,7 @@ def _read_factor(text: str) -> float:
 def _to_bytes(gibibytes: float) -> int:
     if not 0 < gibibytes <= 2**20:
         raise RequestError(f"--max-memory is {gibibytes}; it must be GiB above 0.")
-    return round(gibibytes * _GIB)
-
-
-def _print(findings: list[Finding]) -> None:
-    console = stderr_console()
-    table = _table(findings)
-    console.print(table if fits(table, console) else _table(findings, brief=True))
-
-
-def _table(findings: list[Finding], *, brief: bool = False) -> Table:
-    """Return a row for each finding. brief: of the intervals only the one that decides, and no memory."""
-    columns = ["method", "times faster", "composite", "change of it", *([] if brief else ["peak memory, GiB"])]
-    table = make_table("The last round, the best first", columns, whole=True)
-    for each in findings:
-        figures = [(each.faster, ".2f", not brief), (each.quality, ".3f", not brief), (each.change, "+.3f", True)]
-        memory = "" if each.memory is None else f"{each.memory / _GIB:.2f}"
-        cells = [_write(figure, style, interval=interval) for figure, style, interval in figures]
-        table.add_row(each.method.name, *cells, *([] if brief else [memory]))
-    return table
-
-
-def _write(estimate: Any, style: str, *, interval: bool = True) -> str:
-    if estimate.value is None:
-        return ""
-    bounds = f" ({estimate.low:{style}} to {estimate.high:{style}})" if interval else ""
-    return f"{estimate.value:{style}}{bounds}"
+    return round(gibibytes * 2**30)
 
 
 def _explain(findings: list[Finding], reference: str, target: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from mrflow.cli.side_by_side import Panel, draw_side_by_side
+from mrflow.cli.both_ways import Panel, draw_side_by_side
 
 
 @pytest.mark.parametrize("title", ["a lake", "a lake with mountains and pine trees " * 5, "x" * 200])
