@@ -27,10 +27,10 @@ from typing import Any
 from mrflow import MrFlow
 from mrflow.batch.cluster import Cluster
 from mrflow.batch.output import Output
-from mrflow.batch.rows import Row
 from mrflow.batch.run import News, run_batch
 from mrflow.batch.tasks import read_request
 from mrflow.bench.environment import describe_run
+from mrflow.prompt_rows import Row
 from mrflow.sharing import check_lanes
 
 DRAFTING = ("text", "draft", "decode_draft")

@@ -23,11 +23,11 @@ from typing import Any
 
 from mrflow import MrFlow, save_image
 from mrflow.batch.output import Output
-from mrflow.batch.rows import Row
 from mrflow.batch.run import run_batch
 from mrflow.batch.tasks import read_request
 from mrflow.bench.environment import describe_run
 from mrflow.bench.timing import Spread
+from mrflow.prompt_rows import Row
 from mrflow.sharing import check_lanes
 
 Way = Callable[[MrFlow, Sequence[str], Path], None]

@@ -16,7 +16,7 @@ from mrflow import MrFlow
 from mrflow.bench.compare import Course, count_runs, missing, run_turns
 from mrflow.bench.equal_time import steps_of_equal_time
 from mrflow.bench.ledger import EVERY, Ledger, Run, folder_name
-from mrflow.bench.marks import Examiner
+from mrflow.bench.measurements import Examiner
 from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.prompts import Question
 from mrflow.bench.report import write_report
@@ -25,7 +25,7 @@ from mrflow.bench.scores import complete_prompts, score
 from mrflow.errors import OutputError, RequestError
 from mrflow.images import to_pil
 from mrflow.metrics.frechet import Gaussian, Renders
-from mrflow.metrics.spectrum import fine_energy
+from mrflow.metrics.pixels import fine_energy
 from mrflow.vista.grammar import ATTRIBUTES
 
 TEXTS = ["native:3", "2+1", "2+0"]

@@ -15,10 +15,10 @@ from mrflow import MrFlow
 from mrflow.bench import environment
 from mrflow.bench.environment import describe_environment, source_commit
 from mrflow.bench.measure import Course, check_batches, measure_group, missing_groups, open_report, save_report
-from mrflow.bench.memory import PeakMemory
 from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.plot import draw_bars
 from mrflow.errors import OutputError, RequestError
+from mrflow.memory import PeakMemory
 
 COURSE = Course(methods=read_methods(["native:3", "2+1"]), prompt="a red boat", repeats=2)
 HEAD = {
@@ -191,7 +191,7 @@ def test_plotting_is_found_missing_by_name(monkeypatch):
 
 
 def test_the_room_is_light_to_import():
-    rooms = ["environment", "export", "layouts", "measure", "memory", "methods", "plot", "timing", "text_files"]
+    rooms = ["environment", "export", "layouts", "measure", "methods", "plot", "timing", "text_files"]
     code = "import sys\n" + "".join(f"import mrflow.bench.{room}\n" for room in rooms)
     code += "print([n for n in ('torch', 'numpy', 'diffusers', 'matplotlib') if n in sys.modules])"
     path = str(Path(environment.__file__).parents[2])

@@ -12,7 +12,8 @@ from PIL import Image
 
 from mrflow.errors import MissingExtraError, ModelError, PromptError
 from mrflow.images import to_pil
-from mrflow.metrics import attributes, color, similarity, spectrum
+from mrflow.metrics import attributes, color, similarity
+from mrflow.metrics import pixels as spectrum
 from mrflow.metrics.frechet import RENDERS, Gaussian, Reference, Renders, read_renders, write_renders
 from mrflow.metrics.intervals import Estimate, difference, estimate, mean, ratio_of_medians
 from mrflow.vista import inspector

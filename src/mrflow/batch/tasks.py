@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mrflow.batch.rows import COLUMNS, Row
 from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, RequestError
 from mrflow.plan import Plan
 from mrflow.presets import get_plan
+from mrflow.prompt_rows import COLUMNS, Row
 from mrflow.request import Job, make_jobs
 from mrflow.sizes import Size, check_size
 

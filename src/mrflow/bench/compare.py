@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.ledger import EVERY, Json, Ledger, Run
-from mrflow.bench.memory import PeakMemory
 from mrflow.bench.methods import Method
 from mrflow.bench.prompts import Question
 from mrflow.errors import RequestError
+from mrflow.memory import PeakMemory
 from mrflow.metrics.color import moments
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrflow.bench.memory import PeakMemory
 from mrflow.bench.methods import Method
 from mrflow.bench.text_files import write_text
 from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
 from mrflow.errors import OutputError, RequestError
+from mrflow.memory import PeakMemory
 from mrflow.sizes import Size
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from mrflow.bench.plots import LOOKS, look_of, measured
 from mrflow.bench.report_tables import Column, columns_of, stage_rows
-from mrflow.bench.tradeoff import LOOKS, look_of, measured
 
 if TYPE_CHECKING:
     from PIL import Image

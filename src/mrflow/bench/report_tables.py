@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mrflow.bench.tradeoff import measured
+from mrflow.bench.plots import measured
 from mrflow.metrics.attributes import GROUPS
 from mrflow.metrics.learned import LEARNED
 

@@ -18,13 +18,13 @@ import numpy as np
 
 from mrflow.bench.compare import Course
 from mrflow.bench.ledger import Json, Ledger
-from mrflow.bench.marks import Examiner, Floats, Marks, measure_pictures
+from mrflow.bench.measurements import Examiner, Floats, Marks, measure_pictures
 from mrflow.bench.methods import Method
 from mrflow.bench.timing import Spread
 from mrflow.metrics.attributes import GROUPS, columns
 from mrflow.metrics.frechet import Distance, Reference, Renders
 from mrflow.metrics.intervals import Estimate, difference, estimate, mean, ratio_of_medians
-from mrflow.metrics.spectrum import FINE
+from mrflow.metrics.pixels import FINE
 
 _MIN_FRECHET = 32  # pictures below which a covariance says nothing
 _CHANNELS = ("red", "green", "blue")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mrflow.bench.compare import Course, missing, run_turns
 from mrflow.bench.ledger import Json, Ledger
-from mrflow.bench.marks import Examiner, Marks, measure_pictures
+from mrflow.bench.measurements import Examiner, Marks, measure_pictures
 from mrflow.bench.methods import Method
 from mrflow.bench.scores import composite, composite_change, items_of, speedup
 from mrflow.errors import RequestError

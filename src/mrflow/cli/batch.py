@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrflow.batch.rows import COLUMNS, read_rows
 from mrflow.batch.tasks import Request, RowDefaults, read_request
 from mrflow.cli import options, ray_options
 from mrflow.cli.batch_report import Report
@@ -16,6 +15,7 @@ from mrflow.cli.loading import ModelOptions
 from mrflow.cli.planning import PlanOptions
 from mrflow.cli.reporting import FAILURE, reporting, say
 from mrflow.errors import RequestError
+from mrflow.prompt_rows import COLUMNS, read_rows
 from mrflow.sizes import parse_size
 
 if TYPE_CHECKING:

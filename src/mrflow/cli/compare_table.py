@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mrflow.bench.plots import measured
 from mrflow.bench.report_tables import Column, columns_of
-from mrflow.bench.tradeoff import measured
 from mrflow.cli.tables import fits, make_table
 
 _MAIN = {"seconds, median": "seconds", "times faster": "", "composite": "", "sharpness": ""}  # shorter names

@@ -232,7 +232,7 @@ def _describe(fast: MrFlow, course: Course, size: list[int]) -> dict[str, Any]:
 
 
 def _examiner(fast: MrFlow, course: Course) -> Any:
-    from mrflow.bench.marks import Examiner
+    from mrflow.bench.measurements import Examiner
     from mrflow.vista import inspector
 
     inspected = fast.model.name == "vista" or any(each.labels for each in course.questions)

@@ -16,7 +16,7 @@ from mrflow.images import to_tensor
 from mrflow.metrics import attributes, similarity
 from mrflow.metrics.color import moments
 from mrflow.metrics.learned import LEARNED, Score
-from mrflow.metrics.spectrum import fine_energy, radial_power
+from mrflow.metrics.pixels import fine_energy, radial_power
 
 if TYPE_CHECKING:
     from PIL import Image

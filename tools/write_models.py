@@ -1,6 +1,6 @@
 """docs/models.md, written from the families and presets as data.
 
-python -m mrflow.backbones.document docs/models.md
+python -m tools.write_models docs/models.md
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mrflow.presets import PRESETS
 _HEAD = """\
 # Models
 
-Written by `python -m mrflow.backbones.document docs/models.md` from `backbones/families.py`, `plan.py` and
+Written by `python -m tools.write_models docs/models.md` from `backbones/families.py`, `plan.py` and
 `known_upscalers.py`; a test keeps it current.
 
 `MrFlow(pipe)` takes a diffusers pipeline of these classes. The checkpoints are examples: any that the class loads

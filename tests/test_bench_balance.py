@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mrflow.batch.balance import Cost, balance_workers, calculate, read_costs, split_workers
+from mrflow.bench.balance import Cost, balance_workers, calculate, read_costs, split_workers
 from mrflow.cli.app import app
 from mrflow.errors import RequestError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mrflow.batch.rows import MAX_LINE, Row, read_rows
 from mrflow.errors import RequestError
+from mrflow.prompt_rows import MAX_LINE, Row, read_rows
 
 
 def rows_of(path: Path, content: str | bytes, form: str | None = None) -> list[Row]:

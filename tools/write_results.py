@@ -1,6 +1,6 @@
 """docs/results.md, written from the results recorded in benchmarks/.
 
-python -m mrflow.bench.document benchmarks docs/results.md
+python -m tools.write_results benchmarks docs/results.md
 
 What is not recorded has no figure there, but the command that records it.
 """
@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrflow.bench.plots import measured
 from mrflow.bench.report import scored_by
 from mrflow.bench.report_tables import columns_of, stage_rows, write
-from mrflow.bench.tradeoff import measured
 from mrflow.errors import OutputError
 
 Json = dict[str, Any]
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 _HEAD = """\
 # Results
 
-Written by `python -m mrflow.bench.document benchmarks docs/results.md` from what is recorded in
+Written by `python -m tools.write_results benchmarks docs/results.md` from what is recorded in
 [benchmarks/](../benchmarks); a test keeps it current. Nothing here was typed by hand: what is not recorded has no
 figure, only the command that records it. How figures come about: [benchmarks.md](benchmarks.md).
 """
