@@ -31,7 +31,7 @@ OUTSIDE = {
     "prometheus_client": {"server"},
     "ray": {"ray_connection", "server"},
     "fsspec": {"batch"},
-    "pyarrow": {"batch"},
+    "pyarrow": {"batch", "prompt_rows"},
 }
 
 

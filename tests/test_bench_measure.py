@@ -191,8 +191,8 @@ def test_plotting_is_found_missing_by_name(monkeypatch):
 
 
 def test_the_room_is_light_to_import():
-    rooms = ["environment", "export", "layouts", "measure", "methods", "plot", "timing", "text_files"]
-    code = "import sys\n" + "".join(f"import mrflow.bench.{room}\n" for room in rooms)
+    rooms = ["environment", "export", "layouts", "measure", "methods", "plot", "timing"]
+    code = "import sys\n" + "".join(f"import mrflow.bench.{room}\n" for room in rooms) + "import mrflow.memory\n"
     code += "print([n for n in ('torch', 'numpy', 'diffusers', 'matplotlib') if n in sys.modules])"
     path = str(Path(environment.__file__).parents[2])
     done = subprocess.run(

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mrflow.bench.ledger import EVERY, Json, Ledger, Run
+from mrflow.bench.ledger import EVERY, Ledger, Run
 from mrflow.bench.methods import Method
 from mrflow.bench.prompts import Question
+from mrflow.bench.records import Json
 from mrflow.errors import RequestError
 from mrflow.memory import PeakMemory
 from mrflow.metrics.color import moments

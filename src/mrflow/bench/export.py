@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.layouts import Item, Layout
-from mrflow.bench.text_files import make_folder, write_text
-from mrflow.errors import OutputError, RequestError, SizeError
-from mrflow.files import load_image, save_image
+from mrflow.bench.records import differing, read_record, write_record
+from mrflow.errors import RequestError, SizeError
+from mrflow.files import load_image, make_folder, save_image, write_text
 from mrflow.images import make_grid
 from mrflow.sizes import Size
 
@@ -51,19 +51,11 @@ def claim(record: Path, settings: Mapping[str, Any]) -> None:
 
     Raises RequestError if they were not, OutputError if the record cannot be read or written.
     """
-    if not os.path.lexists(record):
-        write_text(record, json.dumps(settings, indent=2) + "\n")
-        return
-    try:
-        before = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutputError(f"{record} cannot be read as a record: {error}. Choose another --name.") from None
-    wanted = json.loads(json.dumps(settings))
-    differ = [name for name in wanted if not isinstance(before, dict) or before.get(name) != wanted[name]]
-    if differ:
-        raise RequestError(
-            f"{record} says that its pictures differ in {', '.join(differ)}. Choose another --name."
-        )
+    before = read_record(record, "cannot be read as a record. Choose another --name.")
+    if before is None:
+        write_record(record, settings)
+    elif names := differing(before, settings):
+        raise RequestError(f"{record} says that its pictures differ in {names}. Choose another --name.")
 
 
 def export(

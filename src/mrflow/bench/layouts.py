@@ -7,7 +7,6 @@ runs. What a prompt file says never leads out of that folder: a name is either c
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
-from mrflow.bench.text_files import read_text
-from mrflow.errors import MrFlowError, PromptError, RequestError
-from mrflow.request import check_prompts
+from mrflow.errors import PromptError, RequestError
+from mrflow.prompt_rows import check_prompt, read_lines, read_object, read_text
 
 GRID_COUNTS = (1, 4)  # one picture, or 2 x 2 of them on one sheet
 _MAX_NAME = 255  # bytes of a file name, on every common file system
@@ -112,23 +110,16 @@ def _oneig(prompts: Path, name: str, count: int) -> Iterator[Item]:
             raise PromptError(f"{line}: the id is {number[:80]!r}; it may hold letters, digits, _ and - only.")
         ids.setdefault(category, []).append(number)
         path = Path(_ONEIG_FOLDERS[category], name, f"{number}.webp")
-        yield Item(prompt=_checked(row[text], line), grid=path)
+        yield Item(prompt=check_prompt(row[text], line), grid=path)
     for numbers in ids.values():
         _check_prefixes(prompts, sorted(numbers))
 
 
 def _geneval(prompts: Path, name: str, count: int) -> Iterator[Item]:
-    for number, line in enumerate(read_text(prompts).rstrip("\n").split("\n")):
-        where = f"{prompts}, line {number + 1}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise PromptError(f"{where} is no JSON: {error}.") from None
-        if not isinstance(entry, dict):
-            raise PromptError(f"{where} is a JSON {type(entry).__name__}; it must be an object with a prompt.")
+    for number, (where, line) in enumerate(read_lines(prompts)):
         folder = Path(name, f"{number:05}")
         yield Item(
-            prompt=_checked(entry.get("prompt"), where),
+            prompt=read_object(line, where)["prompt"],
             pictures=tuple(folder / "samples" / f"{k:04}.png" for k in range(count)),
             grid=folder / "grid.png",
             note=(folder / "metadata.jsonl", f"{line}\n"),
@@ -141,14 +132,13 @@ def _dpg(prompts: Path, name: str, count: int) -> Iterator[Item]:
     for path in sorted(prompts.glob("*.txt")):
         if not _ID.fullmatch(path.stem):  # the scorer takes what stands before the first dot
             raise PromptError(f"{path}: its name may hold letters, digits, _ and - only.")
-        yield Item(prompt=_checked(read_text(path).strip(), str(path)), grid=Path(name, f"{path.stem}.png"))
+        yield Item(prompt=check_prompt(read_text(path).strip(), str(path)), grid=Path(name, f"{path.stem}.png"))
 
 
 def _compbench(prompts: Path, name: str, count: int) -> Iterator[Item]:
     folder = _compbench_folder(prompts, name) / "samples"
-    for number, line in enumerate(read_text(prompts).rstrip("\n").split("\n")):
-        where = f"{prompts}, line {number + 1}"
-        prompt = _checked(line.split("\t")[0], where)  # _train files have further columns
+    for number, (where, line) in enumerate(read_lines(prompts)):
+        prompt = check_prompt(line.split("\t")[0], where)  # _train files have further columns
         names = [f"{prompt}_{number * count + k:06}.png" for k in range(count)]
         if re.search(r"[/\\\x00-\x1f\x7f]", prompt):
             raise PromptError(f"{where} holds a slash or a control character, and scorers want it as a file name.")
@@ -161,13 +151,6 @@ def _compbench_folder(prompts: Path, name: str) -> Path:
     if not _ID.fullmatch(prompts.stem):
         raise PromptError(f"{prompts}: its name may hold letters, digits, _ and - only.")
     return Path(name, prompts.stem)
-
-
-def _checked(prompt: object, where: str) -> str:
-    try:
-        return check_prompts([prompt])[0]  # type: ignore[list-item]
-    except MrFlowError as error:
-        raise PromptError(f"{where}: {error}") from None
 
 
 def _check_prefixes(prompts: Path, numbers: Sequence[str]) -> None:

@@ -7,15 +7,13 @@ after some of them is continued with the others.
 from __future__ import annotations
 
 import gc
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.methods import Method
-from mrflow.bench.text_files import write_text
+from mrflow.bench.records import Json, differing, read_record, write_record
 from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
 from mrflow.errors import OutputError, RequestError
 from mrflow.memory import PeakMemory
@@ -28,7 +26,6 @@ _OF_NATIVE = ("steps", "true_cfg_scale", "guidance_stop", "solver")  # of a plan
 FORMAT = 1
 MAX_BATCH = 256
 
-Json = dict[str, Any]
 OnRun = Callable[[str], None]
 
 
@@ -101,18 +98,15 @@ def open_report(path: Path | None, head: Json) -> Json:
     head: environment, model and course. Raises RequestError if the file was measured otherwise, OutputError if
     it is no report.
     """
-    head = json.loads(json.dumps(head))
-    if path is None or not os.path.lexists(path):
+    foreign = "is there and no report of mrflow bench. Choose another --out."
+    report = read_record(path, foreign) if path else None
+    if report is None:
         return {"format": FORMAT, **head, "groups": []}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        differ = [name for name in head if report[name] != head[name]]
-        report["groups"] = list(report["groups"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise OutputError(f"{path} is there and no report of mrflow bench. Choose another --out.") from None
-    if differ:
-        raise RequestError(f"{path} was measured with another {' and '.join(differ)}. Choose another --out.")
-    return dict(report)
+    if not isinstance(report.get("groups"), list):
+        raise OutputError(f"{path} {foreign}")
+    if names := differing(report, head):
+        raise RequestError(f"{path} was measured with another {names}. Choose another --out.")
+    return report
 
 
 def missing_groups(report: Json, sizes: Sequence[Size], batches: Sequence[int]) -> list[tuple[Size, int]]:
@@ -124,7 +118,7 @@ def missing_groups(report: Json, sizes: Sequence[Size], batches: Sequence[int]) 
 def save_report(report: Json, path: Path | None) -> None:
     """Write the report, if it has a file."""
     if path is not None:
-        write_text(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
+        write_record(path, report)
 
 
 def _warm_up(method: Method, fast: MrFlow, settings: Json, times: int, on_run: OnRun) -> bool:
@@ -160,7 +154,7 @@ def _describe(method: Method, timed: Timed | None, baseline: Timed | None, batch
     return {
         "name": method.name,
         "kind": method.kind,
-        "plan": plan.to_dict() if method.plan else {name: getattr(plan, name) for name in _OF_NATIVE},
+        "plan": asdict(plan) if method.plan else {name: getattr(plan, name) for name in _OF_NATIVE},
         "seconds": {name: each.to_dict() for name, each in {**seconds, "total": spreads["total"]}.items()},
         "totals": timed.totals,
         "seconds_per_step": {stage: spreads[stage].median / count for stage, count in steps.items()},

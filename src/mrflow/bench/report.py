@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.compare import Course
-from mrflow.bench.ledger import Json, Ledger
+from mrflow.bench.ledger import Ledger
 from mrflow.bench.measurements import Examiner
 from mrflow.bench.plots import draw_spectrum, draw_tradeoff, measured
+from mrflow.bench.records import Json
 from mrflow.bench.report_page import Shown, build_page
 from mrflow.bench.scores import complete_prompts, score
-from mrflow.bench.text_files import write_text
 from mrflow.errors import ModelError, MrFlowWarning
-from mrflow.files import load_image, save_image
+from mrflow.files import load_image, save_image, write_text
 
 if TYPE_CHECKING:
     from mrflow.metrics.frechet import Renders

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrflow.bench.compare import Course
-from mrflow.bench.ledger import Json, Ledger
+from mrflow.bench.ledger import Ledger
 from mrflow.bench.measurements import Examiner, Floats, Marks, measure_pictures
 from mrflow.bench.methods import Method
+from mrflow.bench.records import Json
 from mrflow.bench.timing import Spread
 from mrflow.metrics.attributes import GROUPS, columns
 from mrflow.metrics.frechet import Distance, Reference, Renders

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mrflow.bench.compare import Course, missing, run_turns
-from mrflow.bench.ledger import Json, Ledger
+from mrflow.bench.ledger import Ledger
 from mrflow.bench.measurements import Examiner, Marks, measure_pictures
 from mrflow.bench.methods import Method
+from mrflow.bench.records import Json
 from mrflow.bench.scores import composite, composite_change, items_of, speedup
 from mrflow.errors import RequestError
 from mrflow.metrics.intervals import Estimate

@@ -15,7 +15,6 @@ from mrflow.bench.environment import describe_environment
 from mrflow.bench.ledger import Ledger
 from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.prompts import VISTA_TUNING, read_questions
-from mrflow.bench.text_files import write_text
 from mrflow.cli import options
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.progress import run_bar
@@ -23,6 +22,7 @@ from mrflow.cli.reporting import FAILURE, each_warning_once, reporting, say, std
 from mrflow.cli.tables import fits, make_table
 from mrflow.cli.writing import tell_paths
 from mrflow.errors import OutputError, OutputExistsError, RequestError
+from mrflow.files import write_text
 from mrflow.presets import plan_to_json
 from mrflow.request import make_seeds
 from mrflow.sizes import parse_size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mrflow.server.memory import peak_memory
+from mrflow.memory import peak_memory
 
 if TYPE_CHECKING:
     from mrflow.server.ticket import Kind, Ticket
@@ -48,7 +48,7 @@ class Metrics:
             registry=registry,
         )
         for device in devices:
-            peak.labels(str(device)).set_function(lambda device=device: peak_memory(device))  # type: ignore[misc]
+            peak.labels(str(device)).set_function(lambda device=device: peak_memory(device) or 0)  # type: ignore[misc]
 
     def batch_done(self, kind: Kind, tickets: Sequence[Ticket], seconds: Mapping[str, float]) -> None:
         """Note a batch that went well."""
