@@ -20,6 +20,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 OUTSIDE = {
     "diffusers": {"backbones", "schedulers", "loading", "bench"},
     "matplotlib": {"bench"},
+    "jinja2": {"bench"},
     "spandrel": {"upscaler"},
     "skimage": {"metrics"},
     "torchmetrics": {"metrics"},

@@ -16,7 +16,7 @@ from mrflow.bench import environment
 from mrflow.bench.environment import describe_environment, source_commit
 from mrflow.bench.measure import Course, check_batches, measure_group, missing_groups, open_report, save_report
 from mrflow.bench.methods import Method, read_methods
-from mrflow.bench.plot import draw_bars
+from mrflow.bench.plots import draw_bars
 from mrflow.errors import OutputError, RequestError
 from mrflow.memory import PeakMemory
 
@@ -182,16 +182,16 @@ def test_bars_have_the_stages_colours(group):
 
 
 def test_plotting_is_found_missing_by_name(monkeypatch):
-    from mrflow.bench import plot
+    from mrflow.bench import plots
     from mrflow.errors import MissingExtraError
 
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"mrflow\[bench\]"):
-        plot.draw_bars({"groups": []})
+        plots.draw_bars({"groups": []})
 
 
 def test_the_room_is_light_to_import():
-    rooms = ["environment", "export", "layouts", "measure", "methods", "plot", "timing"]
+    rooms = ["environment", "export", "layouts", "measure", "methods", "plots", "timing"]
     code = "import sys\n" + "".join(f"import mrflow.bench.{room}\n" for room in rooms) + "import mrflow.memory\n"
     code += "print([n for n in ('torch', 'numpy', 'diffusers', 'matplotlib') if n in sys.modules])"
     path = str(Path(environment.__file__).parents[2])

@@ -6,6 +6,7 @@ falls on all, and none always runs on caches that another has warmed. Speed is c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from mrflow.bench.ledger import EVERY, Ledger, Run
 from mrflow.bench.methods import Method
 from mrflow.bench.prompts import Question
 from mrflow.bench.records import Json
+from mrflow.bench.timing import time_in_turn
 from mrflow.errors import RequestError
 from mrflow.memory import PeakMemory
-from mrflow.metrics.color import moments
+from mrflow.metrics.pixels import moments
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 
 OnRun = Callable[[str], None]
 _STAGES = ("decode_draft", "upscale", "decode")
+
+_FEW, _MORE = 4, 12  # native steps between which a line is drawn, to find those that take a plan's time
+_REPEATS = 3
+EQUAL_TIME_RUNS = 3 * _REPEATS + 2
+"""How many runs `steps_of_equal_time` takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,10 @@ class Course:
             for number, question in enumerate(self.questions)
             for k in range(self.seeds)
         ]
+
+    def items_of(self, prompts: Sequence[int]) -> list[int]:
+        """Return the numbers of these prompts' pictures."""
+        return [prompt * self.seeds + k for prompt in prompts for k in range(self.seeds)]
 
     def to_dict(self) -> Json:
         """Return the course as plain JSON values."""
@@ -144,8 +155,7 @@ class Watch:
 
     def moments(self) -> dict[str, list[float]]:
         """Return [red, green, blue, contrast] of each stage, in levels of 255."""
-        found = {stage: moments(pixels[0]) for stage, pixels in self._pixels.items()}
-        return {stage: [*each.mean, each.contrast] for stage, each in found.items()}
+        return {stage: moments(pixels[0]) for stage, pixels in self._pixels.items()}
 
 
 def _make(
@@ -167,3 +177,21 @@ def _make(
         if fast.model.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
+
+
+def steps_of_equal_time(
+    fast: MrFlow, method: Method, settings: dict[str, Any], on_run: Callable[[str], None]
+) -> int:
+    """Return the fewest native steps that take at least as long as `method`: rounded in native's favour.
+
+    A line through the times of 4 and 12 steps, medians of three runs in turn. settings: of a picture.
+    """
+    few, more = (Method(name=f"native:{steps}", steps=steps) for steps in (_FEW, _MORE))
+    ways = {each.name: (lambda m=each: m.run(fast, **settings)) for each in (few, more, method)}
+    for each in (few, method):
+        on_run("warm up")
+        each.shortened().run(fast, **settings)
+    timed = time_in_turn(ways, _REPEATS, on_run)
+    low, high, wanted = (timed[each.name].seconds["total"] for each in (few, more, method))
+    step = max((high - low) / (_MORE - _FEW), 1e-9)
+    return max(1, math.ceil(_FEW + (wanted - low) / step - 1e-6))

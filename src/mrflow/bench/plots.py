@@ -1,17 +1,29 @@
-"""A comparison's figures as pictures: quality against measured speed-up, and sharpness frequency by frequency."""
+"""Figures as pictures: a report of bench as stacked bars, a comparison as quality against speed and as spectra."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from io import BytesIO
-from itertools import product
+from itertools import compress, cycle, product
 from typing import TYPE_CHECKING, Any
 
-from mrflow.bench.plot import check_plotting
+from mrflow.bench.records import Json
+from mrflow.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Json = dict[str, Any]
+# stage to colour: the two denoising passes stand out, what is around them is pale
+STAGE_COLORS = {
+    "text": "#b8c4ce",
+    "draft": "#2f6f9f",
+    "decode_draft": "#a9cbe0",
+    "upscale": "#e3c27a",
+    "encode": "#cfd8a8",
+    "refine": "#c4572f",
+    "decode": "#e8b9a4",
+    "rest": "#d9d9d9",
+}
 
 # kind of method: its colour, its mark
 LOOKS = {
@@ -20,12 +32,54 @@ LOOKS = {
     "staged, changed": ("#d9a441", "s"),
     "cache": ("#2f6f9f", "^"),
 }
-QUALITY = "composite"
+_QUALITY = "composite"
+_TICKS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
 # where a name may stand from its point, in points: alignment, across and up; the first that covers least
 _BESIDE, _FURTHER = (
     tuple((align, dx, dy) for (align, dx), dy in product((("left", 7), ("right", -7)), heights))
     for heights in ((5, -13), (15, -23))
 )
+
+
+def check_plotting() -> None:
+    """Raise MissingExtraError unless matplotlib is installed."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "bench")
+
+
+def draw_bars(report: Json) -> Image.Image:
+    """Return one stacked bar per method, its stages side by side, as RGB; methods that failed have none."""
+    check_plotting()
+    rows = [(group, method) for group in report["groups"] for method in group["methods"] if "seconds" in method]
+    place, repeats = report["environment"], report["course"]["repeats"]
+    title = f"{report['model']['name']}, {place['device_name']}, {place['dtype']}, median of {repeats} in turn"
+    figure, axes = _figure((9, 1.7 + 0.42 * len(rows)), title, dpi=100)
+    ends = [0.0] * len(rows)
+    for stage, color in STAGE_COLORS.items():
+        widths = [max(method["seconds"].get(stage, {"median": 0.0})["median"], 0.0) for _, method in rows]
+        axes.barh(range(len(rows)), widths, 0.72, ends, color=color, label=stage.replace("_", " "))
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    for row, (end, (_, method)) in enumerate(zip(ends, rows, strict=True)):
+        axes.text(end, row, f"  {_caption(method)}", va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [_label(group, method, report) for group, method in rows])
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds: medians of the stages, end to end at the end of the bar")
+    figure.legend(loc="outside lower center", ncols=len(STAGE_COLORS), fontsize=8, frameon=False)
+    return _image(figure)
+
+
+def _caption(method: dict[str, Any]) -> str:
+    text = f"{method['seconds']['total']['median']:.3g} s"
+    ratio = method["speedup"]
+    return text if ratio is None or ratio["median"] == 1 else f"{text}, {ratio['median']:.2f} times faster"
+
+
+def _label(group: dict[str, Any], method: dict[str, Any], report: dict[str, Any]) -> str:
+    """Return the method's name, with size and batch where the report has several."""
+    several = len(report["groups"]) > 1
+    return f"{method['name']}  {group['width']}x{group['height']} b{group['batch']}" if several else method["name"]
 
 
 def look_of(method: Json) -> str:
@@ -45,86 +99,47 @@ def measured(scores: Json) -> list[Json]:
 def draw_tradeoff(scores: Json, title: str) -> Image.Image:
     """Return quality against speed-up, each with its 95% interval; native runs are joined by a line but for
     those with another solver."""
-    figure, axes = _figure((9.5, 6))
+    figure, axes = _figure((9.5, 6), title)
     rows = [method for method in measured(scores) if method["speed"]["speedup"]["value"] is not None]
-    native = sorted(
-        (row["speed"]["speedup"]["value"], row["quality"][QUALITY]["value"])
-        for row in rows
-        if look_of(row) == "native" and row.get("solver") is None
-    )
+    points = [(row["name"], row["speed"]["speedup"], row["quality"][_QUALITY]) for row in rows]
+    looks = [look_of(row) for row in rows]
+    plain = [look == "native" and not row.get("solver") for row, look in zip(rows, looks, strict=True)]
+    native = sorted((x["value"], y["value"]) for _, x, y in compress(points, plain))
     if len(native) > 1:
         axes.plot(*zip(*native, strict=True), color=LOOKS["native"][0], linewidth=1, zorder=1)
-    for row in rows:
-        color, mark = LOOKS[look_of(row)]
-        x, y = row["speed"]["speedup"], row["quality"][QUALITY]
-        axes.errorbar(
-            x["value"],
-            y["value"],
-            xerr=[[max(x["value"] - x["low"], 0)], [max(x["high"] - x["value"], 0)]],
-            yerr=[[max(y["value"] - y["low"], 0)], [max(y["high"] - y["value"], 0)]],
-            fmt=mark,
-            color=color,
-            markersize=7,
-            elinewidth=1,
-            capsize=2,
-            zorder=2,
-        )
-    axes.set_xscale("log")
-    _plain_ticks(axes, [row["speed"]["speedup"]["value"] for row in rows])
+    for look, (_, x, y) in zip(looks, points, strict=True):
+        color, mark = LOOKS[look]
+        arms = {"xerr": _arms(x), "yerr": _arms(y), "elinewidth": 1, "capsize": 2}
+        axes.errorbar(x["value"], y["value"], fmt=mark, color=color, markersize=7, zorder=2, **arms)
+    for look, (color, mark) in LOOKS.items():
+        if look in looks:
+            axes.plot([], [], color=color, marker=mark, linestyle="none", label=look)  # for the legend
+    _set_ticks(axes, [x["value"] for _, x, _ in points])
     axes.set_xlabel("times faster than the baseline, end to end, measured in turn (log scale)")
     axes.set_ylabel("composite quality (1 is best)")
-    axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.25)
-    used = dict.fromkeys(look_of(row) for row in rows)
-    handles = [_mark(*LOOKS[name], name) for name in LOOKS if name in used]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(LOOKS), fontsize=9, frameon=False)
-    label(axes, [(row["name"], row["speed"]["speedup"], row["quality"][QUALITY]) for row in rows])
+    figure.legend(loc="outside lower center", ncols=len(LOOKS), fontsize=9, frameon=False)
+    label(axes, points)
     return _image(figure)
 
 
 def draw_spectrum(scores: Json, title: str) -> Image.Image:
     """Return each method's power over the baseline's at each frequency; 1 is as sharp as the baseline."""
-    figure, axes = _figure((9.5, 4.2))
-    seen: dict[str, int] = {}
-    for row in measured(scores)[1:]:
-        values = row["quality"]["spectrum"]
-        look = look_of(row)
-        style = ("-", "--", ":", "-.")[seen.get(look, 0) % 4]
-        seen[look] = seen.get(look, 0) + 1
+    figure, axes = _figure((9.5, 4.2), title)
+    styles = {look: cycle(("-", "--", ":", "-.")) for look in LOOKS}
+    rows = measured(scores)[1:]
+    for row in rows:
+        values, look = row["quality"]["spectrum"], look_of(row)
         at = [(k + 0.5) / (2 * len(values)) for k in range(len(values))]
-        axes.plot(at, values, style, color=LOOKS[look][0], linewidth=1.3, label=row["name"])
+        axes.plot(at, values, next(styles[look]), color=LOOKS[look][0], linewidth=1.3, label=row["name"])
     axes.axhline(1, color="#222222", linewidth=0.8)
     axes.set_yscale("log")
     axes.set_xlabel("cycles per pixel")
     axes.set_ylabel("power, relative to the baseline")
-    axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.25)
-    if seen:
+    if rows:
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return _image(figure)
-
-
-def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
-    check_plotting()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained", dpi=140)
-    FigureCanvasAgg(figure)  # draws without a display, and without pyplot's global state
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _plain_ticks(axes: Any, values: list[float]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
-
-    nice = [0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100]
-    low, high = min(values, default=1) * 0.85, max(values, default=1) * 1.7
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in nice if low <= tick <= high]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def label(axes: Any, points: list[tuple[str, Json, Json]]) -> list[Any]:
@@ -164,10 +179,29 @@ def _shared(one: Any, other: Any) -> float:
     return 0.0 if box is None else float(box.width * box.height)
 
 
-def _mark(color: str, mark: str, label: str) -> Any:
-    from matplotlib.lines import Line2D
+def _figure(size: tuple[float, float], title: str, dpi: int = 140) -> tuple[Any, Any]:
+    check_plotting()
+    from matplotlib.figure import Figure  # without a display, and without pyplot's global state
 
-    return Line2D([], [], color=color, marker=mark, linestyle="none", label=label)
+    figure = Figure(figsize=size, layout="constrained", dpi=dpi)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=10, loc="left")
+    return figure, axes
+
+
+def _set_ticks(axes: Any, values: list[float]) -> None:
+    low, high = min(values, default=1) * 0.85, max(values, default=1) * 1.7
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _arms(estimate: Json) -> list[list[float]]:
+    """Return how far an interval reaches below and above its figure."""
+    return [[max(estimate["value"] - estimate["low"], 0)], [max(estimate["high"] - estimate["value"], 0)]]
 
 
 def _image(figure: Any) -> Image.Image:

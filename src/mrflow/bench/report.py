@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import base64
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,19 +11,24 @@ from typing import TYPE_CHECKING, Any
 from mrflow.bench.compare import Course
 from mrflow.bench.ledger import Ledger
 from mrflow.bench.measurements import Examiner
-from mrflow.bench.plots import draw_spectrum, draw_tradeoff, measured
-from mrflow.bench.records import Json
-from mrflow.bench.report_page import Shown, build_page
+from mrflow.bench.plots import LOOKS, draw_spectrum, draw_tradeoff, look_of, measured
+from mrflow.bench.records import Json, write_record
+from mrflow.bench.report_tables import columns_of, stage_rows
 from mrflow.bench.scores import complete_prompts, score
 from mrflow.errors import ModelError, MrFlowWarning
-from mrflow.files import load_image, save_image, write_text
+from mrflow.files import encode_image, load_image, save_image, write_text
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from mrflow.metrics.frechet import Renders
     from mrflow.metrics.learned import Score
     from mrflow.vista.inspector import Inspector
 
 FILES = ("report.html", "tradeoff.png", "spectrum.png", "scores.json")
+_PAGE = Path(__file__).with_name("report.html.jinja")
+_WIDE = 320  # pixels of a picture on the page; larger ones are made smaller
+_QUALITY = 92  # of its WebP
 
 
 def score_course(
@@ -49,7 +54,7 @@ def write_report(folder: Path, course: Course, ledger: Ledger, head: Json, score
     head: environment, model and size. show: prompts whose pictures are on the page.
     """
     page, tradeoff, spectrum, data = (folder / name for name in FILES)
-    write_text(data, json.dumps({**head, "scores": scores}, indent=1, allow_nan=False) + "\n")
+    write_record(data, {**head, "scores": scores})
     plots = {}
     title = f"{head['model']['name']}, {head['environment']['device_name']}, {scores['prompts']} prompts"
     if measured(scores):
@@ -59,9 +64,8 @@ def write_report(folder: Path, course: Course, ledger: Ledger, head: Json, score
         }
         for image, path in zip(plots.values(), (tradeoff, spectrum), strict=True):
             save_image(image, path, overwrite=True)
-    shown = _show(course, ledger, scores, complete_prompts(course, ledger)[:show])
-    about = describe(head, scores)
-    write_text(page, build_page(f"mrflow compare: {head['model']['name']}", about, scores, plots, shown))
+    shown = [_show(course, ledger, scores, prompt) for prompt in complete_prompts(course, ledger)[:show]]
+    write_text(page, _fill(head, scores, plots, shown))
     return [page, *([tradeoff, spectrum] if plots else []), data]
 
 
@@ -89,16 +93,82 @@ def scored_by(head: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
     return "" if commit in (None, head["environment"]["commit"]) else f", scored by {commit[:12]}"
 
 
-def _show(course: Course, ledger: Ledger, scores: Json, prompts: Sequence[int]) -> list[Shown]:
-    rows = []
-    for prompt in prompts:
-        item = prompt * course.seeds
-        row = Shown(course.questions[prompt].prompt, course.items[item][1])
-        for method in measured(scores):
-            seconds = ledger.of(method["name"], item)[-1].seconds["total"]
-            row.add(load_image(ledger.picture(method["name"], item)), method["name"], f"{seconds:.2f} s")
-        rows.append(row)
-    return rows
+def _fill(head: Json, scores: Json, plots: Mapping[str, Image.Image], shown: Sequence[Json]) -> str:
+    """Return the page: one file with everything inside, nothing fetched, no script, and every text escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    templates = Environment(
+        loader=FileSystemLoader(_PAGE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    tables, (stages, seconds) = columns_of(scores), stage_rows(scores)
+    rows = [
+        {
+            "name": method["name"],
+            "color": LOOKS[look_of(method)][0],
+            "cells": {heading: [column.cell(method) for column in columns] for heading, _, columns in tables},
+            "seconds": cells,
+        }
+        for method, (_, *cells) in zip(measured(scores), seconds, strict=True)
+    ]
+    return templates.get_template(_PAGE.name).render(
+        title=f"mrflow compare: {head['model']['name']}",
+        about=describe(head, scores),
+        plots={heading: _source(image, ".png") for heading, image in plots.items()},
+        tables=tables,
+        stages=stages,
+        rows=rows,
+        failed=[method for method in scores["methods"] if "failed" in method],
+        shown=shown,
+    )
+
+
+def _show(course: Course, ledger: Ledger, scores: Json, prompt: int) -> Json:
+    """Return one prompt's pictures in a row, each with a part of it enlarged; the first decides which."""
+    item = prompt * course.seeds
+    names = [method["name"] for method in measured(scores)]
+    pictures = [load_image(ledger.picture(name, item)) for name in names]
+    box = finest_part(pictures[0])
+    figures = []
+    for name, image in zip(names, pictures, strict=True):
+        part = image.crop(box)
+        scale = min(1.0, _WIDE / image.width)
+        width, height = round(image.width * scale), round(image.height * scale)
+        figures.append(
+            {
+                "name": name,
+                "seconds": f"{ledger.of(name, item)[-1].seconds['total']:.2f} s",
+                "width": width,
+                "height": height,
+                "part_height": round(width * part.height / part.width),
+                "picture": _source(image.resize((width, height)), ".webp"),
+                "part": _source(part, ".webp"),
+            }
+        )
+    return {"prompt": course.questions[prompt].prompt, "seed": course.items[item][1], "figures": figures}
+
+
+def finest_part(image: Image.Image, parts: int = 4) -> tuple[int, int, int, int]:
+    """Return the box (left, top, right, bottom), a quarter of each side, whose brightness varies most."""
+    import numpy as np
+
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
+    steps = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    width, height = max(image.width // parts, 1), max(image.height // parts, 1)
+    boxes = [
+        (left, top, left + width, top + height)
+        for top in range(0, image.height - height + 1, max(height // 2, 1))
+        for left in range(0, image.width - width + 1, max(width // 2, 1))
+    ]
+    return max(boxes, key=lambda box: float(steps[box[1] : box[3], box[0] : box[2]].sum()))
+
+
+def _source(image: Image.Image, suffix: str) -> str:
+    data = base64.b64encode(encode_image(image, suffix, quality=_QUALITY)).decode()
+    return f"data:image/{suffix[1:]};base64,{data}"
 
 
 def _load_inspector() -> tuple[Inspector, Renders | None]:

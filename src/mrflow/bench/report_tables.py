@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from mrflow.bench.plots import measured
+from mrflow.bench.records import Json
 from mrflow.metrics.attributes import GROUPS
 from mrflow.metrics.learned import LEARNED
 
-Json = dict[str, Any]
 Cell = tuple[str, str]
 """A figure and its interval, as texts; empty where nothing was measured."""
 

@@ -18,7 +18,7 @@ from mrflow.bench.measure import (
     save_report,
 )
 from mrflow.bench.methods import read_methods
-from mrflow.bench.plot import check_plotting, draw_bars
+from mrflow.bench.plots import check_plotting, draw_bars
 from mrflow.cli import options
 from mrflow.cli.bench_tables import print_group, print_overview
 from mrflow.cli.loading import ModelOptions, best_device

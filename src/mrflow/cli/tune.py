@@ -189,7 +189,7 @@ def _course(
     fast: MrFlow, plan: Plan | None, than: str | None, given: list[Method] | None, questions: Any, seed: int
 ) -> Course:
     """Return native, the reference and the candidates."""
-    from mrflow.bench.candidates import make_candidates
+    from mrflow.bench.tune import make_candidates
     from mrflow.schedulers import takes_solver
 
     reference = fast.model.resolve_plan(plan)

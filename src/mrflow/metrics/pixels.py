@@ -1,15 +1,34 @@
-"""How sharp pictures are: the power of their brightness at each spatial frequency.
+"""What can be read off pixels: how sharp a picture is, its colours, its likeness to another.
 
-Frequencies are in cycles per pixel, .5 being the finest along a side. A Hann window keeps the jump from one
-edge of a picture to the opposite one, which a Fourier transform sees, from counting as detail.
+Sharpness is the power of brightness at each spatial frequency, in cycles per pixel, .5 being the finest along a
+side. A Hann window keeps the jump from one edge of a picture to the opposite one, which a Fourier transform sees,
+from counting as detail.
+
+Colours are two numbers: the mean of each channel, and the contrast. A decode and encode, or an upscaler, may shift
+either a little; over the stages of a picture that shows as grey or tinted results (the drift), so it is measured
+from stage to stage of the very same picture.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrflow.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
+
+LEVELS = 255.0
+MAX_PSNR = 100.0
+"""dB given for equal pictures, whose ratio is infinite."""
+_SIDE = 64  # pixels at which pictures are told apart: what they show, not their grain
+_MIN_SIDE = 11  # of the window of SSIM
 
 HIGH = 1 / 8
 """Frequencies above this count as fine: a draft at half size has hardly any above 1/4, nothing above .35."""
@@ -45,15 +64,81 @@ def _power(images: Tensor) -> tuple[Tensor, Tensor]:
 
     brightness = images.double().mean(1)
     brightness = brightness - brightness.mean((1, 2), keepdim=True)
-    height, width = brightness.shape[1:]
-    down, across = (
-        torch.hann_window(side, periodic=True, dtype=torch.float64, device=images.device)
-        for side in (height, width)
-    )
-    window = down[:, None] * across[None]
+    sides = brightness.shape[1:]
+    options: dict[str, Any] = {"dtype": torch.float64, "device": images.device}
+    window = torch.outer(*(torch.hann_window(side, **options) for side in sides))
     spectrum = torch.fft.fft2(brightness * window).abs().square()
-    power = spectrum / ((height * width) ** 2 * window.square().mean())
-    rows, columns = (
-        torch.fft.fftfreq(side, dtype=torch.float64, device=images.device) for side in (height, width)
-    )
+    power = spectrum / (sides.numel() ** 2 * window.square().mean())
+    rows, columns = (torch.fft.fftfreq(side, **options) for side in sides)
     return power, (rows[:, None].square() + columns[None].square()).sqrt()
+
+
+def moments(image: Tensor) -> list[float]:
+    """Return [red, green, blue, contrast] of one picture (3, H, W) in [0, 1], in levels of 255.
+
+    The mean of each channel, and the standard deviation of the brightness.
+    """
+    pixels = image.detach().double() * LEVELS
+    return [*pixels.mean((1, 2)).tolist(), float(pixels.mean(0).std(unbiased=False))]
+
+
+def check_similarity() -> None:
+    """Raise MissingExtraError unless scikit-image is installed."""
+    from importlib.util import find_spec
+
+    if find_spec("skimage") is None:
+        raise MissingExtraError("scikit-image", "bench")
+
+
+def psnr(image: Image.Image, other: Image.Image) -> float:
+    """Return the peak signal-to-noise ratio of two RGB pictures of one size in dB, MAX_PSNR at most."""
+    from skimage.metrics import peak_signal_noise_ratio
+
+    a, b = _array(image), _array(other)
+    if np.array_equal(a, b):
+        return MAX_PSNR
+    return min(float(peak_signal_noise_ratio(a, b, data_range=255)), MAX_PSNR)
+
+
+def ssim(image: Image.Image, other: Image.Image) -> float | None:
+    """Return the structural similarity of two RGB pictures of one size, None where a side is under 11 pixels.
+
+    With the Gaussian window of the original. Source: Wang et al. 2004, through scikit-image.
+    """
+    from skimage.metrics import structural_similarity
+
+    if min(image.size) < _MIN_SIDE:
+        return None
+    return float(
+        structural_similarity(
+            _array(image),
+            _array(other),
+            channel_axis=2,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
+
+
+def reduce(image: Tensor) -> Tensor:
+    """Return a picture (3, H, W) in [0, 1] at 64 x 64, where `diversity` looks."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(image[None].double(), (_SIDE, _SIDE), mode="bilinear", antialias=True)[0]
+
+
+def diversity(images: Sequence[Tensor]) -> float:
+    """Return the mean distance of each two reduced pictures, at least 2.
+
+    The distance is the root of the mean squared difference, in levels of 255.
+    """
+    import torch
+
+    rows = torch.stack(list(images)).flatten(1)
+    return LEVELS * float(torch.pdist(rows).mean()) / math.sqrt(rows.shape[1])
+
+
+def _array(image: Image.Image) -> NDArray[np.float64]:
+    return np.asarray(image.convert("RGB"), dtype=np.float64)
