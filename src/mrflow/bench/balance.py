@@ -90,7 +90,8 @@ def split_workers(cost: Cost, workers: int) -> Split:
     """Return the fastest division of so many workers, at least two, among the stages."""
     if workers < 2:
         raise RequestError(f"workers is {workers}; two stages need at least 2. Try 2.")
-    return max((_split(cost, drafts, workers - drafts) for drafts in range(1, workers)), key=_rate)
+    splits = [_split(cost, drafts, workers - drafts) for drafts in range(1, workers)]
+    return max(splits, key=lambda split: split.pictures_per_second)
 
 
 def balance_workers(cost: Cost) -> Split:
@@ -148,7 +149,3 @@ def _split(cost: Cost, drafts: int, finishes: int) -> Split:
     rate = min(drafts / cost.draft, finishes / cost.finish)
     busy = rate * cost.whole / (drafts + finishes)
     return Split(draft_workers=drafts, finish_workers=finishes, pictures_per_second=rate, busy=busy)
-
-
-def _rate(split: Split) -> float:
-    return split.pictures_per_second

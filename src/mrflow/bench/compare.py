@@ -15,7 +15,7 @@ from mrflow.bench.ledger import EVERY, Ledger, Run
 from mrflow.bench.methods import Method
 from mrflow.bench.prompts import Question
 from mrflow.bench.records import Json
-from mrflow.bench.timing import time_in_turn
+from mrflow.bench.timing import attempt, time_in_turn
 from mrflow.errors import RequestError
 from mrflow.memory import PeakMemory
 from mrflow.metrics.pixels import moments
@@ -111,16 +111,27 @@ def run_turns(
     """Make what is missing. on_run: called with what runs before each run; what it raises ends the work."""
     methods = {method.name: method for _, group in turns for method in group}
     items = course.items
+
+    def make(method: Method, item: int) -> tuple[Result | None, Watch]:
+        question, seed = items[item]
+        watch = Watch(fast.model.device)
+        settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1]}
+        result = attempt(lambda: method.run(fast, **settings, callback=watch), fast.model.device)
+        if result is None:
+            ledger.add(Run(method=method.name, item=EVERY, session=ledger.session, failed="out of memory"))
+        return result, watch
+
     for method in methods.values():
         on_run("warm up")
-        _make(fast, ledger, method.shortened(), items[0], size)
+        make(method.shortened(), 0)
     for item, group in turns:
         for method in group:
             on_run(method.name)
-            made = None if ledger.failed(method.name) else _make(fast, ledger, method, items[item], size)
-            if made is None:
+            if ledger.failed(method.name):
                 continue
-            result, watch = made
+            result, watch = make(method, item)
+            if result is None:
+                continue
             run = Run(
                 method=method.name,
                 item=item,
@@ -156,27 +167,6 @@ class Watch:
     def moments(self) -> dict[str, list[float]]:
         """Return [red, green, blue, contrast] of each stage, in levels of 255."""
         return {stage: moments(pixels[0]) for stage, pixels in self._pixels.items()}
-
-
-def _make(
-    fast: MrFlow, ledger: Ledger, method: Method, item: tuple[Question, int], size: Size
-) -> tuple[Result, Watch] | None:
-    """Return what was made; a method that memory does not suffice for is written down, and None returned."""
-    import gc
-
-    import torch
-
-    question, seed = item
-    watch = Watch(fast.model.device)
-    settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1]}
-    try:
-        return method.run(fast, **settings, callback=watch), watch
-    except torch.OutOfMemoryError:
-        ledger.add(Run(method=method.name, item=EVERY, session=ledger.session, failed="out of memory"))
-        gc.collect()
-        if fast.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
 
 
 def steps_of_equal_time(

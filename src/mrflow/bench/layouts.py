@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import StringIO
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from types import MappingProxyType
 
 from mrflow.errors import PromptError, RequestError
 from mrflow.prompt_rows import check_prompt, read_lines, read_object, read_text
@@ -58,8 +57,8 @@ class Layout:
     prompts: str
     num_images: int
     read: Callable[[Path, str, int], Iterator[Item]]
-    folder: Callable[[Path, str], Path]
     source: str
+    folder: Callable[[Path, str], Path] = lambda prompts, name: Path(name)
     on_grid: bool = False
     square: bool = False
 
@@ -111,8 +110,9 @@ def _oneig(prompts: Path, name: str, count: int) -> Iterator[Item]:
         ids.setdefault(category, []).append(number)
         path = Path(_ONEIG_FOLDERS[category], name, f"{number}.webp")
         yield Item(prompt=check_prompt(row[text], line), grid=path)
-    for numbers in ids.values():
-        _check_prefixes(prompts, sorted(numbers))
+    for one, following in chain.from_iterable(pairwise(sorted(numbers)) for numbers in ids.values()):
+        if following.startswith(one):  # the scorer looks for `id*` and wants one file
+            raise PromptError(f"{prompts}: the id {following!r} begins with the id {one!r} of the same category.")
 
 
 def _geneval(prompts: Path, name: str, count: int) -> Iterator[Item]:
@@ -130,9 +130,8 @@ def _dpg(prompts: Path, name: str, count: int) -> Iterator[Item]:
     if not prompts.is_dir():
         raise PromptError(f"{prompts} is no folder. Give the folder with one text file per prompt.")
     for path in sorted(prompts.glob("*.txt")):
-        if not _ID.fullmatch(path.stem):  # the scorer takes what stands before the first dot
-            raise PromptError(f"{path}: its name may hold letters, digits, _ and - only.")
-        yield Item(prompt=check_prompt(read_text(path).strip(), str(path)), grid=Path(name, f"{path.stem}.png"))
+        stem = _check_stem(path)  # the scorer takes what stands before the first dot
+        yield Item(prompt=check_prompt(read_text(path).strip(), str(path)), grid=Path(name, f"{stem}.png"))
 
 
 def _compbench(prompts: Path, name: str, count: int) -> Iterator[Item]:
@@ -148,16 +147,13 @@ def _compbench(prompts: Path, name: str, count: int) -> Iterator[Item]:
 
 
 def _compbench_folder(prompts: Path, name: str) -> Path:
-    if not _ID.fullmatch(prompts.stem):
-        raise PromptError(f"{prompts}: its name may hold letters, digits, _ and - only.")
-    return Path(name, prompts.stem)
+    return Path(name, _check_stem(prompts))
 
 
-def _check_prefixes(prompts: Path, numbers: Sequence[str]) -> None:
-    """Raise PromptError where one id begins with another: the scorer looks for `id*` and wants one file."""
-    for one, following in pairwise(numbers):
-        if following.startswith(one):
-            raise PromptError(f"{prompts}: the id {following!r} begins with the id {one!r} of the same category.")
+def _check_stem(path: Path) -> str:
+    if not _ID.fullmatch(path.stem):
+        raise PromptError(f"{path}: its name may hold letters, digits, _ and - only.")
+    return path.stem
 
 
 # the category in the prompt file: its folder
@@ -170,47 +166,40 @@ _ONEIG_FOLDERS = {
     "Multilingualism": "multilingualism",
 }
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {
-        layout.name: layout
-        for layout in (
-            Layout(
-                name="oneig",
-                prompts="OneIG-Bench.csv or OneIG-Bench-ZH.csv",
-                num_images=4,
-                read=_oneig,
-                folder=lambda prompts, name: Path(),
-                source="github.com/OneIG-Bench/OneIG-Benchmark: README.md, text2image.py, "
-                "scripts/utils/utils.py (split_mxn_grid, --image_grid 2,2)",
-                on_grid=True,
-            ),
-            Layout(
-                name="geneval",
-                prompts="prompts/evaluation_metadata.jsonl",
-                num_images=4,
-                read=_geneval,
-                folder=lambda prompts, name: Path(name),
-                source="github.com/djghosh13/geneval: README.md, evaluation/evaluate_images.py",
-            ),
-            Layout(
-                name="dpg",
-                prompts="the folder dpg_bench/prompts",
-                num_images=4,
-                read=_dpg,
-                folder=lambda prompts, name: Path(name),
-                source="github.com/TencentQQGYLab/ELLA: README.md, dpg_bench/compute_dpg_bench.py",
-                on_grid=True,
-                square=True,
-            ),
-            Layout(
-                name="t2i-compbench",
-                prompts="one of examples/dataset/*_val.txt",
-                num_images=10,
-                read=_compbench,
-                folder=_compbench_folder,
-                source="github.com/Karine-Huang/T2I-CompBench: README.md, "
-                "GORS_finetune/inference_eval.py, BLIPvqa_eval/BLIP_vqa.py",
-            ),
-        )
-    }
-)
+LAYOUTS = {
+    "oneig": Layout(
+        name="oneig",
+        prompts="OneIG-Bench.csv or OneIG-Bench-ZH.csv",
+        num_images=4,
+        read=_oneig,
+        folder=lambda prompts, name: Path(),
+        source="github.com/OneIG-Bench/OneIG-Benchmark: README.md, text2image.py, "
+        "scripts/utils/utils.py (split_mxn_grid, --image_grid 2,2)",
+        on_grid=True,
+    ),
+    "geneval": Layout(
+        name="geneval",
+        prompts="prompts/evaluation_metadata.jsonl",
+        num_images=4,
+        read=_geneval,
+        source="github.com/djghosh13/geneval: README.md, evaluation/evaluate_images.py",
+    ),
+    "dpg": Layout(
+        name="dpg",
+        prompts="the folder dpg_bench/prompts",
+        num_images=4,
+        read=_dpg,
+        source="github.com/TencentQQGYLab/ELLA: README.md, dpg_bench/compute_dpg_bench.py",
+        on_grid=True,
+        square=True,
+    ),
+    "t2i-compbench": Layout(
+        name="t2i-compbench",
+        prompts="one of examples/dataset/*_val.txt",
+        num_images=10,
+        read=_compbench,
+        folder=_compbench_folder,
+        source="github.com/Karine-Huang/T2I-CompBench: README.md, "
+        "GORS_finetune/inference_eval.py, BLIPvqa_eval/BLIP_vqa.py",
+    ),
+}

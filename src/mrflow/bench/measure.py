@@ -6,15 +6,15 @@ after some of them is continued with the others.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mrflow.bench.methods import Method
 from mrflow.bench.records import Json, differing, read_record, write_record
-from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
+from mrflow.bench.timing import Spread, Timed, attempt, speedup, time_in_turn
 from mrflow.errors import OutputError, RequestError
 from mrflow.memory import PeakMemory
 from mrflow.sizes import Size
@@ -65,16 +65,18 @@ def measure_group(fast: MrFlow, course: Course, size: Size, batch: int, on_run: 
 
     gauge = PeakMemory(fast.model.device)
     batched = MrFlow(fast.pipe, fast.model.upscaler, defaults=fast.model.defaults, batch_size=batch)
-    settings = {
-        "prompt": course.prompt,
-        "seed": course.seed,
-        "num_images": batch,
-        "width": size[0],
-        "height": size[1],
-        "callback": gauge,
-    }
-    able = [method for method in course.methods if _warm_up(method, batched, settings, course.warm_up, on_run)]
-    ways = {method.name: _way(method, batched, settings) for method in able}
+    place = {"num_images": batch, "width": size[0], "height": size[1]}
+    settings = {"prompt": course.prompt, "seed": course.seed, "callback": gauge, **place}
+
+    def fits(method: Method) -> bool:
+        """Run the method shortened; say whether its memory sufficed."""
+        for _ in range(course.warm_up):
+            on_run("warm up")
+            if attempt(lambda: method.shortened().run(batched, **settings), fast.model.device) is None:
+                return False
+        return True
+
+    ways = {each.name: partial(each.run, batched, **settings) for each in course.methods if fits(each)}
     timed = time_in_turn(ways, course.repeats, on_run, gauge) if ways else {}
     baseline = timed.get(course.methods[0].name)
     return {
@@ -119,26 +121,6 @@ def save_report(report: Json, path: Path | None) -> None:
     """Write the report, if it has a file."""
     if path is not None:
         write_record(path, report)
-
-
-def _warm_up(method: Method, fast: MrFlow, settings: Json, times: int, on_run: OnRun) -> bool:
-    """Run the method shortened; say whether its memory sufficed."""
-    import torch
-
-    for _ in range(times):
-        on_run("warm up")
-        try:
-            method.shortened().run(fast, **settings)
-        except torch.OutOfMemoryError:
-            gc.collect()
-            if fast.model.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return False
-    return True
-
-
-def _way(method: Method, fast: MrFlow, settings: Json) -> Callable[[], Any]:
-    return lambda: method.run(fast, **settings)
 
 
 def _describe(method: Method, timed: Timed | None, baseline: Timed | None, batch: int) -> Json:

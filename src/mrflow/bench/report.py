@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image, ImageOps
+
 from mrflow.bench.compare import Course
 from mrflow.bench.ledger import Ledger
 from mrflow.bench.measurements import Examiner
@@ -19,8 +21,6 @@ from mrflow.errors import ModelError, MrFlowWarning
 from mrflow.files import encode_image, load_image, save_image, write_text
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from mrflow.metrics.frechet import Renders
     from mrflow.metrics.learned import Score
     from mrflow.vista.inspector import Inspector
@@ -69,24 +69,6 @@ def write_report(folder: Path, course: Course, ledger: Ledger, head: Json, score
     return [page, *([tradeoff, spectrum] if plots else []), data]
 
 
-def describe(head: Json, scores: Json) -> list[str]:
-    """Return lines on what was measured, on what, and how far it is complete."""
-    place, model, names = head["environment"], head["model"], [each["name"] for each in scores["methods"]]
-    versions = ", ".join(f"{name} {number}" for name, number in place["versions"].items() if number)
-    count = f"{scores['prompts']} of {scores['of']} prompts, {scores['seeds']} picture(s) each"
-    lines = [
-        f"{model['name']} (revision {model['revision'] or 'unknown'}), upscaler {model['upscaler']}, "
-        f"{head['size'][0]}x{head['size'][1]}, {count}; the baseline is {names[0] if names else 'missing'}.",
-        f"{place['device_name']} ({place['device']}), {place['dtype']}, {place['threads']} threads; {versions}; "
-        f"commit {place['commit'] or 'unknown'}{scored_by(head, scores)}.",
-    ]
-    if scores["prompts"] < scores["of"]:
-        lines.append("Not complete: the figures are of the prompts of which every method has its pictures.")
-    if equal := head.get("equal_time"):
-        lines.append(f"native:{equal['steps']} is the native run that takes the time of {equal['method']}.")
-    return lines
-
-
 def scored_by(head: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
     """Return which other commit than the pictures' scored them, as the end of a line; nothing if none did."""
     commit = scores.get("commit")
@@ -98,56 +80,35 @@ def _fill(head: Json, scores: Json, plots: Mapping[str, Image.Image], shown: Seq
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = Environment(
-        loader=FileSystemLoader(_PAGE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
+        loader=FileSystemLoader(_PAGE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    tables, (stages, seconds) = columns_of(scores), stage_rows(scores)
-    rows = [
-        {
-            "name": method["name"],
-            "color": LOOKS[look_of(method)][0],
-            "cells": {heading: [column.cell(method) for column in columns] for heading, _, columns in tables},
-            "seconds": cells,
-        }
-        for method, (_, *cells) in zip(measured(scores), seconds, strict=True)
-    ]
+    stages, seconds = stage_rows(scores)
     return templates.get_template(_PAGE.name).render(
-        title=f"mrflow compare: {head['model']['name']}",
-        about=describe(head, scores),
-        plots={heading: _source(image, ".png") for heading, image in plots.items()},
-        tables=tables,
+        head=head,
+        scores=scores,
+        scored_by=scored_by(head, scores),
+        plots=plots,
+        tables=columns_of(scores),
+        rows=measured(scores),
         stages=stages,
-        rows=rows,
-        failed=[method for method in scores["methods"] if "failed" in method],
+        seconds={name: cells for name, *cells in seconds},
         shown=shown,
+        cells_of=lambda columns, row: [column.cell(row) for column in columns],
+        color_of=lambda row: LOOKS[look_of(row)][0],
+        source=_source,
     )
 
 
 def _show(course: Course, ledger: Ledger, scores: Json, prompt: int) -> Json:
-    """Return one prompt's pictures in a row, each with a part of it enlarged; the first decides which."""
-    item = prompt * course.seeds
-    names = [method["name"] for method in measured(scores)]
-    pictures = [load_image(ledger.picture(name, item)) for name in names]
-    box = finest_part(pictures[0])
-    figures = []
-    for name, image in zip(names, pictures, strict=True):
-        part = image.crop(box)
-        scale = min(1.0, _WIDE / image.width)
-        width, height = round(image.width * scale), round(image.height * scale)
-        figures.append(
-            {
-                "name": name,
-                "seconds": f"{ledger.of(name, item)[-1].seconds['total']:.2f} s",
-                "width": width,
-                "height": height,
-                "part_height": round(width * part.height / part.width),
-                "picture": _source(image.resize((width, height)), ".webp"),
-                "part": _source(part, ".webp"),
-            }
-        )
+    """Return one prompt's pictures in a row, each with a part of it, which the first decides."""
+    item, box = prompt * course.seeds, (0, 0, 0, 0)
+    figures: list[Json] = []
+    for method in measured(scores):
+        image = load_image(ledger.picture(method["name"], item))
+        box = box if figures else finest_part(image)
+        small = ImageOps.contain(image, (min(_WIDE, image.width), image.height))
+        seconds = ledger.of(method["name"], item)[-1].seconds["total"]
+        figures.append({"name": method["name"], "seconds": seconds, "picture": small, "part": image.crop(box)})
     return {"prompt": course.questions[prompt].prompt, "seed": course.items[item][1], "figures": figures}
 
 

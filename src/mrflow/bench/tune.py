@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.compare import Course, missing, run_turns
 from mrflow.bench.ledger import Ledger
@@ -202,18 +202,10 @@ def make_candidates(
     if solvers:
         paces |= {(_part(reference.steps, share), SOLVER) for share in _SOLVER_STEPS}
         few += [(_part(native_steps, share), SOLVER) for share in _NATIVE_SOLVER]
+    sigmas = sorted({reference.refine_sigma, *_SIGMAS})
     plans = [
-        replace(
-            reference,
-            steps=steps,
-            solver=solver,
-            refine_sigma=sigma,
-            guidance_stop=stop,
-            refine_true_cfg_scale=refine_cfg,
-        )
-        for (steps, solver), sigma, (stop, refine_cfg) in product(
-            sorted(paces, key=str), sorted({reference.refine_sigma, *_SIGMAS}), _guidances(reference)
-        )
+        replace(reference, steps=steps, solver=solver, refine_sigma=sigma, **less)
+        for (steps, solver), sigma, less in product(sorted(paces, key=str), sigmas, _less_guidance(reference))
     ]
     staged = [Method(name=name_plan(plan, own or reference), plan=plan) for plan in plans if plan != reference]
     return [*staged, *(_native(*each) for each in dict.fromkeys(few))]
@@ -223,13 +215,12 @@ def _part(steps: int, share: float) -> int:
     return max(1, round(steps * share))
 
 
-def _guidances(reference: Plan) -> list[tuple[float | None, float | None]]:
-    """Return what `guidance_stop` and `refine_true_cfg_scale` may be: the reference's, and less where possible."""
-    own = (reference.guidance_stop, reference.refine_true_cfg_scale)
+def _less_guidance(reference: Plan) -> list[dict[str, Any]]:
+    """Return changes of guidance: none, and less of it where there is any."""
     if (reference.true_cfg_scale or 1.0) <= 1:
-        return [own]
+        return [{}]
     stop = 1.0 if reference.guidance_stop is None else reference.guidance_stop
-    return [own, (_STOP * stop, 1.0)]
+    return [{}, {"guidance_stop": _STOP * stop, "refine_true_cfg_scale": 1.0}]
 
 
 def _native(steps: int, solver: str | None) -> Method:
