@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training.renders import write_renders
 
 from mrflow.errors import MissingExtraError, ModelError, PromptError
 from mrflow.images import to_pil
 from mrflow.metrics import attributes, pixels
-from mrflow.metrics.frechet import RENDERS, Gaussian, Reference, Renders, read_renders, write_renders
+from mrflow.metrics.frechet import RENDERS, Gaussian, Reference, Renders, read_renders
 from mrflow.metrics.intervals import Estimate, difference, estimate, mean, ratio_of_medians
 from mrflow.vista import inspector
 from mrflow.vista.grammar import ATTRIBUTES

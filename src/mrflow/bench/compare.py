@@ -7,7 +7,7 @@ falls on all, and none always runs on caches that another has warmed. Speed is c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from mrflow.bench.ledger import EVERY, Ledger, Run
 from mrflow.bench.methods import Method
 from mrflow.bench.prompts import Question
 from mrflow.bench.records import Json
-from mrflow.bench.timing import attempt, time_in_turn
+from mrflow.bench.timing import OnRun, attempt, time_in_turn
 from mrflow.errors import RequestError
 from mrflow.memory import PeakMemory
 from mrflow.metrics.pixels import moments
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from mrflow.results import Result
     from mrflow.sizes import Size
 
-OnRun = Callable[[str], None]
+Turn = tuple[int, list[Method]]
+"""A picture's number, and the methods that make it, one after another."""
 _STAGES = ("decode_draft", "upscale", "decode")
 
 _FEW, _MORE = 4, 12  # native steps between which a line is drawn, to find those that take a plan's time
@@ -78,7 +79,7 @@ class Course:
         return {"questions": prompts, "seeds": self.seeds, "seed": self.seed}
 
 
-def missing(course: Course, ledger: Ledger) -> list[tuple[int, list[Method]]]:
+def missing(course: Course, ledger: Ledger) -> list[Turn]:
     """Return what is still to be made: items, and for each the methods in the order in which they run.
 
     The baseline (or what stands for it in time) runs again with what is missing, unless this process has timed
@@ -99,39 +100,27 @@ def missing(course: Course, ledger: Ledger) -> list[tuple[int, list[Method]]]:
     return turns
 
 
-def count_runs(turns: Sequence[tuple[int, Sequence[Method]]]) -> int:
+def count_runs(turns: Sequence[Turn]) -> int:
     """Return how many runs the turns take, the warm-up of each method included."""
     return sum(len(methods) for _, methods in turns) + len({method.name for _, group in turns for method in group})
 
 
 def run_turns(
-    fast: MrFlow, course: Course, ledger: Ledger, turns: Sequence[tuple[int, Sequence[Method]]], size: Size,
-    on_run: OnRun,
-) -> None:  # fmt: skip
+    fast: MrFlow, course: Course, ledger: Ledger, turns: Sequence[Turn], size: Size, on_run: OnRun
+) -> None:
     """Make what is missing. on_run: called with what runs before each run; what it raises ends the work."""
     methods = {method.name: method for _, group in turns for method in group}
     items = course.items
-
-    def make(method: Method, item: int) -> tuple[Result | None, Watch]:
-        question, seed = items[item]
-        watch = Watch(fast.model.device)
-        settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1]}
-        result = attempt(lambda: method.run(fast, **settings, callback=watch), fast.model.device)
-        if result is None:
-            ledger.add(Run(method=method.name, item=EVERY, session=ledger.session, failed="out of memory"))
-        return result, watch
-
     for method in methods.values():
         on_run("warm up")
-        make(method.shortened(), 0)
+        _make(fast, ledger, method.shortened(), items[0], size)
     for item, group in turns:
         for method in group:
             on_run(method.name)
-            if ledger.failed(method.name):
+            made = None if ledger.failed(method.name) else _make(fast, ledger, method, items[item], size)
+            if made is None:
                 continue
-            result, watch = make(method, item)
-            if result is None:
-                continue
+            result, watch = made
             run = Run(
                 method=method.name,
                 item=item,
@@ -169,9 +158,20 @@ class Watch:
         return {stage: moments(pixels[0]) for stage, pixels in self._pixels.items()}
 
 
-def steps_of_equal_time(
-    fast: MrFlow, method: Method, settings: dict[str, Any], on_run: Callable[[str], None]
-) -> int:
+def _make(
+    fast: MrFlow, ledger: Ledger, method: Method, item: tuple[Question, int], size: Size
+) -> tuple[Result, Watch] | None:
+    """Return what was made; a method that memory does not suffice for is written down, and None returned."""
+    (question, seed), watch = item, Watch(fast.model.device)
+    settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1], "callback": watch}
+    result = attempt(lambda: method.run(fast, **settings), fast.model.device)
+    if result is None:
+        ledger.add(Run(method=method.name, item=EVERY, session=ledger.session, failed="out of memory"))
+        return None
+    return result, watch
+
+
+def steps_of_equal_time(fast: MrFlow, method: Method, settings: dict[str, Any], on_run: OnRun) -> int:
     """Return the fewest native steps that take at least as long as `method`: rounded in native's favour.
 
     A line through the times of 4 and 12 steps, medians of three runs in turn. settings: of a picture.

@@ -89,18 +89,18 @@ def hash_items(items: Sequence[Item]) -> str:
 
 def _make_item(item: Item, folder: Path, make: Make, seeds: Sequence[int]) -> int:
     """Write what is missing of one item and return the number of pictures made for it."""
-    there = [bool(item.pictures) and os.path.isfile(folder / item.pictures[k]) for k in range(len(seeds))]
-    missing = [k for k in range(len(seeds)) if not there[k]]
+    wanted = [folder / path for path in item.pictures]
+    missing = [k for k in range(len(seeds)) if not (wanted and os.path.isfile(wanted[k]))]
     images: dict[int, Image.Image] = {}
     if missing:
         result = make(item.prompt, [seeds[k] for k in missing])
         for k, image, recipe in zip(missing, result.images, result.recipes, strict=True):
             images[k] = image
-            if item.pictures:
-                make_folder((folder / item.pictures[k]).parent)
-                save_image(image, folder / item.pictures[k], recipe)
+            if wanted:
+                make_folder(wanted[k].parent)
+                save_image(image, wanted[k], recipe)
     if item.grid is not None and not os.path.isfile(folder / item.grid):
-        panels = [images[k] if k in images else load_image(folder / item.pictures[k]) for k in range(len(seeds))]
+        panels = [images[k] if k in images else load_image(wanted[k]) for k in range(len(seeds))]
         make_folder((folder / item.grid).parent)
         save_image(make_grid(panels, columns=2, gap=0), folder / item.grid)
     if item.note is not None:

@@ -111,10 +111,9 @@ def folder_name(method: str) -> str:
 def _claim(folder: Path, course: Json) -> None:
     """Write down what is compared, or check that it was begun so."""
     before = read_course(folder)
-    if before is not None:
-        same = {name: value for name, value in course.items() if name != "methods"}
-        if names := differing(before, same):
-            raise RequestError(f"{folder} was begun with another {names}. Choose another --out.")
+    same = {name: value for name, value in course.items() if name != "methods"}
+    if before is not None and (names := differing(before, same)):
+        raise RequestError(f"{folder} was begun with another {names}. Choose another --out.")
     write_record(folder / "course.json", course)
 
 

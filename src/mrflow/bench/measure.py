@@ -6,15 +6,14 @@ after some of them is continued with the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrflow.bench.methods import Method
+from mrflow.bench.methods import OF_NATIVE, Method
 from mrflow.bench.records import Json, differing, read_record, write_record
-from mrflow.bench.timing import Spread, Timed, attempt, speedup, time_in_turn
+from mrflow.bench.timing import OnRun, Run, Spread, Timed, attempt, speedup, time_in_turn
 from mrflow.errors import OutputError, RequestError
 from mrflow.memory import PeakMemory
 from mrflow.sizes import Size
@@ -22,11 +21,8 @@ from mrflow.sizes import Size
 if TYPE_CHECKING:
     from mrflow.pipeline import MrFlow
 
-_OF_NATIVE = ("steps", "true_cfg_scale", "guidance_stop", "solver")  # of a plan, what the plain pipeline heeds
 FORMAT = 1
 MAX_BATCH = 256
-
-OnRun = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +64,18 @@ def measure_group(fast: MrFlow, course: Course, size: Size, batch: int, on_run: 
     place = {"num_images": batch, "width": size[0], "height": size[1]}
     settings = {"prompt": course.prompt, "seed": course.seed, "callback": gauge, **place}
 
+    def way(method: Method) -> Run:
+        return lambda: method.run(batched, **settings)
+
     def fits(method: Method) -> bool:
         """Run the method shortened; say whether its memory sufficed."""
         for _ in range(course.warm_up):
             on_run("warm up")
-            if attempt(lambda: method.shortened().run(batched, **settings), fast.model.device) is None:
+            if attempt(way(method.shortened()), fast.model.device) is None:
                 return False
         return True
 
-    ways = {each.name: partial(each.run, batched, **settings) for each in course.methods if fits(each)}
+    ways = {method.name: way(method) for method in course.methods if fits(method)}
     timed = time_in_turn(ways, course.repeats, on_run, gauge) if ways else {}
     baseline = timed.get(course.methods[0].name)
     return {
@@ -136,7 +135,9 @@ def _describe(method: Method, timed: Timed | None, baseline: Timed | None, batch
     return {
         "name": method.name,
         "kind": method.kind,
-        "plan": asdict(plan) if method.plan else {name: getattr(plan, name) for name in _OF_NATIVE},
+        "plan": asdict(plan)
+        if method.plan
+        else {name: getattr(plan, name) for name in (*OF_NATIVE, "true_cfg_scale")},
         "seconds": {name: each.to_dict() for name, each in {**seconds, "total": spreads["total"]}.items()},
         "totals": timed.totals,
         "seconds_per_step": {stage: spreads[stage].median / count for stage, count in steps.items()},

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mrflow.bench.compare import Course
 from mrflow.bench.ledger import Ledger
 from mrflow.bench.prompts import Question
 from mrflow.bench.records import Json
+from mrflow.bench.timing import OnRun
 from mrflow.files import load_image
 from mrflow.images import to_tensor
 from mrflow.metrics import attributes, pixels
+from mrflow.metrics.intervals import Floats
 from mrflow.metrics.learned import LEARNED, Score
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from mrflow.vista.inspector import Inspector
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,7 @@ class Examiner:
 
 
 def measure_pictures(
-    ledger: Ledger,
-    course: Course,
-    prompts: Sequence[int],
-    method: str,
-    examiner: Examiner,
-    on_picture: Callable[[str], None],
+    ledger: Ledger, course: Course, prompts: Sequence[int], method: str, examiner: Examiner, on_picture: OnRun
 ) -> Measurements:
     """Return what is measured in a method's pictures of these prompts, all of which must be there."""
     baseline = course.methods[0].name

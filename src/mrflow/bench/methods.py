@@ -86,8 +86,8 @@ class Method:
         return replace(self, plan=replace(self.plan, steps=min(_WARM_STEPS, self.plan.steps)))
 
 
-_OF_NATIVE = [each.name for each in fields(Method) if each.name in ABOUT]
-"""What of a plan a text may say of the plain pipeline; of a plan it may say everything."""
+OF_NATIVE = [each.name for each in fields(Method) if each.name in ABOUT]
+"""What of a plan can be said of the plain pipeline; of a staged run everything can."""
 
 
 def read_methods(texts: Sequence[str]) -> list[Method]:
@@ -111,7 +111,7 @@ def _read(text: str) -> Method:
     if head == "native":
         if parts and "=" not in parts[0]:
             parts[0] = f"steps={_check_steps(text, parts[0])}"
-        changes, options = _read_options(text, parts, ("cache", *_OF_NATIVE))
+        changes, options = _read_options(text, parts, ("cache", *OF_NATIVE))
         Plan(**changes)  # which checks them
         return Method(name=text, **changes, **options)
     unrefined = re.fullmatch(r"(\d{1,4})\+0", head, flags=re.ASCII)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from io import BytesIO
-from itertools import compress, cycle, product
+from itertools import compress, cycle
 from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.records import Json
@@ -35,10 +35,8 @@ LOOKS = {
 _QUALITY = "composite"
 _TICKS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
 # where a name may stand from its point, in points: alignment, across and up; the first that covers least
-_BESIDE, _FURTHER = (
-    tuple((align, dx, dy) for (align, dx), dy in product((("left", 7), ("right", -7)), heights))
-    for heights in ((5, -13), (15, -23))
-)
+_BESIDE = (("left", 7, 5), ("left", 7, -13), ("right", -7, 5), ("right", -7, -13))
+_FURTHER = (("left", 7, 15), ("left", 7, -23), ("right", -7, 15), ("right", -7, -23))
 
 
 def check_plotting() -> None:
@@ -64,8 +62,7 @@ def draw_bars(report: Json) -> Image.Image:
     axes.set_yticks(range(len(rows)), [_label(group, method, report) for group, method in rows])
     axes.invert_yaxis()
     axes.margins(x=0.25)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("seconds: medians of the stages, end to end at the end of the bar")
+    axes.set(xlim=(0, None), xlabel="seconds: medians of the stages, end to end at the end of the bar")
     figure.legend(loc="outside lower center", ncols=len(STAGE_COLORS), fontsize=8, frameon=False)
     return _image(figure)
 
@@ -133,9 +130,7 @@ def draw_spectrum(scores: Json, title: str) -> Image.Image:
         at = [(k + 0.5) / (2 * len(values)) for k in range(len(values))]
         axes.plot(at, values, next(styles[look]), color=LOOKS[look][0], linewidth=1.3, label=row["name"])
     axes.axhline(1, color="#222222", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.set_xlabel("cycles per pixel")
-    axes.set_ylabel("power, relative to the baseline")
+    axes.set(yscale="log", xlabel="cycles per pixel", ylabel="power, relative to the baseline")
     axes.grid(alpha=0.25)
     if rows:
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
@@ -193,8 +188,7 @@ def _figure(size: tuple[float, float], title: str, dpi: int = 140) -> tuple[Any,
 def _set_ticks(axes: Any, values: list[float]) -> None:
     low, high = min(values, default=1) * 0.85, max(values, default=1) * 1.7
     ticks = [tick for tick in _TICKS if low <= tick <= high]
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
+    axes.set(xscale="log", xlim=(low, high))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
 

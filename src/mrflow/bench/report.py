@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from mrflow.bench.plots import LOOKS, draw_spectrum, draw_tradeoff, look_of, mea
 from mrflow.bench.records import Json, write_record
 from mrflow.bench.report_tables import columns_of, stage_rows
 from mrflow.bench.scores import complete_prompts, score
+from mrflow.bench.timing import OnRun
 from mrflow.errors import ModelError, MrFlowWarning
 from mrflow.files import encode_image, load_image, save_image, write_text
 
@@ -32,12 +33,7 @@ _QUALITY = 92  # of its WebP
 
 
 def score_course(
-    course: Course,
-    ledger: Ledger,
-    learned: dict[str, Score],
-    on_picture: Callable[[str], None],
-    *,
-    inspected: bool,
+    course: Course, ledger: Ledger, learned: dict[str, Score], on_picture: OnRun, *, inspected: bool
 ) -> Json:
     """Return the figures of all methods. inspected: let vista's inspector look at the pictures.
 

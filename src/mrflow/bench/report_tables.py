@@ -83,18 +83,15 @@ def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
 def stage_rows(scores: Json) -> tuple[list[str], list[list[str]]]:
     """Return the stages' names, and a row for each method: its name and median seconds."""
     rows = measured(scores)
-    names = list(dict.fromkeys(stage for row in rows for stage in row["speed"]["seconds"]))
-    names = [*(name for name in names if name != "total"), "total"]
-    return [name.replace("_", " ") for name in names], [
-        [
-            row["name"],
-            *(
-                f"{row['speed']['seconds'][name]['median']:.3f}" if name in row["speed"]["seconds"] else ""
-                for name in names
-            ),
-        ]
-        for row in rows
-    ]
+    stages = dict.fromkeys(stage for row in rows for stage in row["speed"]["seconds"])
+    names = [*(name for name in stages if name != "total"), "total"]
+
+    def cell(row: Json, name: str) -> str:
+        spread = row["speed"]["seconds"].get(name)
+        return f"{spread['median']:.3f}" if spread else ""
+
+    cells = [[row["name"], *(cell(row, name) for name in names)] for row in rows]
+    return [name.replace("_", " ") for name in names], cells
 
 
 def write(estimate: Json | None, digits: int, signed: bool = False) -> Cell:

@@ -11,20 +11,20 @@ knows. By its making the baseline's p and c are 1; too sharp costs as much as to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from mrflow.bench.compare import Course
 from mrflow.bench.ledger import Ledger
-from mrflow.bench.measurements import Examiner, Floats, Measurements, measure_pictures
+from mrflow.bench.measurements import Examiner, Measurements, measure_pictures
 from mrflow.bench.methods import Method
 from mrflow.bench.records import Json
-from mrflow.bench.timing import Spread
+from mrflow.bench.timing import OnRun, Spread
 from mrflow.metrics.attributes import GROUPS, columns
 from mrflow.metrics.frechet import Distance, Reference, Renders
-from mrflow.metrics.intervals import Estimate, counted, difference, estimate, mean, ratio_of_medians
+from mrflow.metrics.intervals import Estimate, Floats, counted, difference, estimate, mean, ratio_of_medians
 from mrflow.metrics.pixels import FINE
 
 _MIN_FRECHET = 32  # pictures below which a covariance says nothing
@@ -41,13 +41,7 @@ def complete_prompts(course: Course, ledger: Ledger) -> list[int]:
     ]
 
 
-def score(
-    course: Course,
-    ledger: Ledger,
-    examiner: Examiner,
-    renders: Renders | None,
-    on_picture: Callable[[str], None],
-) -> Json:
+def score(course: Course, ledger: Ledger, examiner: Examiner, renders: Renders | None, on_picture: OnRun) -> Json:
     """Return the figures of all methods as plain JSON values, on the prompts that are complete.
 
     renders: what features are held against, None to leave that out. on_picture: called with a method's name
@@ -213,8 +207,9 @@ def _rings(mine: Measurements, base: Measurements) -> Floats:
 
 
 def _composite(sums: Floats) -> Floats:
-    found, contrast = _share(sums[..., 0], sums[..., 1]), _likeness(sums[..., 2], sums[..., 3])
-    return found * contrast * _texture(sums[..., 4:])
+    hits, asked = sums[..., 0], sums[..., 1]
+    found = np.where(asked > 0, hits / np.maximum(asked, 1), 1.0)
+    return found * _likeness(sums[..., 2], sums[..., 3]) * _texture(sums[..., 4:])
 
 
 def _texture(sums: Floats) -> Floats:
@@ -223,11 +218,6 @@ def _texture(sums: Floats) -> Floats:
     there = base > 0
     likeness: Floats = np.where(there, _likeness(own, base), 0.0).sum(-1) / there.sum(-1)
     return likeness
-
-
-def _share(hits: Floats, asked: Floats) -> Floats:
-    """Return hits / asked, 1 where nothing is asked."""
-    return np.where(asked > 0, hits / np.maximum(asked, 1), 1.0)
 
 
 def _likeness(value: Floats, base: Floats) -> Floats:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mrflow.results import Result
 
 Run = Callable[[], "Result"]
+OnRun = Callable[[str], None]
+"""Told what runs next; what it raises ends the work."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Timed:
 
 
 def time_in_turn(
-    ways: Mapping[str, Run], repeats: int, on_run: Callable[[str], None], gauge: PeakMemory | None = None
+    ways: Mapping[str, Run], repeats: int, on_run: OnRun, gauge: PeakMemory | None = None
 ) -> dict[str, Timed]:
     """Run each way `repeats` times in turn, and return what each took.
 

@@ -20,6 +20,7 @@ from mrflow.bench.measurements import Examiner, Measurements, measure_pictures
 from mrflow.bench.methods import Method
 from mrflow.bench.records import Json
 from mrflow.bench.scores import composite, composite_change, peak_of, speedup
+from mrflow.bench.timing import OnRun
 from mrflow.errors import RequestError
 from mrflow.metrics.intervals import Estimate
 from mrflow.plan import ABOUT, Plan
@@ -28,16 +29,15 @@ if TYPE_CHECKING:
     from mrflow.pipeline import MrFlow
     from mrflow.sizes import Size
 
-OnRun = Callable[[str], None]
 _FEWEST = 4  # prompts of the first round: below, the order is chance
 _LAST = 3  # candidates in the last round
 
 SOLVER = "unipc"
 """The one of second order that is tried: on vista it is nearer to the path of 60 steps (docs/log.md)."""
-_STEPS = (1 / 2, 2 / 3, 1)  # of the reference's; what lies above cannot be faster
-_SOLVER_STEPS = (1 / 3, 1 / 2, 2 / 3)  # what it is for; with as many steps it can only be better, not faster
-_NATIVE = (0.1, 0.16, 0.25)
-_NATIVE_SOLVER = (0.1, 0.16)
+# By solver, None being the reference's own or the pipeline's: shares of the reference's steps and of the native
+# run's. With as many steps as the reference's the other solver can only be better, not faster.
+_STEPS = {None: (1 / 2, 2 / 3, 1), SOLVER: (1 / 3, 1 / 2, 2 / 3)}
+_NATIVE = {None: (0.1, 0.16, 0.25), SOLVER: (0.1, 0.16)}
 _SIGMAS = (0.2,)  # the larger of what the authors advise; the reference's own is tried too
 _IN_LABEL = ("steps", "refine_steps")
 _STOP = 0.5  # of the steps that the reference guides: arXiv 2404.07724 finds the late steps better without
@@ -133,12 +133,8 @@ def search(
     for left, prompts in rounds_of(len(candidates), len(course.questions)):
         if findings:
             candidates = keep(findings, target, left, reference)
-        part = replace(
-            course,
-            methods=[base, reference, *candidates],
-            questions=course.questions[:prompts],
-            timed_against=reference.name,
-        )
+        methods = [base, reference, *candidates]
+        part = replace(course, methods=methods, questions=course.questions[:prompts], timed_against=reference.name)
         turns = missing(part, ledger)
         on_run = on_round(len(candidates), prompts, sum(len(group) for _, group in turns))
         run_turns(fast, part, ledger, turns, size, on_run)
@@ -169,16 +165,10 @@ def judge(course: Course, ledger: Ledger, target: Target, examiner: Examiner) ->
         if ledger.failed(method.name):
             continue
         mine = other if method is reference else measured(method)
-        findings.append(
-            Finding(
-                method,
-                speedup(ledger, items, reference.name, method.name)[0],
-                composite(mine, own),
-                composite_change(mine, other, own),
-                peak_of(ledger, method.name, items),
-                len(prompts),
-            )
-        )
+        faster, _ = speedup(ledger, items, reference.name, method.name)
+        quality, change = composite(mine, own), composite_change(mine, other, own)
+        memory = peak_of(ledger, method.name, items)
+        findings.append(Finding(method, faster, quality, change, memory, len(prompts)))
     return sorted(findings, key=lambda each: each.rank(target), reverse=True)
 
 
@@ -197,11 +187,9 @@ def make_candidates(
     steps and none in the refine pass; the latter only where there is guidance to save. solvers: whether the
     pipeline takes any. own: the model's plan, which a method's text changes; None is the reference.
     """
-    paces = {(_part(reference.steps, share), reference.solver) for share in _STEPS}
-    few: list[tuple[int, str | None]] = [(_part(native_steps, share), None) for share in _NATIVE]
-    if solvers:
-        paces |= {(_part(reference.steps, share), SOLVER) for share in _SOLVER_STEPS}
-        few += [(_part(native_steps, share), SOLVER) for share in _NATIVE_SOLVER]
+    tried = (None, SOLVER) if solvers else (None,)
+    paces = {(_part(reference.steps, part), each or reference.solver) for each in tried for part in _STEPS[each]}
+    few = [(_part(native_steps, part), each) for each in tried for part in _NATIVE[each]]
     sigmas = sorted({reference.refine_sigma, *_SIGMAS})
     plans = [
         replace(reference, steps=steps, solver=solver, refine_sigma=sigma, **less)

@@ -28,7 +28,8 @@ LEVELS = 255.0
 MAX_PSNR = 100.0
 """dB given for equal pictures, whose ratio is infinite."""
 _SIDE = 64  # pixels at which pictures are told apart: what they show, not their grain
-_MIN_SIDE = 11  # of the window of SSIM
+_MIN_SIDE = 11  # of the window of SSIM, which is that of the original
+_WINDOW = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 HIGH = 1 / 8
 """Frequencies above this count as fine: a draft at half size has hardly any above 1/4, nothing above .35."""
@@ -103,23 +104,13 @@ def psnr(image: Image.Image, other: Image.Image) -> float:
 def ssim(image: Image.Image, other: Image.Image) -> float | None:
     """Return the structural similarity of two RGB pictures of one size, None where a side is under 11 pixels.
 
-    With the Gaussian window of the original. Source: Wang et al. 2004, through scikit-image.
+    Source: Wang et al. 2004, through scikit-image.
     """
     from skimage.metrics import structural_similarity
 
     if min(image.size) < _MIN_SIDE:
         return None
-    return float(
-        structural_similarity(
-            _array(image),
-            _array(other),
-            channel_axis=2,
-            data_range=255,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )
+    return float(structural_similarity(_array(image), _array(other), data_range=255, channel_axis=2, **_WINDOW))
 
 
 def reduce(image: Tensor) -> Tensor:
