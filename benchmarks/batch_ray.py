@@ -27,11 +27,11 @@ from typing import Any
 from mrflow import MrFlow
 from mrflow.batch.cluster import Cluster
 from mrflow.batch.output import Output
-from mrflow.batch.rows import Row
 from mrflow.batch.run import News, run_batch
 from mrflow.batch.tasks import read_request
 from mrflow.bench.environment import describe_run
 from mrflow.lanes import check_lanes
+from mrflow.prompt_rows import Row
 
 DRAFTING = ("text", "draft", "decode_draft")
 FINISHING = ("upscale", "encode", "refine", "decode")

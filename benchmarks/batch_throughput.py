@@ -23,12 +23,12 @@ from typing import Any
 
 from mrflow import MrFlow, save_image
 from mrflow.batch.output import Output
-from mrflow.batch.rows import Row
 from mrflow.batch.run import run_batch
 from mrflow.batch.tasks import read_request
 from mrflow.bench.environment import describe_run
 from mrflow.bench.timing import Spread
 from mrflow.lanes import check_lanes
+from mrflow.prompt_rows import Row
 
 Way = Callable[[MrFlow, Sequence[str], Path], None]
 

@@ -47,13 +47,13 @@ from mrflow.bench.environment import describe_run
 from mrflow.bench.measure import save_report
 from mrflow.bench.random_weights import make_random, read_architecture
 from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
+from mrflow.drafts import Result
 from mrflow.errors import MrFlowError, RequestError
+from mrflow.jobs import Size, draft_size, parse_size
 from mrflow.loading import check_device, check_dtype
 from mrflow.plan import OWN, get_plan
 from mrflow.progress import Clock
-from mrflow.drafts import Result
 from mrflow.sampling import refine_sigmas
-from mrflow.jobs import Size, draft_size, parse_size
 
 TILE, OVERLAP = 512, 32  # those of ComfyUI's ImageUpscaleWithModel, in pixels of the draft
 PLAIN = "plain script"

@@ -20,6 +20,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 OUTSIDE = {
     "diffusers": {"backbones", "schedulers", "loading", "bench"},
     "matplotlib": {"bench"},
+    "jinja2": {"bench"},
     "spandrel": {"upscaler"},
     "skimage": {"metrics"},
     "torchmetrics": {"metrics"},
@@ -31,7 +32,7 @@ OUTSIDE = {
     "prometheus_client": {"server"},
     "ray": {"ray_connection", "server"},
     "fsspec": {"batch"},
-    "pyarrow": {"batch"},
+    "pyarrow": {"batch", "prompt_rows"},
 }
 
 

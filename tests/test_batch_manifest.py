@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from mrflow.batch.manifest import Entry, Ledger
+from mrflow.batch.manifest import Entry, read_entries
 from mrflow.errors import OutputError
+from mrflow.journal import Journal
 from test_recipe import make_recipe
 
 
@@ -19,22 +20,21 @@ def make_entry(id: str) -> Entry:
 
 
 def write(path: Path, *ids: str) -> bytes:
-    ledger = Ledger(path)
+    ledger = Journal(path)
     ledger.rewrite([])
-    with ledger:
-        for id in ids:
-            ledger.append(make_entry(id))
+    for id in ids:
+        ledger.append(asdict(make_entry(id)))
     return path.read_bytes()
 
 
 def test_round_trip(tmp_path):
     write(tmp_path / "m.jsonl", "a", "b")
-    assert Ledger(tmp_path / "m.jsonl").read() == ([make_entry("a"), make_entry("b")], True)
+    assert read_entries(Journal(tmp_path / "m.jsonl")) == ([make_entry("a"), make_entry("b")], True)
     assert make_entry("a").seconds == {"draft": 0.1235}
 
 
 def test_no_file_is_an_empty_ledger(tmp_path):
-    assert Ledger(tmp_path / "m.jsonl").read() == ([], True)
+    assert read_entries(Journal(tmp_path / "m.jsonl")) == ([], True)
 
 
 def test_a_line_torn_anywhere_is_cut_off(tmp_path):
@@ -43,7 +43,7 @@ def test_a_line_torn_anywhere_is_cut_off(tmp_path):
     first = whole.index(b"\n") + 1
     for end in range(first, len(whole)):
         path.write_bytes(whole[:end])
-        entries, clean = Ledger(path).read()
+        entries, clean = read_entries(Journal(path))
         assert [each.id for each in entries] == ["a"]
         assert clean is (end == first)
 
@@ -54,14 +54,14 @@ def test_a_broken_line_in_the_middle_costs_that_line_only(tmp_path, line):
     whole = write(path, "a", "b")
     first = whole.index(b"\n") + 1
     path.write_bytes(whole[:first] + line + b"\n" + whole[first:])
-    entries, clean = Ledger(path).read()
+    entries, clean = read_entries(Journal(path))
     assert ([each.id for each in entries], clean) == (["a", "b"], False)
 
 
 def test_the_last_line_of_an_id_counts(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_bytes(write(path, "a") + write(path, "b", "a"))
-    entries, clean = Ledger(path).read()
+    entries, clean = read_entries(Journal(path))
     assert (sorted(each.id for each in entries), clean) == (["a", "b"], False)
 
 
@@ -72,14 +72,14 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with Ledger(path) as ledger:
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OutputError, match="No space left"):
-            ledger.append(make_entry("b"))
-        monkeypatch.undo()
-        assert path.read_bytes() == before
-        ledger.append(make_entry("c"))
-    assert [each.id for each in Ledger(path).read()[0]] == ["a", "c"]
+    ledger = Journal(path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        ledger.append(asdict(make_entry("b")))
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    ledger.append(asdict(make_entry("c")))
+    assert [each.id for each in read_entries(Journal(path))[0]] == ["a", "c"]
 
 
 def test_differences(tmp_path):

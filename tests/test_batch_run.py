@@ -16,10 +16,10 @@ import torch
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, batches, load_image, read_recipe, save_image
 from mrflow.batch.output import Output
-from mrflow.batch.rows import Row
 from mrflow.batch.run import News, Summary, prepare, run_batch
 from mrflow.batch.tasks import Request, read_request
 from mrflow.errors import BatchError, BusyError, OutputError, OutputExistsError
+from mrflow.prompt_rows import Row
 
 TINY = {"width": 32, "height": 32, "plan": "1+1"}
 ROWS = [

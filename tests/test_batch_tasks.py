@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mrflow import Plan
-from mrflow.batch.rows import Row
 from mrflow.batch.tasks import RowDefaults, make_seed, read_request, resolve_wanted
+from mrflow.prompt_rows import Row
 
 
 def request_of(*rows: dict[str, Any], **options: Any):

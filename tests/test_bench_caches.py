@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, Plan
@@ -110,20 +109,22 @@ def test_unrefined_is_the_upscaled_picture(fast: MrFlow) -> None:
 
 def test_latents_enlarged_are_those_of_a_plan_without_enlarging(fast: MrFlow) -> None:
     """At scale 1 nothing is enlarged: the latents' way is then the draft, noise and the refine pass alone."""
+    from mrflow import steps
     from mrflow.borrowing import borrowed
-    from mrflow.jobs import Job
-    from mrflow.progress import Clock
-    from mrflow.sampling import add_noise, make_noise, refine_generators
+    from mrflow.jobs import ask
+    from mrflow.sampling import Noised, add_noise, make_noise, refine_generators
 
-    plan = fast.model.resolve_plan(Plan(steps=2, scale=1.0))
+    (job,) = fast.model.resolve(ask("a red boat", seed=3, plan=Plan(steps=2, scale=1.0)))
+    sigma = job.plan.refine_sigma
     with borrowed(fast.pipe):
-        stages = Stages(model=fast.model, clock=Clock(torch.device("cpu")))
-        rows = stages.encode_prompts([Job("a red boat", "", 3)], guided=True, batch_size=1)
-        held = stages.draft_latents(rows, [3], plan, (64, 64), lambda _: None)
+        run = steps.Run.over(fast.model)
+        batch = steps.encode_prompts(run, steps.Batch([job]))
+        held = steps.denoise(run, batch, (64, 64))
         latents = fast.model.backbone.layout.unpack(fast.pipe, held, 64, 64)
         generators = refine_generators([3])
-        noised = add_noise(latents, plan.refine_sigma, make_noise(latents.shape[1:], generators))
-        pixels = stages.refine(noised, rows, plan, (64, 64), generators)
+        noised = add_noise(latents, sigma, make_noise(latents.shape[1:], generators))
+        refined = steps.refine(run, batch, Noised(noised, [sigma, 0.0], generators), (64, 64))
+        pixels = steps.decode(run, batch, refined, (64, 64))
     result = run_latent(fast, Plan(steps=2, scale=1.0), **SETTINGS)
     assert np.array_equal(np.asarray(result.images[0]), np.asarray(to_pil(pixels)[0]))
     twice = run_latent(fast, Plan(steps=2), **SETTINGS)

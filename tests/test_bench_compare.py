@@ -13,19 +13,17 @@ from PIL import Image
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow
-from mrflow.bench.compare import Course, count_runs, missing, run_turns
-from mrflow.bench.equal_time import steps_of_equal_time
+from mrflow.bench.compare import Course, count_runs, missing, run_turns, steps_of_equal_time
 from mrflow.bench.ledger import EVERY, Ledger, Run, folder_name
-from mrflow.bench.marks import Examiner
+from mrflow.bench.measurements import Examiner
 from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.prompts import Question
-from mrflow.bench.report import write_report
-from mrflow.bench.report_page import finest_part
+from mrflow.bench.report import finest_part, write_report
 from mrflow.bench.scores import complete_prompts, score
 from mrflow.errors import OutputError, RequestError
 from mrflow.images import to_pil
 from mrflow.metrics.frechet import Gaussian, Renders
-from mrflow.metrics.spectrum import fine_energy
+from mrflow.metrics.pixels import fine_energy
 from mrflow.vista.grammar import ATTRIBUTES
 
 TEXTS = ["native:3", "2+1", "2+0"]
@@ -276,6 +274,23 @@ def test_a_report_holds_everything_and_fetches_nothing(compared) -> None:
     assert scores["methods"][0]["quality"]["diversity"]["value"] > 0
     write_report(ledger.folder, made, ledger, HEAD, scores, show=0)  # over the earlier one
     assert "<figure>" not in paths[0].read_text()
+
+
+def test_what_users_wrote_is_text_on_the_page(tmp_path) -> None:
+    hostile = '"><script>alert(1)</script>'
+    methods = [Method(name=f"native {hostile}"), Method(name=f"failed {hostile}")]
+    made = Course(methods=methods, questions=[Question(f"a boat {hostile}")])
+    ledger = open_ledger(tmp_path, made)
+    picture = to_pil(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))[0]
+    ledger.add(Run(method=methods[0].name, item=0, session=1, seconds={"total": 1.0}), picture)
+    ledger.add(Run(method=methods[1].name, item=EVERY, session=1, failed=f"no memory {hostile}"))
+    head = {**HEAD, "model": {**HEAD["model"], "name": f"tiny {hostile}"}}
+    scores = {**score(made, ledger, Examiner(None, {}), None, lambda name: None), "inspector": None}
+    page = write_report(tmp_path, made, ledger, head, scores, show=1)[0].read_text()
+    assert "<script" not in page
+    for words in ("tiny", "native", "failed", "no memory", "a boat"):
+        assert f"{words} &#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.count("<figure>") == 1
 
 
 def test_a_report_without_pictures_has_no_figures(tmp_path) -> None:

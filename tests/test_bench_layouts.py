@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from mrflow.bench.layouts import LAYOUTS, get_layout, read_items
-from mrflow.bench.text_files import MAX_BYTES, read_text, write_text
-from mrflow.errors import OutputError, PromptError, RequestError
+from mrflow.errors import PromptError, RequestError
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -139,26 +138,3 @@ def test_numbers_of_pictures_are_checked(tmp_path, name, count):
 def test_unknown_benchmarks_are_named():
     with pytest.raises(RequestError, match="Known: oneig"):
         get_layout("imagenet")
-
-
-def test_prompt_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(PromptError, match="There is no prompt file"):
-        read_text(tmp_path / "missing.txt")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(PromptError, match="byte 3"):
-        read_text(tmp_path / "latin.txt")
-    with open(tmp_path / "large.txt", "wb") as file:
-        file.truncate(MAX_BYTES + 1)
-    with pytest.raises(PromptError, match="more than"):
-        read_text(tmp_path / "large.txt")
-
-
-def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = write_text(tmp_path / "new" / "a.txt", "one\n")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(OutputError, match="No space left"):
-        write_text(path, "two\n")
-    assert path.read_text() == "one\n"
-    assert [each.name for each in path.parent.iterdir()] == ["a.txt"]
-    with pytest.raises(OutputError, match="cannot be made"):
-        write_text(path / "below" / "b.txt", "x")

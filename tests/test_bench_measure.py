@@ -15,10 +15,10 @@ from mrflow import MrFlow
 from mrflow.bench import environment
 from mrflow.bench.environment import describe_environment, source_commit
 from mrflow.bench.measure import Course, check_batches, measure_group, missing_groups, open_report, save_report
-from mrflow.bench.memory import PeakMemory
 from mrflow.bench.methods import Method, read_methods
-from mrflow.bench.plot import draw_bars
+from mrflow.bench.plots import draw_bars
 from mrflow.errors import OutputError, RequestError
+from mrflow.memory import PeakMemory
 
 COURSE = Course(methods=read_methods(["native:3", "2+1"]), prompt="a red boat", repeats=2)
 HEAD = {
@@ -182,17 +182,17 @@ def test_bars_have_the_stages_colours(group):
 
 
 def test_plotting_is_found_missing_by_name(monkeypatch):
-    from mrflow.bench import plot
+    from mrflow.bench import plots
     from mrflow.errors import MissingExtraError
 
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"mrflow\[bench\]"):
-        plot.draw_bars({"groups": []})
+        plots.draw_bars({"groups": []})
 
 
 def test_the_room_is_light_to_import():
-    rooms = ["environment", "export", "layouts", "measure", "memory", "methods", "plot", "timing", "text_files"]
-    code = "import sys\n" + "".join(f"import mrflow.bench.{room}\n" for room in rooms)
+    rooms = ["environment", "export", "layouts", "measure", "methods", "plots", "timing"]
+    code = "import sys\n" + "".join(f"import mrflow.bench.{room}\n" for room in rooms) + "import mrflow.memory\n"
     code += "print([n for n in ('torch', 'numpy', 'diffusers', 'matplotlib') if n in sys.modules])"
     path = str(Path(environment.__file__).parents[2])
     done = subprocess.run(

@@ -8,13 +8,12 @@ import pytest
 
 from conftest import make_fast, make_pipe
 from mrflow import Plan
-from mrflow.bench.candidates import make_candidates, name_plan
 from mrflow.bench.compare import Course
 from mrflow.bench.ledger import Ledger
-from mrflow.bench.marks import Examiner
+from mrflow.bench.measurements import Examiner
 from mrflow.bench.methods import read_methods
 from mrflow.bench.prompts import Question
-from mrflow.bench.tune import Finding, Target, choose, keep, rounds_of, search
+from mrflow.bench.tune import Finding, Target, choose, keep, make_candidates, name_plan, rounds_of, search
 from mrflow.errors import RequestError
 from mrflow.metrics.intervals import Estimate
 

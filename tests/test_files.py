@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from mrflow import files
 from mrflow.errors import ImageError, OutputError, OutputExistsError, RecipeError
-from mrflow.files import check_output, load_image, read_recipe, remove_parts, save_bytes, save_image
+from mrflow.files import check_output, load_image, read_recipe, remove_parts, save_bytes, save_image, write_text
 from test_images import noise_image
 from test_recipe import make_recipe
 
@@ -257,3 +257,14 @@ def test_a_picture_too_large_for_its_format_says_so(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         save_image(Image.new("RGB", (16_384, 1)), tmp_path / "a.webp")
     assert os.listdir(tmp_path) == []
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = write_text(tmp_path / "new" / "a.txt", "one\n")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OutputError, match="No space left"):
+        write_text(path, "two\n")
+    assert path.read_text() == "one\n"
+    assert [each.name for each in path.parent.iterdir()] == ["a.txt"]
+    with pytest.raises(OutputError, match="cannot be made"):
+        write_text(path / "below" / "b.txt", "x")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training.renders import write_renders
 
 from mrflow.errors import MissingExtraError, ModelError, PromptError
 from mrflow.images import to_pil
-from mrflow.metrics import attributes, color, similarity, spectrum
-from mrflow.metrics.frechet import RENDERS, Gaussian, Reference, Renders, read_renders, write_renders
+from mrflow.metrics import attributes, pixels
+from mrflow.metrics.frechet import RENDERS, Gaussian, Reference, Renders, read_renders
 from mrflow.metrics.intervals import Estimate, difference, estimate, mean, ratio_of_medians
 from mrflow.vista import inspector
 from mrflow.vista.grammar import ATTRIBUTES
@@ -156,18 +157,18 @@ def test_patches_are_looked_at_one_by_one_and_whole_ones_only() -> None:
 def test_a_wave_has_its_power_in_its_ring(frequency: int) -> None:
     """A wave of amplitude a has the variance a^2 / 2."""
     wave = 0.5 + 0.2 * torch.sin(2 * math.pi * frequency / 64 * torch.arange(64.0))
-    power = spectrum.radial_power(wave.expand(1, 3, 64, 64))[0]
-    ring = int(frequency / 64 * 2 * spectrum.BINS)
+    power = pixels.radial_power(wave.expand(1, 3, 64, 64))[0]
+    ring = int(frequency / 64 * 2 * pixels.BINS)
     assert power[ring - 2 : ring + 3].sum() == pytest.approx(0.2**2 / 2, rel=0.01)
     assert power.sum() == pytest.approx(0.2**2 / 2, rel=0.01)
-    fine = spectrum.fine_energy(wave.expand(1, 3, 64, 64)).item()
+    fine = pixels.fine_energy(wave.expand(1, 3, 64, 64)).item()
     assert fine == pytest.approx(0.2**2 / 2 if frequency > 8 else 0, abs=1e-4)
 
 
 def test_white_noise_is_as_strong_everywhere() -> None:
-    power = spectrum.radial_power(noise(16, 1, 128, 128).expand(-1, 3, -1, -1)).mean(0)
-    area = torch.tensor([math.pi * ((k + 1) ** 2 - k**2) for k in range(spectrum.BINS)]) / (4 * spectrum.BINS**2)
-    level = torch.full((spectrum.BINS - 1,), 1 / 12, dtype=torch.float64)
+    power = pixels.radial_power(noise(16, 1, 128, 128).expand(-1, 3, -1, -1)).mean(0)
+    area = torch.tensor([math.pi * ((k + 1) ** 2 - k**2) for k in range(pixels.BINS)]) / (4 * pixels.BINS**2)
+    level = torch.full((pixels.BINS - 1,), 1 / 12, dtype=torch.float64)
     assert torch.allclose((power / area)[1:], level, rtol=0.15)  # the first ring has four frequencies
     assert (power / area)[8:].mean().item() == pytest.approx(1 / 12, rel=0.03)  # the variance of uniform noise
 
@@ -175,45 +176,45 @@ def test_white_noise_is_as_strong_everywhere() -> None:
 def test_blur_takes_fine_energy_and_brightness_alone_has_none() -> None:
     image = noise(1, 3, 48, 32)
     blurred = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
-    assert spectrum.fine_energy(blurred) < 0.5 * spectrum.fine_energy(image)
-    assert spectrum.fine_energy(torch.full((1, 3, 32, 32), 0.7)).item() == pytest.approx(0, abs=1e-20)
+    assert pixels.fine_energy(blurred) < 0.5 * pixels.fine_energy(image)
+    assert pixels.fine_energy(torch.full((1, 3, 32, 32), 0.7)).item() == pytest.approx(0, abs=1e-20)
 
 
 def test_moments_and_drift_are_in_levels() -> None:
     image = torch.zeros(3, 4, 4)
     image[0] = 0.5
     image[:, :, 2:] += 0.4
-    before = color.moments(image)
-    assert before.mean == pytest.approx((178.5, 51, 51))
-    assert before.contrast == pytest.approx(51)
-    after = color.moments(image * 0.5)
-    assert color.drift(before, after) == pytest.approx([-89.25, -25.5, -25.5, -25.5])
+    *mean, contrast = before = pixels.moments(image)
+    assert mean == pytest.approx([178.5, 51, 51])
+    assert contrast == pytest.approx(51)
+    after = pixels.moments(image * 0.5)
+    assert np.subtract(after, before) == pytest.approx([-89.25, -25.5, -25.5, -25.5])
 
 
 def test_psnr_is_the_closed_form() -> None:
     grey, lighter = (Image.new("RGB", (16, 16), (value,) * 3) for value in (100, 110))
-    assert similarity.psnr(grey, lighter) == pytest.approx(10 * math.log10(255**2 / 100))
-    assert similarity.psnr(grey, grey) == similarity.MAX_PSNR
+    assert pixels.psnr(grey, lighter) == pytest.approx(10 * math.log10(255**2 / 100))
+    assert pixels.psnr(grey, grey) == pixels.MAX_PSNR
 
 
 def test_ssim_is_that_of_torchmetrics() -> None:
     metric = pytest.importorskip("torchmetrics.functional.image").structural_similarity_index_measure
-    pixels = noise(1, 3, 128, 96)
-    one, other = to_pil(pixels)[0], to_pil(0.6 * pixels + 0.3 * noise(1, 3, 128, 96, seed=1))[0]
+    image = noise(1, 3, 128, 96)
+    one, other = to_pil(image)[0], to_pil(0.6 * image + 0.3 * noise(1, 3, 128, 96, seed=1))[0]
     tensors = [torch.from_numpy(np.array(x)).permute(2, 0, 1)[None].double() for x in (one, other)]
     theirs = float(metric(*tensors, data_range=255.0, gaussian_kernel=True, sigma=1.5))
     assert 0.3 < theirs < 0.9
-    assert similarity.ssim(one, other) == pytest.approx(theirs, abs=5e-3)  # they treat the border differently
-    assert similarity.ssim(one, one) == pytest.approx(1)
-    assert similarity.ssim(one.resize((8, 8)), other.resize((8, 8))) is None
+    assert pixels.ssim(one, other) == pytest.approx(theirs, abs=5e-3)  # they treat the border differently
+    assert pixels.ssim(one, one) == pytest.approx(1)
+    assert pixels.ssim(one.resize((8, 8)), other.resize((8, 8))) is None
 
 
 def test_diversity_is_the_mean_over_pairs() -> None:
-    images = [similarity.reduce(torch.full((3, 20, 90), value / 255)) for value in (0, 10, 30)]
-    assert similarity.diversity(images) == pytest.approx((10 + 30 + 20) / 3)
+    images = [pixels.reduce(torch.full((3, 20, 90), value / 255)) for value in (0, 10, 30)]
+    assert pixels.diversity(images) == pytest.approx((10 + 30 + 20) / 3)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"mrflow\[bench\]"):
-        similarity.check_similarity()
+        pixels.check_similarity()

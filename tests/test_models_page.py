@@ -1,21 +1,19 @@
 """docs/models.md is what the registry says; distilled checkpoints are known by what they say of themselves."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tools.write_models import PAGE, models_page
 
 from conftest import make_pipe
 from mrflow import MrFlow
 from mrflow.backbones.checkpoints import DISTILLED, checkpoint_defaults
-from mrflow.backbones.document import models_page
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.plan import PRESETS
 
 
 def test_the_page_is_current() -> None:
-    page = Path(__file__).parents[1] / "docs" / "models.md"
-    assert page.read_text(encoding="utf-8") == models_page(), "python -m mrflow.backbones.document docs/models.md"
+    assert PAGE.read_text(encoding="utf-8") == models_page(), "python -m tools.write_models"
 
 
 def test_a_family_is_either_possible_or_not() -> None:

@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from tools.write_results import PAGE, SECTIONS, results_page
 
-from mrflow.bench.document import SECTIONS, results_page
 from mrflow.errors import OutputError
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_page_is_current() -> None:
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     made = results_page(ROOT / "benchmarks", ROOT / "docs" / "images")
-    assert page == made, "python -m mrflow.bench.document benchmarks docs/results.md"
+    assert page == made, "python -m tools.write_results"
 
 
 def test_without_records_there_are_commands_and_no_figures(tmp_path: Path) -> None:

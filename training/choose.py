@@ -26,7 +26,7 @@ from mrflow.images import to_tensor
 from mrflow.metrics.attributes import features, patch_features
 from mrflow.metrics.frechet import Distance, Gaussian, Reference, read_renders
 from mrflow.metrics.intervals import Estimate, estimate
-from mrflow.metrics.spectrum import fine_energy
+from mrflow.metrics.pixels import fine_energy
 from mrflow.upscaler import Upscaler
 from mrflow.vista import inspector
 from training.evaluate import prompts

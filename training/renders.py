@@ -6,16 +6,20 @@ the inspector reads them, and its hash. To be run again whenever the inspector c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from rich.progress import track
+from safetensors.numpy import save
 from torch import Tensor
 
+from mrflow.files import save_bytes
 from mrflow.metrics.attributes import features, found, hits, patch_features
-from mrflow.metrics.frechet import RENDERS, Gaussian, Renders, write_renders
+from mrflow.metrics.frechet import RENDERS, VIEWS, Gaussian, Renders, file_sha256
 from mrflow.vista import inspector
 from training.data import to_tensor
 from training.world import ATTRIBUTES, labels, paint, sample_scene
@@ -34,6 +38,22 @@ def measure(network: inspector.Inspector, count: int, seed: int = SEED) -> Rende
     shares = np.nanmean(np.concatenate(rows), 0)
     accuracy = {name: round(float(share), 4) for name, share in zip(ATTRIBUTES, shares, strict=True)}
     return Renders(Gaussian.of(np.concatenate(pictures)), Gaussian.of(np.concatenate(patches)), accuracy)
+
+
+def write_renders(renders: Renders, inspector: Path, path: Path = RENDERS) -> None:
+    """Write the statistics, with the hash of the inspector that gave the features."""
+    gaussians = {name: getattr(renders, name) for name in VIEWS}
+    arrays = {
+        f"{name}.{part}": getattr(gaussian, part).astype(np.float32)
+        for name, gaussian in gaussians.items()
+        for part in ("mean", "covariance")
+    }
+    notes = {
+        "inspector_sha256": file_sha256(inspector),
+        "accuracy": json.dumps(dict(renders.accuracy)),
+        **{f"{name}.count": str(gaussian.count) for name, gaussian in gaussians.items()},
+    }
+    save_bytes(save(arrays, metadata=notes), path, overwrite=True)
 
 
 def _batches(count: int, seed: int) -> Iterator[tuple[Tensor, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Image files: read with suspicion, written whole or not at all, with the recipe inside.
+"""Image files: read with suspicion, written whole or not at all, with the recipe inside. Text written likewise.
 
 The recipe travels as JSON: in PNG as an iTXt chunk named "mrflow", in WebP and JPEG as the EXIF image
 description with the prefix "mrflow:". PNG and WebP are lossless; JPEG (quality 95) is not, so its pixels
@@ -151,6 +151,23 @@ def save_bytes(data: bytes, path: str | Path, *, overwrite: bool = False) -> Pat
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write UTF-8 text, in one step, over what is there; makes the folder. Returns the path.
+
+    Raises OutputError if it cannot be written.
+    """
+    make_folder(path.parent)
+    return save_bytes(text.encode(), path, overwrite=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there. Raises OutputError if that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {path} cannot be made: {error.strerror}.") from error
 
 
 def remove_parts(folder: Path) -> int:

@@ -1,6 +1,6 @@
 """The families as data: pipeline class, backbone, checkpoints, what a reader should know. No torch here.
 
-docs/models.md is written from this; see mrflow.backbones.document.
+docs/models.md is written from this; see tools/write_models.py.
 """
 
 from __future__ import annotations

@@ -1,22 +1,17 @@
 """The ledger of a batch: `manifest.jsonl`, one line per picture, written only once the picture is safe.
 
-Lines are appended and synced, so that a crash costs at most the last, torn line. Reading tolerates it, and
-repairing cuts it off; a line broken in any other way counts as not there, and its picture is made again.
+A journal: see mrflow.journal. A line that is broken counts as not there, and its picture is made again.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from mrflow.errors import OutputError, PlanError
-from mrflow.files import save_bytes
+from mrflow.errors import PlanError
+from mrflow.journal import Journal
 from mrflow.plan import Plan
 from mrflow.recipe import Recipe
 
@@ -67,67 +62,15 @@ class Entry:
         return {name: (then[name], value) for name, value in now.items() if then[name] != value}
 
 
-class Ledger:
-    """A file of entries that is only ever appended to, one synced line at a time."""
+def read_entries(journal: Journal) -> tuple[list[Entry], bool]:
+    """Return the entries, the last one of each id, and whether the file holds nothing else. None for no file.
 
-    def __init__(self, path: Path) -> None:
-        """Name the file; nothing is opened before `open`."""
-        self.path = path
-        self._file: IO[bytes] | None = None
-
-    def read(self) -> tuple[list[Entry], bool]:
-        """Return the entries, the last one of each id, and whether the file holds nothing else. None for no file.
-
-        Raises OutputError if the file is there and can't be read.
-        """
-        try:
-            data = self.path.read_bytes() if self.path.exists() else b""
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be read: {error.strerror}.") from error
-        lines = data.split(b"\n")
-        entries = [_parse(line) for line in lines[:-1]]  # what follows the last newline is torn
-        kept = {entry.id: entry for entry in entries if entry is not None}
-        return list(kept.values()), lines[-1] == b"" and len(kept) == len(entries)
-
-    def rewrite(self, entries: Iterable[Entry]) -> None:
-        """Replace the file, in one step, by these entries."""
-        save_bytes(b"".join(map(_line, entries)), self.path, overwrite=True)
-
-    def open(self) -> Ledger:
-        """Open the file for appending; it must exist and be whole."""
-        self._file = self.path.open("r+b", buffering=0)
-        self._file.seek(0, os.SEEK_END)
-        return self
-
-    def append(self, entry: Entry) -> None:
-        """Write one line and have it on the disk. Raises OutputError; the file then ends as it did before."""
-        if self._file is None:
-            raise OutputError(f"{self.path} is not open.")
-        end, line = self._file.tell(), _line(entry)
-        try:
-            if self._file.write(line) != len(line):  # what a full disk does first
-                raise OSError(28, "No space left on device")
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._file.truncate(end)
-            self._file.seek(end)
-            raise OutputError(f"{self.path} cannot be written: {error.strerror or error}.") from error
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> Ledger:
-        """Open for appending."""
-        return self.open()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
+    Raises OutputError if the file is there and can't be read.
+    """
+    lines, whole = journal.read()
+    entries = [_entry(line) for line in lines]
+    kept = {entry.id: entry for entry in entries if entry is not None}
+    return list(kept.values()), whole and len(kept) == len(entries)
 
 
 def _whole(plan: Mapping[str, Any]) -> Plan | Mapping[str, Any]:
@@ -138,16 +81,11 @@ def _whole(plan: Mapping[str, Any]) -> Plan | Mapping[str, Any]:
         return plan
 
 
-def _line(entry: Entry) -> bytes:
-    return json.dumps(asdict(entry), allow_nan=False).encode() + b"\n"
-
-
-def _parse(line: bytes) -> Entry | None:
-    """Return the entry of a line, or None for one that is no entry."""
+def _entry(values: Any) -> Entry | None:
+    """Return the entry of a line's value, or None for one that is no entry."""
     try:
-        values = json.loads(line)
         entry = Entry(**{each.name: values[each.name] for each in fields(Entry)})
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError):
         return None
     texts = (entry.id, entry.path, entry.sha256, entry.prompt)
     mappings = (entry.plan, entry.seconds)

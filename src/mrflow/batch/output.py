@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mrflow.batch.manifest import ERRORS, MANIFEST, Entry, Ledger
+from mrflow.batch.manifest import ERRORS, MANIFEST, Entry, read_entries
 from mrflow.batch.shards import PER_SHARD, ShardSink
 from mrflow.batch.sinks import FolderSink, RemoteSink, Sink, is_remote
 from mrflow.batch.tasks import Failure
 from mrflow.errors import OutputError, OutputExistsError, RequestError
 from mrflow.files import remove_parts
+from mrflow.journal import Journal
 from mrflow.recipe import Recipe
 
 FORMATS = ("png", "webp", "jpg", "wds")
@@ -86,8 +86,7 @@ class Output:
         Raises OutputExistsError for pictures that are there without a manifest, or were made otherwise, unless
         remake is true.
         """
-        ledger = Ledger(self.manifest)
-        entries, clean = ledger.read()
+        entries, clean = read_entries(Journal(self.manifest))
         if not self.manifest.exists() and not remake and (taken := sink.taken(recipes)):
             raise OutputExistsError(
                 f"{self.out} holds {taken[0]} and no {MANIFEST}, so it is not this batch's. Choose another folder."
@@ -145,28 +144,21 @@ class Output:
         """Return the local folders that are written to."""
         return [self.folder] if self.remote else list({self.folder, Path(self.out)})
 
-    def repair(self, sink: Sink, found: Found) -> Ledger:
-        """Clear away what a killed run left, and return the ledger, whole again. Raises OutputError."""
+    @contextmanager
+    def repair(self, sink: Sink, found: Found) -> Iterator[Journal]:
+        """Clear away what a killed run left; inside, the ledger is whole and can grow. Raises OutputError."""
         remove_parts(self.folder)
         sink.repair(found.entries)
-        ledger = Ledger(self.manifest)
+        ledger = Journal(self.manifest)
         if not found.clean or not self.manifest.exists():
-            ledger.rewrite(found.entries)
+            ledger.rewrite(map(asdict, found.entries))
         self.errors.unlink(missing_ok=True)
-        return ledger
+        yield ledger
 
     def add_failures(self, failures: Sequence[Failure]) -> None:
         """Append rows that failed. Raises OutputError."""
-        if not failures:
-            return
-        lines = "".join(json.dumps(each.to_dict()) + "\n" for each in failures)
-        try:
-            with self.errors.open("a", encoding="ascii") as file:
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.errors} cannot be written: {error.strerror or error}.") from error
+        if failures:
+            Journal(self.errors).append(*(each.to_dict() for each in failures))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mrflow.batch.manifest import Entry
 from mrflow.batch.sinks import free_bytes
 from mrflow.errors import OutputError
 from mrflow.files import remove_parts, save_bytes
+from mrflow.journal import append_synced
 from mrflow.recipe import Recipe
 
 PER_SHARD = 1000  # pictures; with 1 to 2 MB each about the gigabyte that webdataset's own writer aims at
@@ -90,7 +91,7 @@ class ShardSink:
             if self._file is None:
                 self._reopen()
             assert self._file is not None
-            _append(self._file, _member(f"{id}.png", data) + _member(f"{id}.json", _describe(id, recipe)))
+            append_synced(self._file, _member(f"{id}.png", data) + _member(f"{id}.json", _describe(id, recipe)))
             path = f"{_name(self._number)}/{id}.png"
             self._count += 1
             if self._count >= self._per_shard:
@@ -140,7 +141,9 @@ class ShardSink:
             self._file = None
             self._part().unlink()
             return
-        _append(self._file, b"\0" * (-(size + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
+        append_synced(
+            self._file, b"\0" * (-(size + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE)
+        )
         self._file.close()
         self._file = None
         os.replace(self._part(), self._folder / _name(self._number))
@@ -194,19 +197,6 @@ def _reduce(shard: _Shard, spans: Sequence[tuple[int, int]]) -> None:
             parts.append(file.read(end - begin))
     tail = b"" if shard.path.name.endswith(_PART) else b"\0" * (2 * tarfile.BLOCKSIZE)
     save_bytes(b"".join(parts) + tail, shard.path, overwrite=True)
-
-
-def _append(file: IO[bytes], data: bytes) -> None:
-    """Write and sync, or leave the file as it was."""
-    size = file.tell()
-    try:
-        if file.write(data) != len(data):
-            raise OSError(28, "No space left on device")
-        os.fsync(file.fileno())
-    except OSError:
-        file.truncate(size)
-        file.seek(size)
-        raise
 
 
 def _member(name: str, data: bytes) -> bytes:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mrflow.batch.rows import COLUMNS, Row
 from mrflow.errors import BatchError, MrFlowError, MrFlowWarning, PlanError, RequestError
 from mrflow.jobs import Asked, Job, ask, check_size
 from mrflow.plan import Plan, get_plan
+from mrflow.prompt_rows import COLUMNS, Row
 
 if TYPE_CHECKING:
     from mrflow.model import Model

@@ -12,17 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from queue import Queue
 from types import TracebackType
 
 from PIL.Image import Image
 
-from mrflow.batch.manifest import Entry, Ledger
+from mrflow.batch.manifest import Entry
 from mrflow.batch.sinks import Sink
 from mrflow.batch.tasks import Task
 from mrflow.errors import MrFlowError, OutputError
 from mrflow.files import encode_image
+from mrflow.journal import Journal
 from mrflow.recipe import Recipe
 
 _WAITING = 8  # pictures between the model and the disk, at most
@@ -63,7 +64,7 @@ class Writer:
     def __init__(
         self,
         sink: Sink,
-        ledger: Ledger,
+        ledger: Journal,
         on_saved: Callable[[Entry], None],
         on_failed: Callable[[Task, Exception], None],
     ) -> None:
@@ -129,7 +130,7 @@ class Writer:
         seconds = {**encoded.seconds, "write": encoded.seconds["write"] + time.perf_counter() - begin}
         digest = hashlib.sha256(encoded.data).hexdigest()
         entry = Entry.of(task.id, path, digest, len(encoded.data), encoded.recipe, seconds)
-        self._ledger.append(entry)
+        self._ledger.append(asdict(entry))
         self._on_saved(entry)
 
     def _save(self, id: str, data: bytes, recipe: Recipe) -> str:

@@ -32,7 +32,10 @@ class Cache:
 
 
 def read_cache(text: str) -> Cache:
-    """Return the cache of "kind@level"; raises PlanError for what is none."""
+    """Return the cache of "kind@level".
+
+    Raises PlanError for what is none, MissingExtraError for one whose package is not installed.
+    """
     kind, _, level = text.partition("@")
     if kind not in CACHES:
         raise PlanError(f"There is no cache {kind[:40]!r}. Known: {', '.join(CACHES)}, as in first-block@0.1.")
@@ -46,13 +49,9 @@ def read_cache(text: str) -> Cache:
         raise PlanError(f"taylorseer@{level[:20]}: it must be a whole number of steps from 1 to 100. Try 4.")
     if not 0 <= value <= 100:
         raise PlanError(f"{kind}@{level[:20]}: it must lie between 0 and 100. Try {_USUAL[kind]}.")
-    return Cache(kind, value)
-
-
-def check_cache(cache: Cache) -> None:
-    """Raise MissingExtraError if the cache's package is not installed."""
-    if cache.kind == "cache-dit" and find_spec("cache_dit") is None:
+    if kind == "cache-dit" and find_spec("cache_dit") is None:
         raise MissingExtraError("cache-dit", "caches")
+    return Cache(kind, value)
 
 
 @contextmanager
@@ -64,7 +63,6 @@ def cached(pipe: Pipeline, cache: Cache | None, *, guided: bool = True) -> Itera
     if cache is None:
         yield
         return
-    check_cache(cache)
     release = CACHES[cache.kind](pipe, cache.level, guided)
     try:
         yield

@@ -6,16 +6,19 @@ falls on all, and none always runs on caches that another has warmed. Speed is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mrflow.bench.ledger import EVERY, Json, Ledger, Run
-from mrflow.bench.memory import PeakMemory
+from mrflow.bench.ledger import EVERY, Ledger, Run
 from mrflow.bench.methods import Method
 from mrflow.bench.prompts import Question
+from mrflow.bench.records import Json
+from mrflow.bench.timing import OnRun, attempt, time_in_turn
 from mrflow.errors import RequestError
-from mrflow.metrics.color import moments
+from mrflow.memory import PeakMemory
+from mrflow.metrics.pixels import moments
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +28,14 @@ if TYPE_CHECKING:
     from mrflow.pipeline import MrFlow
     from mrflow.progress import Progress
 
-OnRun = Callable[[str], None]
+Turn = tuple[int, list[Method]]
+"""A picture's number, and the methods that make it, one after another."""
 _STAGES = ("decode_draft", "upscale", "decode")
+
+_FEW, _MORE = 4, 12  # native steps between which a line is drawn, to find those that take a plan's time
+_REPEATS = 3
+EQUAL_TIME_RUNS = 3 * _REPEATS + 2
+"""How many runs `steps_of_equal_time` takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +69,17 @@ class Course:
             for k in range(self.seeds)
         ]
 
+    def items_of(self, prompts: Sequence[int]) -> list[int]:
+        """Return the numbers of these prompts' pictures."""
+        return [prompt * self.seeds + k for prompt in prompts for k in range(self.seeds)]
+
     def to_dict(self) -> Json:
         """Return the course as plain JSON values."""
         prompts = [{"prompt": each.prompt, "labels": each.labels} for each in self.questions]
         return {"questions": prompts, "seeds": self.seeds, "seed": self.seed}
 
 
-def missing(course: Course, ledger: Ledger) -> list[tuple[int, list[Method]]]:
+def missing(course: Course, ledger: Ledger) -> list[Turn]:
     """Return what is still to be made: items, and for each the methods in the order in which they run.
 
     The baseline (or what stands for it in time) runs again with what is missing, unless this process has timed
@@ -87,15 +100,14 @@ def missing(course: Course, ledger: Ledger) -> list[tuple[int, list[Method]]]:
     return turns
 
 
-def count_runs(turns: Sequence[tuple[int, Sequence[Method]]]) -> int:
+def count_runs(turns: Sequence[Turn]) -> int:
     """Return how many runs the turns take, the warm-up of each method included."""
     return sum(len(methods) for _, methods in turns) + len({method.name for _, group in turns for method in group})
 
 
 def run_turns(
-    fast: MrFlow, course: Course, ledger: Ledger, turns: Sequence[tuple[int, Sequence[Method]]], size: Size,
-    on_run: OnRun,
-) -> None:  # fmt: skip
+    fast: MrFlow, course: Course, ledger: Ledger, turns: Sequence[Turn], size: Size, on_run: OnRun
+) -> None:
     """Make what is missing. on_run: called with what runs before each run; what it raises ends the work."""
     methods = {method.name: method for _, group in turns for method in group}
     items = course.items
@@ -143,26 +155,33 @@ class Watch:
 
     def moments(self) -> dict[str, list[float]]:
         """Return [red, green, blue, contrast] of each stage, in levels of 255."""
-        found = {stage: moments(pixels[0]) for stage, pixels in self._pixels.items()}
-        return {stage: [*each.mean, each.contrast] for stage, each in found.items()}
+        return {stage: moments(pixels[0]) for stage, pixels in self._pixels.items()}
 
 
 def _make(
     fast: MrFlow, ledger: Ledger, method: Method, item: tuple[Question, int], size: Size
 ) -> tuple[Result, Watch] | None:
     """Return what was made; a method that memory does not suffice for is written down, and None returned."""
-    import gc
-
-    import torch
-
-    question, seed = item
-    watch = Watch(fast.model.device)
-    settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1]}
-    try:
-        return method.run(fast, **settings, callback=watch), watch
-    except torch.OutOfMemoryError:
+    (question, seed), watch = item, Watch(fast.model.device)
+    settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1], "callback": watch}
+    result = attempt(lambda: method.run(fast, **settings), fast.model.device)
+    if result is None:
         ledger.add(Run(method=method.name, item=EVERY, session=ledger.session, failed="out of memory"))
-        gc.collect()
-        if fast.model.device.type == "cuda":
-            torch.cuda.empty_cache()
         return None
+    return result, watch
+
+
+def steps_of_equal_time(fast: MrFlow, method: Method, settings: dict[str, Any], on_run: OnRun) -> int:
+    """Return the fewest native steps that take at least as long as `method`: rounded in native's favour.
+
+    A line through the times of 4 and 12 steps, medians of three runs in turn. settings: of a picture.
+    """
+    few, more = (Method(name=f"native:{steps}", steps=steps) for steps in (_FEW, _MORE))
+    ways = {each.name: (lambda m=each: m.run(fast, **settings)) for each in (few, more, method)}
+    for each in (few, method):
+        on_run("warm up")
+        each.shortened().run(fast, **settings)
+    timed = time_in_turn(ways, _REPEATS, on_run)
+    low, high, wanted = (timed[each.name].seconds["total"] for each in (few, more, method))
+    step = max((high - low) / (_MORE - _FEW), 1e-9)
+    return max(1, math.ceil(_FEW + (wanted - low) / step - 1e-6))

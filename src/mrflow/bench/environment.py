@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def describe_run(fast: MrFlow, plan: Plan | None = None, size: Size | None = Non
         "environment": describe_environment(fast.model.device, fast.model.dtype),
         "model": fast.model.name,
         "revision": fast.model.revision,
-        "plan": (plan or defaults.plan).to_dict(),
+        "plan": asdict(plan or defaults.plan),
         "size": list(size or (defaults.width, defaults.height)),
     }
 

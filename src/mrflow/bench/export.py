@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.layouts import Item, Layout
-from mrflow.bench.text_files import make_folder, write_text
-from mrflow.errors import OutputError, RequestError, SizeError
-from mrflow.files import load_image, save_image
+from mrflow.bench.records import differing, read_record, write_record
+from mrflow.errors import RequestError, SizeError
+from mrflow.files import load_image, make_folder, save_image, write_text
 from mrflow.images import make_grid
 from mrflow.jobs import Size
 
@@ -51,19 +51,11 @@ def claim(record: Path, settings: Mapping[str, Any]) -> None:
 
     Raises RequestError if they were not, OutputError if the record cannot be read or written.
     """
-    if not os.path.lexists(record):
-        write_text(record, json.dumps(settings, indent=2) + "\n")
-        return
-    try:
-        before = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutputError(f"{record} cannot be read as a record: {error}. Choose another --name.") from None
-    wanted = json.loads(json.dumps(settings))
-    differ = [name for name in wanted if not isinstance(before, dict) or before.get(name) != wanted[name]]
-    if differ:
-        raise RequestError(
-            f"{record} says that its pictures differ in {', '.join(differ)}. Choose another --name."
-        )
+    before = read_record(record, "cannot be read as a record. Choose another --name.")
+    if before is None:
+        write_record(record, settings)
+    elif names := differing(before, settings):
+        raise RequestError(f"{record} says that its pictures differ in {names}. Choose another --name.")
 
 
 def export(
@@ -97,18 +89,18 @@ def hash_items(items: Sequence[Item]) -> str:
 
 def _make_item(item: Item, folder: Path, make: Make, seeds: Sequence[int]) -> int:
     """Write what is missing of one item and return the number of pictures made for it."""
-    there = [bool(item.pictures) and os.path.isfile(folder / item.pictures[k]) for k in range(len(seeds))]
-    missing = [k for k in range(len(seeds)) if not there[k]]
+    wanted = [folder / path for path in item.pictures]
+    missing = [k for k in range(len(seeds)) if not (wanted and os.path.isfile(wanted[k]))]
     images: dict[int, Image.Image] = {}
     if missing:
         result = make(item.prompt, [seeds[k] for k in missing])
         for k, image, recipe in zip(missing, result.images, result.recipes, strict=True):
             images[k] = image
-            if item.pictures:
-                make_folder((folder / item.pictures[k]).parent)
-                save_image(image, folder / item.pictures[k], recipe)
+            if wanted:
+                make_folder(wanted[k].parent)
+                save_image(image, wanted[k], recipe)
     if item.grid is not None and not os.path.isfile(folder / item.grid):
-        panels = [images[k] if k in images else load_image(folder / item.pictures[k]) for k in range(len(seeds))]
+        panels = [images[k] if k in images else load_image(wanted[k]) for k in range(len(seeds))]
         make_folder((folder / item.grid).parent)
         save_image(make_grid(panels, columns=2, gap=0), folder / item.grid)
     if item.note is not None:

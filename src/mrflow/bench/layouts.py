@@ -7,18 +7,15 @@ runs. What a prompt file says never leads out of that folder: a name is either c
 from __future__ import annotations
 
 import csv
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import StringIO
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from types import MappingProxyType
 
-from mrflow.bench.text_files import read_text
-from mrflow.errors import MrFlowError, PromptError, RequestError
-from mrflow.jobs import check_prompts
+from mrflow.errors import PromptError, RequestError
+from mrflow.prompt_rows import check_prompt, read_lines, read_object, read_text
 
 GRID_COUNTS = (1, 4)  # one picture, or 2 x 2 of them on one sheet
 _MAX_NAME = 255  # bytes of a file name, on every common file system
@@ -60,8 +57,8 @@ class Layout:
     prompts: str
     num_images: int
     read: Callable[[Path, str, int], Iterator[Item]]
-    folder: Callable[[Path, str], Path]
     source: str
+    folder: Callable[[Path, str], Path] = lambda prompts, name: Path(name)
     on_grid: bool = False
     square: bool = False
 
@@ -112,23 +109,17 @@ def _oneig(prompts: Path, name: str, count: int) -> Iterator[Item]:
             raise PromptError(f"{line}: the id is {number[:80]!r}; it may hold letters, digits, _ and - only.")
         ids.setdefault(category, []).append(number)
         path = Path(_ONEIG_FOLDERS[category], name, f"{number}.webp")
-        yield Item(prompt=_checked(row[text], line), grid=path)
-    for numbers in ids.values():
-        _check_prefixes(prompts, sorted(numbers))
+        yield Item(prompt=check_prompt(row[text], line), grid=path)
+    for one, following in chain.from_iterable(pairwise(sorted(numbers)) for numbers in ids.values()):
+        if following.startswith(one):  # the scorer looks for `id*` and wants one file
+            raise PromptError(f"{prompts}: the id {following!r} begins with the id {one!r} of the same category.")
 
 
 def _geneval(prompts: Path, name: str, count: int) -> Iterator[Item]:
-    for number, line in enumerate(read_text(prompts).rstrip("\n").split("\n")):
-        where = f"{prompts}, line {number + 1}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise PromptError(f"{where} is no JSON: {error}.") from None
-        if not isinstance(entry, dict):
-            raise PromptError(f"{where} is a JSON {type(entry).__name__}; it must be an object with a prompt.")
+    for number, (where, line) in enumerate(read_lines(prompts)):
         folder = Path(name, f"{number:05}")
         yield Item(
-            prompt=_checked(entry.get("prompt"), where),
+            prompt=read_object(line, where)["prompt"],
             pictures=tuple(folder / "samples" / f"{k:04}.png" for k in range(count)),
             grid=folder / "grid.png",
             note=(folder / "metadata.jsonl", f"{line}\n"),
@@ -139,16 +130,14 @@ def _dpg(prompts: Path, name: str, count: int) -> Iterator[Item]:
     if not prompts.is_dir():
         raise PromptError(f"{prompts} is no folder. Give the folder with one text file per prompt.")
     for path in sorted(prompts.glob("*.txt")):
-        if not _ID.fullmatch(path.stem):  # the scorer takes what stands before the first dot
-            raise PromptError(f"{path}: its name may hold letters, digits, _ and - only.")
-        yield Item(prompt=_checked(read_text(path).strip(), str(path)), grid=Path(name, f"{path.stem}.png"))
+        stem = _check_stem(path)  # the scorer takes what stands before the first dot
+        yield Item(prompt=check_prompt(read_text(path).strip(), str(path)), grid=Path(name, f"{stem}.png"))
 
 
 def _compbench(prompts: Path, name: str, count: int) -> Iterator[Item]:
     folder = _compbench_folder(prompts, name) / "samples"
-    for number, line in enumerate(read_text(prompts).rstrip("\n").split("\n")):
-        where = f"{prompts}, line {number + 1}"
-        prompt = _checked(line.split("\t")[0], where)  # _train files have further columns
+    for number, (where, line) in enumerate(read_lines(prompts)):
+        prompt = check_prompt(line.split("\t")[0], where)  # _train files have further columns
         names = [f"{prompt}_{number * count + k:06}.png" for k in range(count)]
         if re.search(r"[/\\\x00-\x1f\x7f]", prompt):
             raise PromptError(f"{where} holds a slash or a control character, and scorers want it as a file name.")
@@ -158,23 +147,13 @@ def _compbench(prompts: Path, name: str, count: int) -> Iterator[Item]:
 
 
 def _compbench_folder(prompts: Path, name: str) -> Path:
-    if not _ID.fullmatch(prompts.stem):
-        raise PromptError(f"{prompts}: its name may hold letters, digits, _ and - only.")
-    return Path(name, prompts.stem)
+    return Path(name, _check_stem(prompts))
 
 
-def _checked(prompt: object, where: str) -> str:
-    try:
-        return check_prompts([prompt])[0]  # type: ignore[list-item]
-    except MrFlowError as error:
-        raise PromptError(f"{where}: {error}") from None
-
-
-def _check_prefixes(prompts: Path, numbers: Sequence[str]) -> None:
-    """Raise PromptError where one id begins with another: the scorer looks for `id*` and wants one file."""
-    for one, following in pairwise(numbers):
-        if following.startswith(one):
-            raise PromptError(f"{prompts}: the id {following!r} begins with the id {one!r} of the same category.")
+def _check_stem(path: Path) -> str:
+    if not _ID.fullmatch(path.stem):
+        raise PromptError(f"{path}: its name may hold letters, digits, _ and - only.")
+    return path.stem
 
 
 # the category in the prompt file: its folder
@@ -187,47 +166,40 @@ _ONEIG_FOLDERS = {
     "Multilingualism": "multilingualism",
 }
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {
-        layout.name: layout
-        for layout in (
-            Layout(
-                name="oneig",
-                prompts="OneIG-Bench.csv or OneIG-Bench-ZH.csv",
-                num_images=4,
-                read=_oneig,
-                folder=lambda prompts, name: Path(),
-                source="github.com/OneIG-Bench/OneIG-Benchmark: README.md, text2image.py, "
-                "scripts/utils/utils.py (split_mxn_grid, --image_grid 2,2)",
-                on_grid=True,
-            ),
-            Layout(
-                name="geneval",
-                prompts="prompts/evaluation_metadata.jsonl",
-                num_images=4,
-                read=_geneval,
-                folder=lambda prompts, name: Path(name),
-                source="github.com/djghosh13/geneval: README.md, evaluation/evaluate_images.py",
-            ),
-            Layout(
-                name="dpg",
-                prompts="the folder dpg_bench/prompts",
-                num_images=4,
-                read=_dpg,
-                folder=lambda prompts, name: Path(name),
-                source="github.com/TencentQQGYLab/ELLA: README.md, dpg_bench/compute_dpg_bench.py",
-                on_grid=True,
-                square=True,
-            ),
-            Layout(
-                name="t2i-compbench",
-                prompts="one of examples/dataset/*_val.txt",
-                num_images=10,
-                read=_compbench,
-                folder=_compbench_folder,
-                source="github.com/Karine-Huang/T2I-CompBench: README.md, "
-                "GORS_finetune/inference_eval.py, BLIPvqa_eval/BLIP_vqa.py",
-            ),
-        )
-    }
-)
+LAYOUTS = {
+    "oneig": Layout(
+        name="oneig",
+        prompts="OneIG-Bench.csv or OneIG-Bench-ZH.csv",
+        num_images=4,
+        read=_oneig,
+        folder=lambda prompts, name: Path(),
+        source="github.com/OneIG-Bench/OneIG-Benchmark: README.md, text2image.py, "
+        "scripts/utils/utils.py (split_mxn_grid, --image_grid 2,2)",
+        on_grid=True,
+    ),
+    "geneval": Layout(
+        name="geneval",
+        prompts="prompts/evaluation_metadata.jsonl",
+        num_images=4,
+        read=_geneval,
+        source="github.com/djghosh13/geneval: README.md, evaluation/evaluate_images.py",
+    ),
+    "dpg": Layout(
+        name="dpg",
+        prompts="the folder dpg_bench/prompts",
+        num_images=4,
+        read=_dpg,
+        source="github.com/TencentQQGYLab/ELLA: README.md, dpg_bench/compute_dpg_bench.py",
+        on_grid=True,
+        square=True,
+    ),
+    "t2i-compbench": Layout(
+        name="t2i-compbench",
+        prompts="one of examples/dataset/*_val.txt",
+        num_images=10,
+        read=_compbench,
+        folder=_compbench_folder,
+        source="github.com/Karine-Huang/T2I-CompBench: README.md, "
+        "GORS_finetune/inference_eval.py, BLIPvqa_eval/BLIP_vqa.py",
+    ),
+}

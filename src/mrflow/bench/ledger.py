@@ -8,24 +8,22 @@ FOLDER/pictures/METHOD/      the pictures, with their recipes inside
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mrflow.bench.text_files import make_folder, write_text
+from mrflow.bench.records import Json, differing, read_record, write_record
 from mrflow.errors import OutputError, RequestError
-from mrflow.files import save_image
+from mrflow.files import make_folder, save_image
+from mrflow.journal import Journal
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from mrflow.recipe import Recipe
 
-Json = dict[str, Any]
 EVERY = -1
 """The item of a run that stands for all: a method that cannot be run at all."""
 
@@ -57,10 +55,11 @@ class Ledger:
         """
         self.folder = folder
         make_folder(folder)
-        _claim(folder / "course.json", course)
+        _claim(folder, course)
         self.runs: list[Run] = []
         self._by_picture: dict[tuple[str, int], list[Run]] = {}
-        for run in _read_runs(folder / "runs.jsonl"):
+        self._journal = Journal(folder / "runs.jsonl")
+        for run in _read_runs(self._journal):
             self._keep(run)
         self.session = 1 + max((run.session for run in self.runs), default=0)
 
@@ -87,13 +86,7 @@ class Ledger:
             make_folder(path.parent)
             save_image(image, path, recipe, overwrite=True)
         self._keep(run)
-        try:
-            with open(self.folder / "runs.jsonl", "a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(vars(run), allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.folder / 'runs.jsonl'} cannot be written: {error.strerror}.") from error
+        self._journal.append(vars(run))
 
     def picture(self, method: str, item: int) -> Path:
         """Return where a picture is, or would be."""
@@ -106,16 +99,7 @@ class Ledger:
 
 def read_course(folder: Path) -> Json | None:
     """Return what a folder was begun with, None if it was not; raises OutputError if that cannot be read."""
-    path = folder / "course.json"
-    if not os.path.lexists(path):
-        return None
-    try:
-        course = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        course = None
-    if not isinstance(course, dict):
-        raise OutputError(f"{path} is there and no comparison's. Choose another --out.")
-    return course
+    return read_record(folder / "course.json", "is there and no comparison's. Choose another --out.")
 
 
 def folder_name(method: str) -> str:
@@ -124,29 +108,22 @@ def folder_name(method: str) -> str:
     return short if short == method else f"{short}-{hashlib.sha256(method.encode()).hexdigest()[:6]}"
 
 
-def _claim(path: Path, course: Json) -> None:
+def _claim(folder: Path, course: Json) -> None:
     """Write down what is compared, or check that it was begun so."""
-    course = json.loads(json.dumps(course))
-    before = read_course(path.parent)
-    if before is not None:
-        differ = [name for name in course if name != "methods" and before.get(name) != course[name]]
-        if differ:
-            raise RequestError(
-                f"{path.parent} was begun with another {' and '.join(differ)}. Choose another --out."
-            )
-    write_text(path, json.dumps(course, indent=2, allow_nan=False) + "\n")
+    before = read_course(folder)
+    same = {name: value for name, value in course.items() if name != "methods"}
+    if before is not None and (names := differing(before, same)):
+        raise RequestError(f"{folder} was begun with another {names}. Choose another --out.")
+    write_record(folder / "course.json", course)
 
 
-def _read_runs(path: Path) -> list[Run]:
+def _read_runs(journal: Journal) -> list[Run]:
     """Return the runs of whole lines; a last line without its end is a crash's and is cut off."""
-    if not os.path.lexists(path):
-        return []
+    lines, whole = journal.read()
     try:
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with open(path, "r+b") as file:
-                file.truncate(len(whole))
-        return [Run(**json.loads(line)) for line in whole.splitlines()]
-    except (OSError, ValueError, TypeError, RecursionError):
-        raise OutputError(f"{path} is damaged, or no comparison's. Choose another --out.") from None
+        runs = [Run(**line) for line in lines]
+    except TypeError:
+        raise OutputError(f"{journal.path} is damaged, or no comparison's. Choose another --out.") from None
+    if not whole:
+        journal.rewrite(lines)
+    return runs

@@ -6,30 +6,23 @@ after some of them is continued with the others.
 
 from __future__ import annotations
 
-import gc
-import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mrflow.bench.memory import PeakMemory
-from mrflow.bench.methods import Method
-from mrflow.bench.text_files import write_text
-from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
+from mrflow.bench.methods import OF_NATIVE, Method
+from mrflow.bench.records import Json, differing, read_record, write_record
+from mrflow.bench.timing import OnRun, Run, Spread, Timed, attempt, speedup, time_in_turn
 from mrflow.errors import OutputError, RequestError
 from mrflow.jobs import Size
+from mrflow.memory import PeakMemory
 
 if TYPE_CHECKING:
     from mrflow.pipeline import MrFlow
 
-_OF_NATIVE = ("steps", "true_cfg_scale", "guidance_stop", "solver")  # of a plan, what the plain pipeline heeds
 FORMAT = 1
 MAX_BATCH = 256
-
-Json = dict[str, Any]
-OnRun = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +61,21 @@ def measure_group(fast: MrFlow, course: Course, size: Size, batch: int, on_run: 
 
     gauge = PeakMemory(fast.model.device)
     batched = MrFlow(fast.pipe, fast.model.upscaler, defaults=fast.model.defaults, batch_size=batch)
-    settings = {
-        "prompt": course.prompt,
-        "seed": course.seed,
-        "num_images": batch,
-        "width": size[0],
-        "height": size[1],
-        "callback": gauge,
-    }
-    able = [method for method in course.methods if _warm_up(method, batched, settings, course.warm_up, on_run)]
-    ways = {method.name: _way(method, batched, settings) for method in able}
+    place = {"num_images": batch, "width": size[0], "height": size[1]}
+    settings = {"prompt": course.prompt, "seed": course.seed, "callback": gauge, **place}
+
+    def way(method: Method) -> Run:
+        return lambda: method.run(batched, **settings)
+
+    def fits(method: Method) -> bool:
+        """Run the method shortened; say whether its memory sufficed."""
+        for _ in range(course.warm_up):
+            on_run("warm up")
+            if attempt(way(method.shortened()), fast.model.device) is None:
+                return False
+        return True
+
+    ways = {method.name: way(method) for method in course.methods if fits(method)}
     timed = time_in_turn(ways, course.repeats, on_run, gauge) if ways else {}
     baseline = timed.get(course.methods[0].name)
     return {
@@ -101,18 +99,15 @@ def open_report(path: Path | None, head: Json) -> Json:
     head: environment, model and course. Raises RequestError if the file was measured otherwise, OutputError if
     it is no report.
     """
-    head = json.loads(json.dumps(head))
-    if path is None or not os.path.lexists(path):
+    foreign = "is there and no report of mrflow bench. Choose another --out."
+    report = read_record(path, foreign) if path else None
+    if report is None:
         return {"format": FORMAT, **head, "groups": []}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        differ = [name for name in head if report[name] != head[name]]
-        report["groups"] = list(report["groups"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise OutputError(f"{path} is there and no report of mrflow bench. Choose another --out.") from None
-    if differ:
-        raise RequestError(f"{path} was measured with another {' and '.join(differ)}. Choose another --out.")
-    return dict(report)
+    if not isinstance(report.get("groups"), list):
+        raise OutputError(f"{path} {foreign}")
+    if names := differing(report, head):
+        raise RequestError(f"{path} was measured with another {names}. Choose another --out.")
+    return report
 
 
 def missing_groups(report: Json, sizes: Sequence[Size], batches: Sequence[int]) -> list[tuple[Size, int]]:
@@ -124,27 +119,7 @@ def missing_groups(report: Json, sizes: Sequence[Size], batches: Sequence[int]) 
 def save_report(report: Json, path: Path | None) -> None:
     """Write the report, if it has a file."""
     if path is not None:
-        write_text(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
-
-
-def _warm_up(method: Method, fast: MrFlow, settings: Json, times: int, on_run: OnRun) -> bool:
-    """Run the method shortened; say whether its memory sufficed."""
-    import torch
-
-    for _ in range(times):
-        on_run("warm up")
-        try:
-            method.shortened().run(fast, **settings)
-        except torch.OutOfMemoryError:
-            gc.collect()
-            if fast.model.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return False
-    return True
-
-
-def _way(method: Method, fast: MrFlow, settings: Json) -> Callable[[], Any]:
-    return lambda: method.run(fast, **settings)
+        write_record(path, report)
 
 
 def _describe(method: Method, timed: Timed | None, baseline: Timed | None, batch: int) -> Json:
@@ -160,7 +135,9 @@ def _describe(method: Method, timed: Timed | None, baseline: Timed | None, batch
     return {
         "name": method.name,
         "kind": method.kind,
-        "plan": plan.to_dict() if method.plan else {name: getattr(plan, name) for name in _OF_NATIVE},
+        "plan": asdict(plan)
+        if method.plan
+        else {name: getattr(plan, name) for name in (*OF_NATIVE, "true_cfg_scale")},
         "seconds": {name: each.to_dict() for name, each in {**seconds, "total": spreads["total"]}.items()},
         "totals": timed.totals,
         "seconds_per_step": {stage: spreads[stage].median / count for stage, count in steps.items()},

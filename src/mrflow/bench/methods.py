@@ -19,20 +19,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrflow.bench.caches import Cache, cached, check_cache, read_cache
+from mrflow.bench.caches import Cache, cached, read_cache
+from mrflow.bench.records import Json
 from mrflow.bench.variants import LATENT, run_latent, run_unrefined, with_upscaler
 from mrflow.errors import PlanError, RequestError
-from mrflow.plan import Plan, named_plan
+from mrflow.plan import ABOUT, Plan, named_plan
 
 if TYPE_CHECKING:
     from mrflow.drafts import Result
     from mrflow.pipeline import MrFlow
 
 _WARM_STEPS = 2  # of a warm-up: every kernel and buffer of a step is used, without the other 48
-_FIELDS = {item.name: str(item.type) for item in fields(Plan)}
-_COUNTS = ("steps", "refine_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ class Method:
 
     def run(self, fast: MrFlow, **settings: Any) -> Result:
         """Return the pictures; settings: what MrFlow's verbs take, without plan and steps."""
-        with cached(fast.pipe, self.cache, guided=self.cache is not None and self._is_guided(fast)):
+        guided = self.cache is not None and fast.model.resolve_plan(self.plan).guided
+        with cached(fast.pipe, self.cache, guided=guided):
             if self.plan is None:
                 plan = Plan(guidance_stop=self.guidance_stop, solver=self.solver)
                 return fast.native(steps=self.steps, plan=plan, **settings)
@@ -77,15 +78,15 @@ class Method:
                 return run_unrefined(fast, self.plan, **settings)
             return fast(plan=self.plan, **settings)
 
-    def _is_guided(self, fast: MrFlow) -> bool:
-
-        return fast.model.resolve_plan(self.plan).guided
-
     def shortened(self) -> Method:
         """Return the same with so few steps that it warms everything up cheaply."""
         if self.plan is None:
             return replace(self, steps=min(_WARM_STEPS, self.steps or _WARM_STEPS))
         return replace(self, plan=replace(self.plan, steps=min(_WARM_STEPS, self.plan.steps)))
+
+
+OF_NATIVE = [each.name for each in fields(Method) if each.name in ABOUT]
+"""What of a plan can be said of the plain pipeline; of a staged run everything can."""
 
 
 def read_methods(texts: Sequence[str]) -> list[Method]:
@@ -107,39 +108,45 @@ def _read(text: str) -> Method:
     head, colon, tail = text.partition(":")
     parts = tail.split(",") if colon else []
     if head == "native":
-        steps = _read_steps(text, parts.pop(0)) if parts and "=" not in parts[0] else None
-        options = dict(_read_option(text, part, ("cache", "guidance_stop", "solver")) for part in parts)
-        Plan(guidance_stop=options.get("guidance_stop"), solver=options.get("solver"))  # which checks them
-        return Method(name=text, steps=steps, **options)
+        if parts and "=" not in parts[0]:
+            parts[0] = f"steps={_check_steps(text, parts[0])}"
+        changes, options = _read_options(text, parts, ("cache", *OF_NATIVE))
+        Plan(**changes)  # which checks them
+        return Method(name=text, **changes, **options)
     unrefined = re.fullmatch(r"(\d{1,4})\+0", head, flags=re.ASCII)
     plan = named_plan(f"{unrefined[1]}+1" if unrefined else head)
-    options = dict(_read_option(text, part, ("upscaler", "cache", *_FIELDS)) for part in parts)
-    changes = {name: options.pop(name) for name in list(options) if name in _FIELDS}
+    changes, options = _read_options(text, parts, ("upscaler", "cache", *ABOUT))
     if unrefined and options.get("upscaler") == LATENT:
         raise PlanError(f"The method {text[:80]!r} enlarges latents, which want refining. Give at least 1 step.")
     return Method(name=text, plan=replace(plan, **changes), refined=not unrefined, **options)
 
 
-def _read_steps(text: str, number: str) -> int:
+def _check_steps(text: str, number: str) -> str:
     if not re.fullmatch(r"\d{1,4}", number, flags=re.ASCII):
         raise PlanError(f"The method is {text[:80]!r}; after native: comes a number of steps, such as native:25.")
-    return Plan(steps=int(number)).steps
+    return number
 
 
-def _read_option(text: str, part: str, known: Sequence[str]) -> tuple[str, Any]:
-    name, _, value = part.partition("=")
-    if name not in known:
-        raise PlanError(f"The method {text[:80]!r} has {name[:40]!r}; after : come {', '.join(known)}, each =.")
-    if name == "upscaler":
-        return name, _read_upscaler(value)
-    if name == "cache" and name not in _FIELDS:
-        cache = read_cache(value)
-        check_cache(cache)
-        return name, cache
-    if "str" in _FIELDS[name]:
-        return name, value
+def _read_options(text: str, parts: Sequence[str], known: Sequence[str]) -> tuple[Json, Json]:
+    """Return what "name=value" says of the plan, and of the method; raises PlanError for an unknown name."""
+    changes: Json = {}
+    options: Json = {}
+    for part in parts:
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise PlanError(
+                f"The method {text[:80]!r} has {name[:40]!r}; after : come {', '.join(known)}, each =."
+            )
+        if name in ABOUT:
+            changes[name] = _read_number(text, name, value)
+        else:
+            options[name] = read_cache(value) if name == "cache" else _read_upscaler(value)
+    return changes, options
+
+
+def _read_number(text: str, name: str, value: str) -> Any:
     try:
-        return name, int(value) if name in _COUNTS else float(value)
+        return ABOUT[name].kind(value)
     except ValueError:
         raise PlanError(f"The method {text[:80]!r} gives {name} as {value[:40]!r}; it must be a number.") from None
 
@@ -148,8 +155,6 @@ def _read_upscaler(name: str) -> str:
     from mrflow.known_upscalers import KNOWN
     from mrflow.upscaler import METHODS, check_file
 
-    if name != LATENT and name not in METHODS and name not in KNOWN:
-        from pathlib import Path
-
+    if name not in (LATENT, *METHODS, *KNOWN):
         check_file(Path(name))
     return name

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrflow.bench.text_files import read_text
-from mrflow.errors import MrFlowError, PromptError
-from mrflow.jobs import check_prompts
+from mrflow.errors import PromptError
+from mrflow.prompt_rows import check_prompt, read_lines, read_object
 
 VISTA = Path(__file__).parents[1] / "vista" / "prompts.jsonl"
 """Captions of 256 scenes that nothing is trained on, with labels; made by `python -m training.heldout`."""
@@ -33,41 +31,26 @@ def read_questions(path: Path | None, limit: int | None = None) -> list[Question
     Raises PromptError for a file or a line that is not as it must be.
     """
     path = VISTA if path is None else path
-    rows = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    rows = [(where, line) for where, line in read_lines(path) if line.strip()]
     if not rows:
         raise PromptError(f"{path} holds no prompts. Give one a line.")
     if len(rows) > MAX_PROMPTS:
         raise PromptError(f"{path} holds {len(rows)} prompts; at most {MAX_PROMPTS} are compared.")
-    read = _read_object if path.suffix.lower() == ".jsonl" else _read_line
-    return [read(line, f"{path}, line {number}") for number, line in rows[:limit]]
-
-
-def _read_line(line: str, where: str) -> Question:
-    return Question(_checked(line.strip(), where))
+    if path.suffix.lower() == ".jsonl":
+        return [_read_object(line, where) for where, line in rows[:limit]]
+    return [Question(check_prompt(line.strip(), where)) for where, line in rows[:limit]]
 
 
 def _read_object(line: str, where: str) -> Question:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise PromptError(f'{where} is no JSON. Give objects such as {{"prompt": "a lake"}}.') from None
-    if not isinstance(row, dict) or "prompt" not in row:
-        raise PromptError(f'{where} has no "prompt". Give objects such as {{"prompt": "a lake"}}.')
+    from mrflow.metrics.attributes import asked
+
+    row = read_object(line, where)
     labels = row.get("labels")
     if labels is not None:
         if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
             raise PromptError(f'{where} has labels that are no object of texts, such as {{"time": "noon"}}.')
-        from mrflow.metrics.attributes import asked
-
         try:
             asked("", labels)
         except PromptError as error:
             raise PromptError(f"{where}: {error}") from None
-    return Question(_checked(row["prompt"], where), labels)
-
-
-def _checked(prompt: object, where: str) -> str:
-    try:
-        return check_prompts([prompt])[0]  # type: ignore[list-item]
-    except MrFlowError as error:
-        raise PromptError(f"{where}: {error}") from None
+    return Question(row["prompt"], labels)

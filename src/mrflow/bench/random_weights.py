@@ -78,7 +78,9 @@ def make_pipeline(spec: Spec, device: torch.device, dtype: torch.dtype) -> Pipel
 def make_component(part: Spec) -> Any:
     """Return a component: a model whose parameters hold no data yet, a scheduler or a tokenizer."""
     if "bytes" in part:
-        return _byte_tokenizer(part["bytes"])
+        from transformers import ByT5Tokenizer
+
+        return ByT5Tokenizer(extra_ids=0, model_max_length=part["bytes"])
     if "words" in part:
         return _word_tokenizer(part["words"], part["marks"], part.get("chat_template"))
     from accelerate import init_empty_weights
@@ -101,9 +103,7 @@ def fill(model: Any, device: torch.device, dtype: torch.dtype, seed: int = 0) ->
     generator = torch.Generator(device).manual_seed(seed)
     made: dict[int, torch.nn.Parameter] = {}  # parameters that are shared stay shared
     for module in model.modules():
-        for name, empty in list(module._parameters.items()):
-            if empty is None:
-                continue
+        for name, empty in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if id(empty) not in made:
                 data = torch.empty_like(empty, device=device, dtype=dtype, requires_grad=False)
                 if data.ndim > 1:
@@ -126,10 +126,8 @@ def make_upscaler(part: Spec, seed: int = 0) -> Upscaler:
     weights: dict[str, torch.Tensor] = {}
 
     def add(name: str, inputs: int, outputs: int) -> None:
-        # a tenth of what keeps the scale: 23 blocks add up
-        weights[f"{name}.weight"] = (
-            torch.randn(outputs, inputs, 3, 3, generator=generator) * 0.1 / (9 * inputs) ** 0.5
-        )
+        scale = 0.1 / (9 * inputs) ** 0.5  # a tenth of what keeps the scale: 23 blocks add up
+        weights[f"{name}.weight"] = torch.randn(outputs, inputs, 3, 3, generator=generator) * scale
         weights[f"{name}.bias"] = torch.full((outputs,), 0.5 if name == "conv_last" else 0.0)
 
     features, growth = part["features"], part["growth"]
@@ -145,25 +143,6 @@ def make_upscaler(part: Spec, seed: int = 0) -> Upscaler:
     return Upscaler.from_weights(weights, f"{part['name']}, random weights")
 
 
-def _byte_tokenizer(max_length: int) -> Any:
-    """Return a tokenizer whose tokens are bytes, with a padding and an end token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "</s>", "<unk>"]
-    alphabet = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={text: k for k, text in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=max_length,
-    )
-
-
 def _word_tokenizer(max_length: int, marks: list[str], chat_template: str | None) -> Any:
     """Return a tokenizer for which every word is the same token, every digit and run of signs too.
 
@@ -177,6 +156,5 @@ def _word_tokenizer(max_length: int, marks: list[str], chat_template: str | None
     pieces = Regex(r"\n|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="removed", invert=True)
     tokenizer.add_special_tokens(["<pad>", *marks])
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", model_max_length=max_length)
-    made.chat_template = chat_template
-    return made
+    names = {"pad_token": "<pad>", "chat_template": chat_template}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **names)

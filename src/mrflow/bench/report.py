@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import base64
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image, ImageOps
+
 from mrflow.bench.compare import Course
-from mrflow.bench.ledger import Json, Ledger
-from mrflow.bench.marks import Examiner
-from mrflow.bench.report_page import Shown, build_page
+from mrflow.bench.ledger import Ledger
+from mrflow.bench.measurements import Examiner
+from mrflow.bench.plots import LOOKS, draw_spectrum, draw_tradeoff, look_of, measured
+from mrflow.bench.records import Json, write_record
+from mrflow.bench.report_tables import columns_of, stage_rows
 from mrflow.bench.scores import complete_prompts, score
-from mrflow.bench.text_files import write_text
-from mrflow.bench.tradeoff import draw_spectrum, draw_tradeoff, measured
+from mrflow.bench.timing import OnRun
 from mrflow.errors import ModelError, MrFlowWarning
-from mrflow.files import load_image, save_image
+from mrflow.files import encode_image, load_image, save_image, write_text
 
 if TYPE_CHECKING:
     from mrflow.metrics.frechet import Renders
@@ -24,15 +27,13 @@ if TYPE_CHECKING:
     from mrflow.vista.inspector import Inspector
 
 FILES = ("report.html", "tradeoff.png", "spectrum.png", "scores.json")
+_PAGE = Path(__file__).with_name("report.html.jinja")
+_WIDE = 320  # pixels of a picture on the page; larger ones are made smaller
+_QUALITY = 92  # of its WebP
 
 
 def score_course(
-    course: Course,
-    ledger: Ledger,
-    learned: dict[str, Score],
-    on_picture: Callable[[str], None],
-    *,
-    inspected: bool,
+    course: Course, ledger: Ledger, learned: dict[str, Score], on_picture: OnRun, *, inspected: bool
 ) -> Json:
     """Return the figures of all methods. inspected: let vista's inspector look at the pictures.
 
@@ -49,7 +50,7 @@ def write_report(folder: Path, course: Course, ledger: Ledger, head: Json, score
     head: environment, model and size. show: prompts whose pictures are on the page.
     """
     page, tradeoff, spectrum, data = (folder / name for name in FILES)
-    write_text(data, json.dumps({**head, "scores": scores}, indent=1, allow_nan=False) + "\n")
+    write_record(data, {**head, "scores": scores})
     plots = {}
     title = f"{head['model']['name']}, {head['environment']['device_name']}, {scores['prompts']} prompts"
     if measured(scores):
@@ -59,28 +60,9 @@ def write_report(folder: Path, course: Course, ledger: Ledger, head: Json, score
         }
         for image, path in zip(plots.values(), (tradeoff, spectrum), strict=True):
             save_image(image, path, overwrite=True)
-    shown = _show(course, ledger, scores, complete_prompts(course, ledger)[:show])
-    about = describe(head, scores)
-    write_text(page, build_page(f"mrflow compare: {head['model']['name']}", about, scores, plots, shown))
+    shown = [_show(course, ledger, scores, prompt) for prompt in complete_prompts(course, ledger)[:show]]
+    write_text(page, _fill(head, scores, plots, shown))
     return [page, *([tradeoff, spectrum] if plots else []), data]
-
-
-def describe(head: Json, scores: Json) -> list[str]:
-    """Return lines on what was measured, on what, and how far it is complete."""
-    place, model, names = head["environment"], head["model"], [each["name"] for each in scores["methods"]]
-    versions = ", ".join(f"{name} {number}" for name, number in place["versions"].items() if number)
-    count = f"{scores['prompts']} of {scores['of']} prompts, {scores['seeds']} picture(s) each"
-    lines = [
-        f"{model['name']} (revision {model['revision'] or 'unknown'}), upscaler {model['upscaler']}, "
-        f"{head['size'][0]}x{head['size'][1]}, {count}; the baseline is {names[0] if names else 'missing'}.",
-        f"{place['device_name']} ({place['device']}), {place['dtype']}, {place['threads']} threads; {versions}; "
-        f"commit {place['commit'] or 'unknown'}{scored_by(head, scores)}.",
-    ]
-    if scores["prompts"] < scores["of"]:
-        lines.append("Not complete: the figures are of the prompts of which every method has its pictures.")
-    if equal := head.get("equal_time"):
-        lines.append(f"native:{equal['steps']} is the native run that takes the time of {equal['method']}.")
-    return lines
 
 
 def scored_by(head: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
@@ -89,16 +71,61 @@ def scored_by(head: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
     return "" if commit in (None, head["environment"]["commit"]) else f", scored by {commit[:12]}"
 
 
-def _show(course: Course, ledger: Ledger, scores: Json, prompts: Sequence[int]) -> list[Shown]:
-    rows = []
-    for prompt in prompts:
-        item = prompt * course.seeds
-        row = Shown(course.questions[prompt].prompt, course.items[item][1])
-        for method in measured(scores):
-            seconds = ledger.of(method["name"], item)[-1].seconds["total"]
-            row.add(load_image(ledger.picture(method["name"], item)), method["name"], f"{seconds:.2f} s")
-        rows.append(row)
-    return rows
+def _fill(head: Json, scores: Json, plots: Mapping[str, Image.Image], shown: Sequence[Json]) -> str:
+    """Return the page: one file with everything inside, nothing fetched, no script, and every text escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    templates = Environment(
+        loader=FileSystemLoader(_PAGE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    stages, seconds = stage_rows(scores)
+    return templates.get_template(_PAGE.name).render(
+        head=head,
+        scores=scores,
+        scored_by=scored_by(head, scores),
+        plots=plots,
+        tables=columns_of(scores),
+        rows=measured(scores),
+        stages=stages,
+        seconds={name: cells for name, *cells in seconds},
+        shown=shown,
+        cells_of=lambda columns, row: [column.cell(row) for column in columns],
+        color_of=lambda row: LOOKS[look_of(row)][0],
+        source=_source,
+    )
+
+
+def _show(course: Course, ledger: Ledger, scores: Json, prompt: int) -> Json:
+    """Return one prompt's pictures in a row, each with a part of it, which the first decides."""
+    item, box = prompt * course.seeds, (0, 0, 0, 0)
+    figures: list[Json] = []
+    for method in measured(scores):
+        image = load_image(ledger.picture(method["name"], item))
+        box = box if figures else finest_part(image)
+        small = ImageOps.contain(image, (min(_WIDE, image.width), image.height))
+        seconds = ledger.of(method["name"], item)[-1].seconds["total"]
+        figures.append({"name": method["name"], "seconds": seconds, "picture": small, "part": image.crop(box)})
+    return {"prompt": course.questions[prompt].prompt, "seed": course.items[item][1], "figures": figures}
+
+
+def finest_part(image: Image.Image, parts: int = 4) -> tuple[int, int, int, int]:
+    """Return the box (left, top, right, bottom), a quarter of each side, whose brightness varies most."""
+    import numpy as np
+
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
+    steps = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    width, height = max(image.width // parts, 1), max(image.height // parts, 1)
+    boxes = [
+        (left, top, left + width, top + height)
+        for top in range(0, image.height - height + 1, max(height // 2, 1))
+        for left in range(0, image.width - width + 1, max(width // 2, 1))
+    ]
+    return max(boxes, key=lambda box: float(steps[box[1] : box[3], box[0] : box[2]].sum()))
+
+
+def _source(image: Image.Image, suffix: str) -> str:
+    data = base64.b64encode(encode_image(image, suffix, quality=_QUALITY)).decode()
+    return f"data:image/{suffix[1:]};base64,{data}"
 
 
 def _load_inspector() -> tuple[Inspector, Renders | None]:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mrflow.bench.tradeoff import measured
+from mrflow.bench.plots import measured
+from mrflow.bench.records import Json
 from mrflow.metrics.attributes import GROUPS
 from mrflow.metrics.learned import LEARNED
 
-Json = dict[str, Any]
 Cell = tuple[str, str]
 """A figure and its interval, as texts; empty where nothing was measured."""
 
@@ -25,82 +25,73 @@ class Column:
 
 def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
     """Return the tables: heading, a line about it, and its columns; without columns that would be empty."""
-    rows = measured(scores)
     plan = scores.get("plan")
-    tables = [
-        (
-            "Speed and quality",
+    tables = {
+        "Speed and quality": (
             "Figures with their 95% bootstrap intervals over prompts; changes are to the baseline"
             f"{f', or to {plan}' if plan else ''}, in pairs. The "
             "composite is the share found, times the likeness of fine texture and of contrast to the baseline's.",
             [
-                Column("times faster", lambda row: write(row["speed"]["speedup"], 2)),
+                _figure("times faster", 2, "speed", "speedup"),
                 Column("seconds, median", lambda row: (f"{row['speed']['seconds']['total']['median']:.3g}", "")),
                 Column("peak memory, GiB", _memory),
-                Column("composite", lambda row: write(row["quality"]["composite"], 3)),
-                Column("change of composite", lambda row: write(row["quality"]["composite_change"], 3, True)),
-                Column(f"composite, to {plan}", _composite_to_plan),
-                Column("found", lambda row: write(row["quality"]["found"].get("all"), 3)),
-                Column("change of found", lambda row: write(row["quality"]["found_change"].get("all"), 3, True)),
-                Column("sharpness", lambda row: write(row["quality"]["sharpness"], 3)),
-                Column("texture", lambda row: write(row["quality"]["texture"], 3)),
-                Column("contrast", lambda row: write(row["quality"]["contrast"], 3)),
+                _figure("composite", 3, "quality", "composite"),
+                _figure("change of composite", 3, "quality", "composite_change", signed=True),
+                _figure(f"composite, to {plan}", 3, "quality", "composite_to_plan", signed=True),
+                _figure("found", 3, "quality", "found", "all"),
+                _figure("change of found", 3, "quality", "found_change", "all", signed=True),
+                *(_figure(name, 3, "quality", name) for name in ("sharpness", "texture", "contrast")),
                 Column("Fréchet", _frechet("frechet")),
-                Column(f"Fréchet, to {plan}", _frechet_to_plan("frechet")),
+                _figure(f"Fréchet, to {plan}", 2, "quality", "frechet", "to_plan", signed=True),
                 Column("Fréchet of patches", _frechet("patch_frechet")),
-                Column(f"patches, to {plan}", _frechet_to_plan("patch_frechet")),
+                _figure(f"patches, to {plan}", 2, "quality", "patch_frechet", "to_plan", signed=True),
             ],
         ),
-        (
-            "What is found",
+        "What is found": (
             f"The share of what prompts ask for that the inspector finds in the pictures. {_own(scores)}",
-            [Column(name, _of("found", name, 3)) for name in GROUPS],
+            [_figure(name, 3, "quality", "found", name) for name in GROUPS],
         ),
-        (
-            "Likeness and colour",
+        "Likeness and colour": (
             "PSNR and SSIM to the baseline's picture of the same seed: staged pictures differ from it by design. "
             "Colour: channel means less the baseline's, in levels of 255. Diversity: over the seeds of a prompt.",
             [
-                Column("PSNR, dB", lambda row: write(row["quality"]["psnr"], 2)),
-                Column("SSIM", lambda row: write(row["quality"]["ssim"], 3)),
-                *(Column(name, _of("color", name, 2, True)) for name in ("red", "green", "blue")),
-                Column("diversity", lambda row: write(row["quality"]["diversity"], 2)),
-                *(Column(LEARNED[name].about, _of("learned", name, 3)) for name in LEARNED),
+                _figure("PSNR, dB", 2, "quality", "psnr"),
+                _figure("SSIM", 3, "quality", "ssim"),
+                *(_figure(name, 2, "quality", "color", name, signed=True) for name in ("red", "green", "blue")),
+                _figure("diversity", 2, "quality", "diversity"),
+                *(_figure(LEARNED[name].about, 3, "quality", "learned", name) for name in LEARNED),
             ],
         ),
-        (
-            "Drift from stage to stage",
+        "Drift from stage to stage": (
             "How channel means and contrast move within the same picture, in levels of 255: by the upscaler, and "
             "by encoding, refining and decoding.",
             [
-                Column(f"{stage}: {channel}", _moved(stage, channel))
+                _figure(f"{stage}: {channel}", 2, "drift", stage, channel, signed=True)
                 for stage in ("upscale", "refine")
                 for channel in ("red", "green", "blue", "contrast")
             ],
         ),
-    ]
-    kept = [
-        (heading, note, [column for column in columns if any(column.cell(row)[0] for row in rows)])
-        for heading, note, columns in tables
-    ]
-    return [table for table in kept if table[2]]
+    }
+    rows = measured(scores)
+    filled = {
+        heading: [column for column in columns if any(column.cell(row)[0] for row in rows)]
+        for heading, (_, columns) in tables.items()
+    }
+    return [(heading, note, filled[heading]) for heading, (note, _) in tables.items() if filled[heading]]
 
 
 def stage_rows(scores: Json) -> tuple[list[str], list[list[str]]]:
     """Return the stages' names, and a row for each method: its name and median seconds."""
     rows = measured(scores)
-    names = list(dict.fromkeys(stage for row in rows for stage in row["speed"]["seconds"]))
-    names = [*(name for name in names if name != "total"), "total"]
-    return [name.replace("_", " ") for name in names], [
-        [
-            row["name"],
-            *(
-                f"{row['speed']['seconds'][name]['median']:.3f}" if name in row["speed"]["seconds"] else ""
-                for name in names
-            ),
-        ]
-        for row in rows
-    ]
+    stages = dict.fromkeys(stage for row in rows for stage in row["speed"]["seconds"])
+    names = [*(name for name in stages if name != "total"), "total"]
+
+    def cell(row: Json, name: str) -> str:
+        spread = row["speed"]["seconds"].get(name)
+        return f"{spread['median']:.3f}" if spread else ""
+
+    cells = [[row["name"], *(cell(row, name) for name in names)] for row in rows]
+    return [name.replace("_", " ") for name in names], cells
 
 
 def write(estimate: Json | None, digits: int, signed: bool = False) -> Cell:
@@ -109,6 +100,18 @@ def write(estimate: Json | None, digits: int, signed: bool = False) -> Cell:
         return "", ""
     style = f"{'+' if signed else ''}.{digits}f"
     return format(estimate["value"], style), f"{estimate['low']:{style}} to {estimate['high']:{style}}"
+
+
+def _figure(name: str, digits: int, *keys: str, signed: bool = False) -> Column:
+    """Return the column of an estimate, which lies under these keys of a method's figures or is missing."""
+
+    def cell(row: Json) -> Cell:
+        found: Any = row
+        for key in keys:
+            found = (found or {}).get(key)
+        return write(found, digits, signed)
+
+    return Column(name, cell)
 
 
 def _own(scores: Json) -> str:
@@ -123,10 +126,6 @@ def _memory(row: Json) -> Cell:
     return ("" if peak is None else f"{peak / 2**30:.2f}"), ""
 
 
-def _composite_to_plan(row: Json) -> Cell:
-    return write(row["quality"].get("composite_to_plan"), 3, True)
-
-
 def _frechet(name: str) -> Callable[[Json], Cell]:
     """Return what writes a distance to renders, with its change from the baseline's."""
 
@@ -138,17 +137,3 @@ def _frechet(name: str) -> Callable[[Json], Cell]:
         return f"{found['value']:.2f}", f"change {change[0]} ({change[1]})" if change[0] else ""
 
     return cell
-
-
-def _frechet_to_plan(name: str) -> Callable[[Json], Cell]:
-    """Return what writes how much farther from renders a method is than the first plan."""
-    return lambda row: write((row["quality"][name] or {}).get("to_plan"), 2, True)
-
-
-def _of(table: str, name: str, digits: int, signed: bool = False) -> Callable[[Json], Cell]:
-    """Return what writes one of the quality figures that have a name of their own."""
-    return lambda row: write(row["quality"][table].get(name), digits, signed)
-
-
-def _moved(stage: str, channel: str) -> Callable[[Json], Cell]:
-    return lambda row: write(row["drift"].get(stage, {}).get(channel), 2, True)

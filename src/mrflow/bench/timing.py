@@ -5,27 +5,23 @@ In turn is A B A B: a slow moment of the machine falls on all alike, where A A B
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from mrflow.errors import RequestError
 
 if TYPE_CHECKING:
+    import torch
+
     from mrflow.drafts import Result
+    from mrflow.memory import PeakMemory
 
 Run = Callable[[], "Result"]
-
-
-class Gauge(Protocol):
-    """Something read off the machine for each run: its peak of memory, for one."""
-
-    def reset(self) -> None:
-        """Begin anew, before a run."""
-
-    def read(self) -> int | None:
-        """Return the value of the run, None where nothing could be measured."""
+OnRun = Callable[[str], None]
+"""Told what runs next; what it raises ends the work."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Spread:
 class Timed:
     """A way of sampling, with the result of its first run, and of every run the seconds per stage.
 
-    gauge: what the gauge read after each run, if there was one.
+    gauge: the peak of memory of each run, if it was read.
     """
 
     result: Result
@@ -74,7 +70,7 @@ class Timed:
 
 
 def time_in_turn(
-    ways: Mapping[str, Run], repeats: int, on_run: Callable[[str], None], gauge: Gauge | None = None
+    ways: Mapping[str, Run], repeats: int, on_run: OnRun, gauge: PeakMemory | None = None
 ) -> dict[str, Timed]:
     """Run each way `repeats` times in turn, and return what each took.
 
@@ -95,6 +91,19 @@ def time_in_turn(
             if gauge is not None:
                 one.gauge.append(gauge.read())
     return timed
+
+
+def attempt(run: Run, device: torch.device) -> Result | None:
+    """Return what a run gives, None if the device's memory does not suffice, which is then free for the next."""
+    import torch
+
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
 
 def speedup(slow: Timed, fast: Timed) -> Spread:

@@ -2,7 +2,8 @@
 
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) over the machinery of `compare`: every picture is
 kept, so that a later round only adds prompts, and a stopped search goes on. The reference and the best native run
-stay to the end, whatever their place.
+stay to the end, whatever their place. What is tried: plans around the model's own, and always native runs with
+few steps.
 """
 
 from __future__ import annotations
@@ -10,23 +11,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.compare import Course, missing, run_turns
-from mrflow.bench.ledger import Json, Ledger
-from mrflow.bench.marks import Examiner, Marks, measure_pictures
+from mrflow.bench.ledger import Ledger
+from mrflow.bench.measurements import Examiner, Measurements, measure_pictures
 from mrflow.bench.methods import Method
-from mrflow.bench.scores import composite, composite_change, items_of, speedup
+from mrflow.bench.records import Json
+from mrflow.bench.scores import composite, composite_change, peak_of, speedup
+from mrflow.bench.timing import OnRun
 from mrflow.errors import RequestError
 from mrflow.metrics.intervals import Estimate
+from mrflow.plan import ABOUT, Plan
 
 if TYPE_CHECKING:
     from mrflow.jobs import Size
     from mrflow.pipeline import MrFlow
 
-OnRun = Callable[[str], None]
 _FEWEST = 4  # prompts of the first round: below, the order is chance
 _LAST = 3  # candidates in the last round
+
+SOLVER = "unipc"
+"""The one of second order that is tried: on vista it is nearer to the path of 60 steps (docs/log.md)."""
+# By solver, None being the reference's own or the pipeline's: shares of the reference's steps and of the native
+# run's. With as many steps as the reference's the other solver can only be better, not faster.
+_STEPS = {None: (1 / 2, 2 / 3, 1), SOLVER: (1 / 3, 1 / 2, 2 / 3)}
+_NATIVE = {None: (0.1, 0.16, 0.25), SOLVER: (0.1, 0.16)}
+_SIGMAS = (0.2,)  # the larger of what the authors advise; the reference's own is tried too
+_IN_LABEL = ("steps", "refine_steps")
+_STOP = 0.5  # of the steps that the reference guides: arXiv 2404.07724 finds the late steps better without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +133,8 @@ def search(
     for left, prompts in rounds_of(len(candidates), len(course.questions)):
         if findings:
             candidates = keep(findings, target, left, reference)
-        part = replace(
-            course,
-            methods=[base, reference, *candidates],
-            questions=course.questions[:prompts],
-            timed_against=reference.name,
-        )
+        methods = [base, reference, *candidates]
+        part = replace(course, methods=methods, questions=course.questions[:prompts], timed_against=reference.name)
         turns = missing(part, ledger)
         on_run = on_round(len(candidates), prompts, sum(len(group) for _, group in turns))
         run_turns(fast, part, ledger, turns, size, on_run)
@@ -144,28 +154,21 @@ def judge(course: Course, ledger: Ledger, target: Target, examiner: Examiner) ->
     """Return what was measured of the reference and the candidates, the best first."""
     base, reference, *candidates = course.methods
     prompts = list(range(len(course.questions)))
-    items = items_of(course, prompts)
+    items = course.items_of(prompts)
 
-    def marks_of(method: Method) -> Marks:
+    def measured(method: Method) -> Measurements:
         return measure_pictures(ledger, course, prompts, method.name, examiner, lambda _name: None)
 
-    own, other = marks_of(base), marks_of(reference)
+    own, other = measured(base), measured(reference)
     findings = []
     for method in (reference, *candidates):
         if ledger.failed(method.name):
             continue
-        marks = other if method is reference else marks_of(method)
-        memory = [run.memory for item in items for run in ledger.of(method.name, item) if run.memory is not None]
-        findings.append(
-            Finding(
-                method,
-                speedup(ledger, items, reference.name, method.name)[0],
-                composite(marks, own),
-                composite_change(marks, other, own),
-                max(memory) if memory else None,
-                len(prompts),
-            )
-        )
+        mine = other if method is reference else measured(method)
+        faster, _ = speedup(ledger, items, reference.name, method.name)
+        quality, change = composite(mine, own), composite_change(mine, other, own)
+        memory = peak_of(ledger, method.name, items)
+        findings.append(Finding(method, faster, quality, change, memory, len(prompts)))
     return sorted(findings, key=lambda each: each.rank(target), reverse=True)
 
 
@@ -173,3 +176,51 @@ def choose(findings: Sequence[Finding], target: Target, reference: Method) -> Fi
     """Return the best plan within the target that no native run within it beats, None if there is none."""
     best = next((each for each in findings if each.method.name != reference.name and each.meets(target)), None)
     return best if best is not None and best.method.plan is not None else None
+
+
+def make_candidates(
+    reference: Plan, native_steps: int, *, solvers: bool = True, own: Plan | None = None
+) -> list[Method]:
+    """Return plans made from a resolved one, other than itself, and native runs: fewer than 30.
+
+    Fewer steps, fewer still with a solver of second order, a larger sigma, guidance in half as many of the draft's
+    steps and none in the refine pass; the latter only where there is guidance to save. solvers: whether the
+    pipeline takes any. own: the model's plan, which a method's text changes; None is the reference.
+    """
+    tried = (None, SOLVER) if solvers else (None,)
+    paces = {(_part(reference.steps, part), each or reference.solver) for each in tried for part in _STEPS[each]}
+    few = [(_part(native_steps, part), each) for each in tried for part in _NATIVE[each]]
+    sigmas = sorted({reference.refine_sigma, *_SIGMAS})
+    plans = [
+        replace(reference, steps=steps, solver=solver, refine_sigma=sigma, **less)
+        for (steps, solver), sigma, less in product(sorted(paces, key=str), sigmas, _less_guidance(reference))
+    ]
+    staged = [Method(name=name_plan(plan, own or reference), plan=plan) for plan in plans if plan != reference]
+    return [*staged, *(_native(*each) for each in dict.fromkeys(few))]
+
+
+def _part(steps: int, share: float) -> int:
+    return max(1, round(steps * share))
+
+
+def _less_guidance(reference: Plan) -> list[dict[str, Any]]:
+    """Return changes of guidance: none, and less of it where there is any."""
+    if (reference.true_cfg_scale or 1.0) <= 1:
+        return [{}]
+    stop = 1.0 if reference.guidance_stop is None else reference.guidance_stop
+    return [{}, {"guidance_stop": _STOP * stop, "refine_true_cfg_scale": 1.0}]
+
+
+def _native(steps: int, solver: str | None) -> Method:
+    name = f"native:{steps}" if solver is None else f"native:{steps},solver={solver}"
+    return Method(name=name, steps=steps, solver=solver)
+
+
+def name_plan(plan: Plan, own: Plan) -> str:
+    """Return a plan's name by what differs from the model's own, as a method's text."""
+    changes = [
+        f"{name}={value}" if about.kind is str else f"{name}={value:g}"
+        for name, about in ABOUT.items()
+        if name not in _IN_LABEL and (value := getattr(plan, name)) not in (None, getattr(own, name))
+    ]
+    return f"{plan.label}:{','.join(changes)}" if changes else plan.label

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 from mrflow.errors import RequestError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mrflow.drafts import Result
+    from mrflow.jobs import Job, Size
     from mrflow.pipeline import MrFlow
     from mrflow.plan import Plan
+    from mrflow.steps import Run
     from mrflow.upscaler import Upscaler
 
 LATENT = "latent"
@@ -66,42 +70,39 @@ def run_latent(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
     from mrflow.borrowing import borrowed
     from mrflow.drafts import Result
     from mrflow.images import to_pil
-    from mrflow.progress import Clock
+    from mrflow.jobs import ask
+    from mrflow.steps import Run
 
     model = fast.model
     if not hasattr(model.backbone, "layout"):
         raise RequestError(f"{type(model.backbone).__name__} does not say how its latents lie; leave out latent.")
-    settings = dict(settings)
     callback = settings.pop("callback", None)
-    plan = model.resolve_plan(plan)
-    size = model.resolve_size(settings.pop("width", None), settings.pop("height", None), plan)
-    jobs = model.resolve_jobs(make_jobs(**settings), guided=plan.guided)
-    images, recipes = [], []
+    jobs = model.resolve(ask(plan=plan, **settings))
     with borrowed(fast.pipe):
-        stages = Stages(model=model, clock=Clock(model.device, callback))
-        for job in jobs:
-            rows = stages.encode_prompts([job], guided=plan.guided, batch_size=1)
-            images += to_pil(_finish(stages, rows, job.seed, plan, size))
-            recipes.append(model.recipe("staged", job, size, plan))
-        return Result(images, recipes, stages.clock.totals())
+        run = Run.over(model, callback)
+        images = [image for job in jobs for image in to_pil(_finish(run, job))]
+        return Result(images, [model.recipe("staged", job) for job in jobs], run.clock.totals())
 
 
-def _finish(stages: Any, rows: Any, seed: int, plan: Plan, size: tuple[int, int]) -> Any:
+def _finish(run: Run, job: Job) -> Tensor:
     """Return pixels: draft, enlarge, add noise, refine, decode."""
+    from mrflow import steps
+    from mrflow.sampling import mix_noise
+
+    batch = steps.encode_prompts(run, steps.Batch([job]))
+    small = job.plan.draft_size(*job.size, run.model.multiple)
+    drawn = steps.denoise(run, batch, small)
+    with run.clock.stage("upscale"):
+        latents = _enlarge(run, drawn, small, job.size)
+    noised = mix_noise(latents, job.plan.refine_sigma, job.plan.refine_steps, [job.seed])
+    return steps.decode(run, batch, steps.refine(run, batch, noised, job.size), job.size)
+
+
+def _enlarge(run: Run, drawn: Tensor, small: Size, size: Size) -> Tensor:
     from torch.nn.functional import interpolate
 
-    from mrflow.jobs import draft_size
-    from mrflow.sampling import add_noise, make_noise, refine_generators
-
-    model, small = stages.model, draft_size(*size, plan)
-    with stages.clock.stage("draft", plan.steps) as stage:
-        held = stages.draft_latents(rows, [seed], plan, small, stage.step)
-    with stages.clock.stage("upscale"):
-        latents = model.backbone.layout.unpack(model.pipe, held, *small)
-        latents = latents.squeeze(2) if latents.ndim == 5 else latents  # a video of one frame
-        sides = [int(side * plan.ratio) for side in latents.shape[-2:]]
-        latents = interpolate(latents.float(), sides, mode="bicubic", align_corners=False)
-        generators = refine_generators([seed])
-        noise = make_noise(latents.shape[1:], generators, latents.device)
-        noised = add_noise(latents, plan.refine_sigma, noise)
-    return stages.refine(noised, rows, plan, size, generators)
+    latents = run.model.backbone.layout.unpack(run.model.pipe, drawn, *small)
+    latents = latents.squeeze(2) if latents.ndim == 5 else latents  # a video of one frame
+    height, width = (int(side) for side in latents.shape[-2:])
+    sides = (height * size[1] // small[1], width * size[0] // small[0])
+    return interpolate(latents.float(), sides, mode="bicubic", align_corners=False)

@@ -14,7 +14,7 @@ from mrflow.cli.outputs import tell_json
 from mrflow.errors import RequestError
 
 if TYPE_CHECKING:
-    from mrflow.batch.balance import Cost, Paper, Split
+    from mrflow.bench.balance import Cost, Paper, Split
 
 
 def balance(
@@ -39,7 +39,7 @@ def balance(
       mrflow balance bench.json
       mrflow balance bench.json --workers 8 --pictures 1e8
     """
-    from mrflow.batch.balance import balance_workers, calculate, read_costs, split_workers
+    from mrflow.bench.balance import balance_workers, calculate, read_costs, split_workers
 
     count = None if pictures is None else _whole(pictures)
     rows = []
@@ -69,7 +69,7 @@ def _print_split(cost: Cost, split: Split) -> None:
 
 
 def _print_paper(cost: Cost, split: Split, paper: Paper) -> None:
-    from mrflow.batch.balance import BYTES_PER_PIXEL, LINE_BYTES, PER_COMMAND, READ_RATE
+    from mrflow.bench.balance import BYTES_PER_PIXEL, LINE_BYTES, PER_COMMAND, READ_RATE
 
     shards, rate = f"{paper.shards:,} shards of {decimal(paper.shard_bytes)}", decimal(int(READ_RATE))
     lines = {

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from mrflow.batch.rows import COLUMNS, read_rows
 from mrflow.batch.tasks import Request, RowDefaults, read_request
 from mrflow.cli.batch_report import Report
 from mrflow.cli.loading import ModelOptions
@@ -18,6 +17,7 @@ from mrflow.cli.ray_options import ClusterOptions
 from mrflow.cli.reporting import FAILURE, warn
 from mrflow.errors import RequestError
 from mrflow.jobs import parse_size
+from mrflow.prompt_rows import COLUMNS, read_rows
 
 
 def batch(

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from mrflow.bench.environment import describe_environment
 from mrflow.bench.measure import Course, check_batches, measure_group, missing_groups, open_report, save_report
 from mrflow.bench.methods import read_methods
-from mrflow.bench.plot import check_plotting, draw_bars
+from mrflow.bench.plots import check_plotting, draw_bars
 from mrflow.cli.loading import ModelOptions, best_device
 from mrflow.cli.options import HOW, MODEL, OUTPUT, WHAT, Streams, Whole
 from mrflow.cli.outputs import tell_json, tell_paths

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from mrflow.bench.compare import Course, count_runs, missing, run_turns
+from mrflow.bench.compare import EQUAL_TIME_RUNS, Course, count_runs, missing, run_turns, steps_of_equal_time
 from mrflow.bench.environment import describe_environment
-from mrflow.bench.equal_time import RUNS as EQUAL_TIME_RUNS
-from mrflow.bench.equal_time import steps_of_equal_time
 from mrflow.bench.ledger import Ledger, read_course
 from mrflow.bench.methods import Method, read_methods
-from mrflow.bench.plot import check_plotting
+from mrflow.bench.plots import check_plotting
 from mrflow.bench.prompts import read_questions
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.options import HOW, OUTPUT, WHAT, Count, Size, Streams, Whole
@@ -93,7 +91,7 @@ def compare(
       mrflow compare native 12+1 20+1 12+1:upscaler=bicubic -m black-forest-labs/FLUX.1-dev --prompts mine.txt
     """
     from mrflow.metrics import learned
-    from mrflow.metrics.similarity import check_similarity
+    from mrflow.metrics.pixels import check_similarity
 
     check_plotting()
     check_similarity()

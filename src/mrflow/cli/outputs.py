@@ -23,7 +23,7 @@ from mrflow.cli.progress import STAGE_NAMES
 from mrflow.cli.reporting import say
 from mrflow.errors import RequestError
 from mrflow.files import check_output, save_image
-from mrflow.jobs import Job
+from mrflow.jobs import Asked
 from mrflow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Output:
     def paths(
         self,
         default: str,
-        described: Sequence[Job | Recipe],
+        described: Sequence[Asked | Recipe],
         sources: Sequence[Path] = (),
         *,
         companions: Sequence[str] = (),
@@ -88,7 +88,7 @@ class Subject:
     name: str = "picture"
 
 
-def subjects_of(described: Sequence[Job | Recipe], sources: Sequence[Path] = ()) -> list[Subject]:
+def subjects_of(described: Sequence[Asked | Recipe], sources: Sequence[Path] = ()) -> list[Subject]:
     """Return one subject per job or recipe; sources: the files they come from, if any."""
     names = [path.stem for path in sources] or ["picture"] * len(described)
     return [

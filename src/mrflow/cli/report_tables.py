@@ -138,7 +138,7 @@ def print_scores(scores: dict[str, Any]) -> None:
 
 def _scores(title: str, scores: dict[str, Any], columns: Sequence[Column], *, brief: bool = False) -> Table:
     """Return a row for each method. brief: shorter names of the columns, and figures without their intervals."""
-    from mrflow.bench.tradeoff import measured
+    from mrflow.bench.plots import measured
 
     names = [(brief and _MAIN[column.name]) or column.name for column in columns]
     table = make_table(title, ["method", *names], whole=brief)

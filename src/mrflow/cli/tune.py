@@ -16,7 +16,6 @@ from mrflow.bench.environment import describe_environment
 from mrflow.bench.ledger import Ledger
 from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.prompts import VISTA_TUNING, read_questions
-from mrflow.bench.text_files import write_text
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.options import OUTPUT, TARGET, WHAT, Size, Streams, Whole
 from mrflow.cli.outputs import tell_json, tell_paths
@@ -24,6 +23,7 @@ from mrflow.cli.progress import run_bar
 from mrflow.cli.report_tables import print_findings
 from mrflow.cli.reporting import FAILURE, each_warning_once, say
 from mrflow.errors import OutputError, OutputExistsError, RequestError
+from mrflow.files import write_text
 from mrflow.jobs import make_seeds, parse_size
 from mrflow.plan import plan_to_json
 
@@ -132,7 +132,7 @@ def _course(
     fast: MrFlow, plan: Plan | None, than: str | None, given: list[Method] | None, questions: Any, seed: int
 ) -> Course:
     """Return native, the reference and the candidates."""
-    from mrflow.bench.candidates import make_candidates
+    from mrflow.bench.tune import make_candidates
     from mrflow.schedulers import takes_solver
 
     reference = fast.model.resolve_plan(plan)
@@ -175,7 +175,7 @@ def _describe(fast: MrFlow, course: Course, size: list[int]) -> dict[str, Any]:
 
 
 def _examiner(fast: MrFlow, course: Course) -> Any:
-    from mrflow.bench.marks import Examiner
+    from mrflow.bench.measurements import Examiner
     from mrflow.vista import inspector
 
     inspected = fast.model.name == "vista" or any(each.labels for each in course.questions)

@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mrflow.errors import ModelError
-from mrflow.metrics.intervals import Estimate, interval
-
-Floats = NDArray[np.float64]
+from mrflow.metrics.intervals import Estimate, Floats, interval
 
 ROUNDS = 100
 """Draws of an interval; each takes the roots of a D x D matrix."""
 
 RENDERS = Path(__file__).parents[1] / "vista" / "renders.safetensors"
 """Mean and covariance of the inspector's features of fresh renders; made by `python -m training.renders`."""
-_VIEWS = ("pictures", "patches")
+VIEWS = ("pictures", "patches")
+"""What the statistics are of: whole pictures, and patches at full resolution."""
 
 
 @dataclass(frozen=True)
@@ -103,26 +101,6 @@ class Renders:
     accuracy: Mapping[str, float]
 
 
-def write_renders(renders: Renders, inspector: Path, path: Path = RENDERS) -> None:
-    """Write the statistics, with the hash of the inspector that gave the features."""
-    from safetensors.numpy import save
-
-    from mrflow.files import save_bytes
-
-    gaussians = {name: getattr(renders, name) for name in _VIEWS}
-    arrays = {
-        f"{name}.{part}": getattr(gaussian, part).astype(np.float32)
-        for name, gaussian in gaussians.items()
-        for part in ("mean", "covariance")
-    }
-    notes = {
-        "inspector_sha256": file_sha256(inspector),
-        "accuracy": json.dumps(dict(renders.accuracy)),
-        **{f"{name}.count": str(gaussian.count) for name, gaussian in gaussians.items()},
-    }
-    save_bytes(save(arrays, metadata=notes), path, overwrite=True)
-
-
 def read_renders(inspector: Path, path: Path = RENDERS) -> Renders:
     """Return the renders' statistics; raises ModelError if they are missing, damaged or of another inspector."""
     from safetensors import SafetensorError, safe_open
@@ -133,15 +111,12 @@ def read_renders(inspector: Path, path: Path = RENDERS) -> Renders:
     try:
         with safe_open(path, framework="np") as file:
             notes = file.metadata() or {}
-            gaussians = {
-                name: Gaussian(
-                    file.get_tensor(f"{name}.mean").astype(np.float64),
-                    file.get_tensor(f"{name}.covariance").astype(np.float64),
-                    int(notes[f"{name}.count"]),
-                )
-                for name in _VIEWS
-            }
-            accuracy = json.loads(notes["accuracy"])
+            arrays = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118
+        accuracy = json.loads(notes["accuracy"])
+        gaussians = {
+            name: Gaussian(arrays[f"{name}.mean"], arrays[f"{name}.covariance"], int(notes[f"{name}.count"]))
+            for name in VIEWS
+        }
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ModelError(f"{path} holds no statistics of renders: {error}. {way_out}") from None
     if notes.get("inspector_sha256") != file_sha256(inspector):

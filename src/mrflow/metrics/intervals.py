@@ -44,27 +44,22 @@ def estimate(rows: Floats, figure: Callable[[Floats], Floats], *, rounds: int = 
         return interval(float(figure(rows.sum(0))), figure(times @ rows))
 
 
-def mean(values: Floats, *, rounds: int = ROUNDS, seed: int = 0) -> Estimate:
-    """Return the mean of what is no NaN. values: (prompts, ...), all of a prompt drawn together."""
+def counted(values: Floats) -> Floats:
+    """Return (prompts, 2): the sum of what is no NaN, and how many these are. values: (prompts, ...)."""
     flat = values.reshape(len(values), -1)
     there = ~np.isnan(flat)
-    rows = np.stack([np.where(there, flat, 0.0).sum(1), there.sum(1)], 1)
-    return estimate(rows, lambda sums: sums[..., 0] / sums[..., 1], rounds=rounds, seed=seed)
+    return np.stack([np.where(there, flat, 0.0).sum(1), there.sum(1)], 1)
 
 
-def difference(values: Floats, base: Floats, *, rounds: int = ROUNDS, seed: int = 0) -> Estimate:
+def mean(values: Floats, **options: int) -> Estimate:
+    """Return the mean of what is no NaN. values: (prompts, ...), all of a prompt drawn together."""
+    return estimate(counted(values), lambda sums: sums[..., 0] / sums[..., 1], **options)
+
+
+def difference(values: Floats, base: Floats, **options: int) -> Estimate:
     """Return mean(values) - mean(base), paired: both (prompts, ...) on the same prompts in the same order."""
-    columns = []
-    for each in (values, base):
-        flat = each.reshape(len(each), -1)
-        there = ~np.isnan(flat)
-        columns += [np.where(there, flat, 0.0).sum(1), there.sum(1)]
-    return estimate(
-        np.stack(columns, 1),
-        lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3],
-        rounds=rounds,
-        seed=seed,
-    )
+    rows = np.hstack([counted(values), counted(base)])
+    return estimate(rows, lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3], **options)
 
 
 def ratio_of_medians(upper: Floats, lower: Floats, *, rounds: int = ROUNDS, seed: int = 0) -> Estimate:

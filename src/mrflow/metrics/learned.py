@@ -68,39 +68,19 @@ def _clip(device: torch.device) -> Score:
 
 
 def clip_score(model: Any, processor: Any, device: torch.device) -> Score:
-    """Return the CLIP score by this network: 100 x the cosine of picture and prompt, through torchmetrics."""
+    """Return the CLIP score by this network: 100 x the cosine of picture and prompt, at least 0."""
     import torch
-    from torchmetrics.multimodal.clip_score import CLIPScore
 
-    metric = CLIPScore(lambda: (_Projections(model), processor)).to(device)
+    model = model.eval().to(device)
 
     def score(image: Image.Image, prompt: str, _reference: Image.Image | None) -> float:
+        pixels = processor(images=[_bytes(image)], return_tensors="pt")
+        tokens = processor(text=[prompt], return_tensors="pt", truncation=True)
         with torch.no_grad():
-            return float(metric(_bytes(image).to(device), prompt))
+            output = model(**{name: value.to(device) for name, value in {**pixels, **tokens}.items()})
+        return max(100 * float((output.image_embeds * output.text_embeds).sum()), 0.0)
 
     return score
-
-
-class _Projections:
-    """A CLIP network as torchmetrics 1.9 calls it: transformers 5 gives an output object, it wants the tensor."""
-
-    def __init__(self, model: Any) -> None:
-        self.config = model.config
-        self._model = model.eval()
-
-    def to(self, device: torch.device) -> _Projections:
-        self._model.to(device)
-        return self
-
-    def get_image_features(self, *arguments: Any) -> Any:
-        return _tensor(self._model.get_image_features(*arguments))
-
-    def get_text_features(self, *arguments: Any) -> Any:
-        return _tensor(self._model.get_text_features(*arguments))
-
-
-def _tensor(output: Any) -> Any:
-    return getattr(output, "pooler_output", output)
 
 
 def _lpips(device: torch.device) -> Score:
@@ -140,13 +120,14 @@ def _bytes(image: Image.Image) -> Any:
 
 
 # to install, to import, the extra that brings it
+_TRANSFORMERS = ("transformers", "transformers", "metrics")
 _TORCHMETRICS = ("torchmetrics", "torchmetrics", "metrics")
 _IMAGE_REWARD = ("image-reward", "ImageReward", "image-reward")
 
 LEARNED: Mapping[str, Learned] = {
     one.name: one
     for one in (
-        Learned("clip", "CLIP score", *_TORCHMETRICS, "higher", _clip),
+        Learned("clip", "CLIP score", *_TRANSFORMERS, "higher", _clip),
         Learned("lpips", "LPIPS to the baseline", *_TORCHMETRICS, "lower", _lpips, paired=True),
         Learned("image-reward", "ImageReward", *_IMAGE_REWARD, "higher", _image_reward),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mrflow.server.memory import peak_memory
+from mrflow.memory import peak_memory
 
 if TYPE_CHECKING:
     from mrflow.server.tickets import Kind, Ticket
@@ -38,7 +38,7 @@ class Metrics:
         memory = "Highest memory so far: of a CUDA device what torch allocated, of the CPU the whole process's."
         peak = gauge("mrflow_peak_memory_bytes", memory, ["device"])
         for device in devices:
-            peak.labels(str(device)).set_function(partial(peak_memory, device))
+            peak.labels(str(device)).set_function(lambda device=device: peak_memory(device) or 0)  # type: ignore[misc]
 
     def batch_done(self, kind: Kind, tickets: Sequence[Ticket], seconds: Mapping[str, float]) -> None:
         """Note a batch that went well."""

@@ -79,7 +79,7 @@ def read_costs(path: Path) -> list[Cost]:
         costs = list(_costs(report))
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise RequestError(f"{path} is no report of mrflow bench. Make one with --out.") from None
     if not costs:
         raise RequestError(f"{path} measured no staged method. Run: mrflow bench native 12+1 --out {path.name}")
@@ -90,7 +90,8 @@ def split_workers(cost: Cost, workers: int) -> Split:
     """Return the fastest division of so many workers, at least two, among the stages."""
     if workers < 2:
         raise RequestError(f"workers is {workers}; two stages need at least 2. Try 2.")
-    return max((_split(cost, drafts, workers - drafts) for drafts in range(1, workers)), key=_rate)
+    splits = [_split(cost, drafts, workers - drafts) for drafts in range(1, workers)]
+    return max(splits, key=lambda split: split.pictures_per_second)
 
 
 def balance_workers(cost: Cost) -> Split:
@@ -128,27 +129,14 @@ def _costs(report: dict[str, Any]) -> Iterator[Cost]:
         for method in group["methods"]:
             if method["kind"] == "staged" and "seconds" in method:
                 seconds = {name: float(spread["median"]) for name, spread in method["seconds"].items()}
-                yield Cost(
-                    method=str(method["name"]),
-                    width=int(group["width"]),
-                    height=int(group["height"]),
-                    batch=int(group["batch"]),
-                    draft=_positive(sum(seconds[name] for name in DRAFT) / int(group["batch"])),
-                    finish=_positive(sum(seconds[name] for name in FINISH) / int(group["batch"])),
-                )
-
-
-def _positive(seconds: float) -> float:
-    if not 0 < seconds < math.inf:
-        raise ValueError(seconds)
-    return seconds
+                costs = [sum(seconds[name] for name in names) / group["batch"] for names in (DRAFT, FINISH)]
+                if not all(0 < cost < math.inf for cost in costs):
+                    raise ValueError(costs)
+                place = {name: int(group[name]) for name in ("width", "height", "batch")}
+                yield Cost(method=str(method["name"]), draft=costs[0], finish=costs[1], **place)
 
 
 def _split(cost: Cost, drafts: int, finishes: int) -> Split:
     rate = min(drafts / cost.draft, finishes / cost.finish)
     busy = rate * cost.whole / (drafts + finishes)
     return Split(draft_workers=drafts, finish_workers=finishes, pictures_per_second=rate, busy=busy)
-
-
-def _rate(split: Split) -> float:
-    return split.pictures_per_second

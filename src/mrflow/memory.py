@@ -1,4 +1,4 @@
-"""The peak of memory of one run, as honestly as each device allows, with the name of what was read."""
+"""The peak of memory, so far or of one run, as honestly as each device allows, with the name of what was read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from mrflow.progress import Progress
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes so far: on CUDA what torch allocated there, else the process's; None if unknown."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident()
 
 
 class PeakMemory:
@@ -52,13 +59,7 @@ class PeakMemory:
 
     def read(self) -> int | None:
         """Return the bytes, None where nothing could be measured."""
-        import torch
-
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
-        if self._device.type == "mps":
-            return self._sampled or None
-        return _peak_resident()
+        return (self._sampled or None) if self._device.type == "mps" else peak_memory(self._device)
 
 
 def _forget_peak() -> bool:

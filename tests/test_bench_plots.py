@@ -7,7 +7,7 @@ from itertools import combinations
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mrflow.bench.tradeoff import label
+from mrflow.bench.plots import label
 
 
 def around(value: float, spread: float) -> dict[str, float]:

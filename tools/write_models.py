@@ -1,11 +1,10 @@
 """docs/models.md, written from the families and presets as data.
 
-python -m mrflow.backbones.document docs/models.md
+python -m tools.write_models
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
 
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 _HEAD = """\
 # Models
 
-Written by `python -m mrflow.backbones.document docs/models.md` from `backbones/families.py`, `plan.py` and
-`known_upscalers.py`; a test keeps it current.
+Written by `python -m tools.write_models` from `backbones/families.py`, `presets.py` and `known_upscalers.py`;
+a test keeps it current.
 
 `MrFlow(pipe)` takes a diffusers pipeline of these classes. The checkpoints are examples: any that the class loads
 will do.
@@ -101,4 +101,4 @@ def _impossible() -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(models_page(), encoding="utf-8")
+    PAGE.write_text(models_page(), encoding="utf-8")

@@ -1,7 +1,11 @@
-"""Rows of prompts as they are read: JSON lines, text, CSV, Parquet or standard input, one at a time.
+"""Prompt files, read with suspicion: as rows for whoever goes on after a bad one, or whole for whoever may not.
 
-A row is what the file says, not yet what it means (that is `mrflow.batch.tasks`). A line that can't be read
-is a row too, with the reason, so that those around it are not lost.
+`read_rows` takes JSON lines, text, CSV, Parquet or standard input, of any length, one row at a time. A row is what
+the file says, not yet what it means (that is `mrflow.batch.tasks`). A line that can't be read is a row too, with
+the reason, so that those around it are not lost.
+
+`read_text` and `read_lines` take text files that are small and right: a prompt that were passed over would make
+a benchmark's figures wrong.
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mrflow.errors import MissingExtraError, RequestError
+from mrflow.errors import MissingExtraError, MrFlowError, PromptError, RequestError
+from mrflow.jobs import check_prompts
 
 COLUMNS = ("prompt", "negative_prompt", "seed", "width", "height", "plan", "id", "num_images")
 FORMATS = ("jsonl", "txt", "csv", "parquet")
 STDIN = "-"
 MAX_LINE = 2**20  # bytes; a prompt has at most 10,000 characters
+MAX_BYTES = 16 * 2**20  # of a file that is read whole; the largest of the benchmarks' has less than 2 MB
 
 _SUFFIXES = {".ndjson": "jsonl", ".text": "txt", ".pq": "parquet", **{f".{name}": name for name in FORMATS}}
 
@@ -190,3 +196,51 @@ def _records(file: Any) -> Iterator[Row]:
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that are there: no None, no empty text, no nan (pandas writes it for a missing number)."""
     return {k: v for k, v in values.items() if v is not None and v != "" and v == v}
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file's text, without a byte order mark; line ends become newlines.
+
+    Raises PromptError if it is missing, too large or no UTF-8 text.
+    """
+    if not os.path.isfile(path):  # os.path, for it takes any text, however long
+        raise PromptError(f"There is no prompt file {path}. Give a file of your copy of the benchmark.")
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise PromptError(f"{path} has more than {MAX_BYTES} bytes; a prompt file is smaller.")
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path} is no UTF-8 text: byte {error.start} does not fit.") from None
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read: {error.strerror}.") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: Path) -> list[tuple[str, str]]:
+    """Return the lines of such a file, each with where it stands, for messages; at least one."""
+    lines = read_text(path).rstrip("\n").split("\n")
+    return [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
+
+
+def read_object(line: str, where: str) -> dict[str, Any]:
+    """Return the JSON object of a line, its "prompt" checked; raises PromptError."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise PromptError(f'{where} is no JSON. Give objects such as {{"prompt": "a lake"}}.') from None
+    if not isinstance(values, dict) or "prompt" not in values:
+        raise PromptError(
+            f'{where} has no "prompt"; it must be an object where that must be text, as {{"prompt": "a lake"}}.'
+        )
+    check_prompt(values["prompt"], where)
+    return values
+
+
+def check_prompt(prompt: object, where: str) -> str:
+    """Return the prompt; raises PromptError, which says where it stands."""
+    try:
+        return check_prompts([prompt])[0]  # type: ignore[list-item]
+    except MrFlowError as error:
+        raise PromptError(f"{where}: {error}") from None

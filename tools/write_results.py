@@ -1,6 +1,6 @@
 """docs/results.md, written from the results recorded in benchmarks/.
 
-python -m mrflow.bench.document benchmarks docs/results.md
+python -m tools.write_results
 
 What is not recorded has no figure there, but the command that records it.
 """
@@ -8,24 +8,25 @@ What is not recorded has no figure there, but the command that records it.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrflow.bench.plots import measured
 from mrflow.bench.report import scored_by
 from mrflow.bench.report_tables import columns_of, stage_rows, write
-from mrflow.bench.tradeoff import measured
 from mrflow.errors import OutputError
 
 Json = dict[str, Any]
+_ROOT = Path(__file__).parents[1]
+PAGE = _ROOT / "docs" / "results.md"
 
 _HEAD = """\
 # Results
 
-Written by `python -m mrflow.bench.document benchmarks docs/results.md` from what is recorded in
-[benchmarks/](../benchmarks); a test keeps it current. Nothing here was typed by hand: what is not recorded has no
-figure, only the command that records it. How figures come about: [benchmarks.md](benchmarks.md).
+Written by `python -m tools.write_results` from what is recorded in [benchmarks/](../benchmarks); a test keeps it
+current. Nothing here was typed by hand: what is not recorded has no figure, only the command that records it. How
+figures come about: [benchmarks.md](benchmarks.md).
 """
 
 # file in benchmarks/: heading, and the commands that record it
@@ -209,5 +210,4 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 SECTIONS = ((COMPARED, _compared), (TUNED, _tuned), (BENCHED, _benched), (SCRIPTED, _scripted))
 
 if __name__ == "__main__":
-    target = Path(sys.argv[2])
-    target.write_text(results_page(Path(sys.argv[1]), target.parent / "images"), encoding="utf-8")
+    PAGE.write_text(results_page(_ROOT / "benchmarks", PAGE.parent / "images"), encoding="utf-8")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mrflow.batch.rows import MAX_LINE, Row, read_rows
-from mrflow.errors import RequestError
+from mrflow.errors import PromptError, RequestError
+from mrflow.prompt_rows import MAX_BYTES, MAX_LINE, Row, read_rows, read_text
 
 
 def rows_of(path: Path, content: str | bytes, form: str | None = None) -> list[Row]:
@@ -107,3 +107,15 @@ def test_the_format_can_be_said(tmp_path):
         read_rows(tmp_path / "prompts", "xml")
     with pytest.raises(RequestError, match="standard input"):
         read_rows("-", "parquet")
+
+
+def test_prompt_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(PromptError, match="There is no prompt file"):
+        read_text(tmp_path / "missing.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(PromptError, match="byte 3"):
+        read_text(tmp_path / "latin.txt")
+    with open(tmp_path / "large.txt", "wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(PromptError, match="more than"):
+        read_text(tmp_path / "large.txt")

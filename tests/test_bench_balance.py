@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mrflow.batch.balance import Cost, balance_workers, calculate, read_costs, split_workers
+from mrflow.bench.balance import Cost, balance_workers, calculate, read_costs, split_workers
 from mrflow.errors import RequestError
 from support.cli import Result, invoke
 

@@ -1,0 +1,1 @@
+"""What is written from data: pages of docs/, kept current by tests."""
