@@ -22,7 +22,8 @@ from PIL import Image
 from conftest import make_fast, make_pipe
 from families import CASES, HEAD
 from mrflow import Defaults, MrFlow, Plan
-from mrflow.arguments import check_arguments, describe_arguments, fit_arguments
+from mrflow.arguments import describe_arguments, fit_arguments, read_call
+from mrflow.backbones.flux import FluxBackbone
 from mrflow.errors import MrFlowWarning, RequestError
 from mrflow.sampling import draft_generators
 from test_pipeline import bytes_of, state_of
@@ -106,18 +107,20 @@ def test_a_callback_that_raises_ends_the_call_and_the_pipeline_is_as_it_was(fast
         ({"widht": 3}, "did you mean width"),
         ({"joint_attention_kwarg": {}}, "did you mean joint_attention_kwargs"),
         ({"control_image": None}, "nor has FluxPipeline one"),
-        ({"num_inference_steps": 4}, "The plan has the steps"),
         ({"sigmas": [1.0]}, "The plan has the steps"),
-        ({"guidance_scale": 4.0}, "The plan has the guidance"),
-        ({"refine_steps": 2}, r"plan=Plan\(refine_steps=\.\.\.\)"),
-        ({"generator": None}, "seed="),
-        ({"latents": None}, "seed="),
+        ({"num_inference_steps": 4, "steps": 5}, "steps is 5 and num_inference_steps is 4; they mean the same"),
+        ({"num_inference_steps": 0}, "steps is 0; it must lie between 1 and 1000"),
+        ({"refine_sigma": 2}, "between 0 and 1"),
+        ({"generator": torch.Generator().manual_seed(2)}, "seed is 1 and generator is .* Give one"),
+        ({"generator": 3}, "seed is 1 and generator is 3"),
+        ({"latents": torch.zeros(1, 4, 64)}, "seed="),
+        ({"stages": True}, "Give keep_upscaled="),
         ({"prompt_embeds": torch.zeros(1, 4, 16)}, "encoded once, from its text"),
-        ({"negative_pooled_prompt_embeds": None}, "encoded once"),
+        ({"negative_pooled_prompt_embeds": torch.zeros(1, 16)}, "encoded once"),
         ({"prompt_2": "a"}, "encoded once"),
-        ({"output_type": "pt"}, "Pillow images"),
-        ({"num_images_per_prompt": 2}, "num_images="),
-        ({"max_sequence_length": 2}, "Defaults"),
+        ({"output_type": "latent"}, "finished pictures are pixels"),
+        ({"output_type": "jpeg"}, "must be one of pil, pt, np"),
+        ({"max_sequence_length": 0}, "max_sequence_length is 0; it must be a whole number from 1"),
         ({"callback_on_step_end": 3}, "must be a function"),
         (
             {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["noise"]},
@@ -148,9 +151,9 @@ def test_a_call_that_takes_anything_is_given_anything() -> None:
     class Open:
         def __call__(self, prompt: str, **kwargs: Any) -> None: ...
 
-    assert check_arguments(Open(), {"novelty": 3}) == {"novelty": 3}
+    assert read_call(Open(), FluxBackbone(), {"novelty": 3}).extra == {"novelty": 3}
     with pytest.raises(RequestError, match="seed="):
-        check_arguments(Open(), {"latents": 3})
+        read_call(Open(), FluxBackbone(), {"latents": 3})
 
 
 # --- what recipes say of them ---

@@ -37,9 +37,17 @@ def test_a_recipe_goes_to_another_process() -> None:
     assert copy.deepcopy(make_recipe()) == make_recipe()
 
 
-def test_fields_of_later_versions_are_ignored() -> None:
+def test_fields_that_only_a_later_version_knows_are_named_and_refused() -> None:
     data = json.loads(make_recipe().to_json())
-    assert Recipe.from_json(json.dumps({**data, "mood": {"deep": []}})) == make_recipe()
+    with pytest.raises(RecipeError, match="'mood', which this mrflow does not know.*upgrade"):
+        Recipe.from_json(json.dumps({**data, "mood": {"deep": []}}))
+
+
+def test_what_says_nothing_is_not_written_and_read_as_what_it_means() -> None:
+    recipe = replace(make_recipe(), batch=1, negative_prompt=None, conditions={})
+    data = json.loads(recipe.to_json())
+    assert not {"batch", "negative_prompt", "conditions"} & set(data)
+    assert Recipe.from_json(json.dumps(data)) == recipe
 
 
 @pytest.mark.parametrize(

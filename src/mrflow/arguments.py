@@ -184,6 +184,7 @@ def _check_extra(
     kind = type(pipe).__name__
     anything = any(each.kind is each.VAR_KEYWORD for each in signature.values())
     theirs = [name for name in signature if name != "self" and not _owner(name)]
+    extra = {name: value for name, value in extra.items() if value is not None or not _owner(name)}
     for name in extra:
         if hint := _owner(name):
             raise RequestError(f"{name} is not for the caller to set. {hint}")

@@ -16,6 +16,7 @@ from mrflow.errors import RequestError, SizeError
 from mrflow.files import load_image, make_folder, save_image, write_text
 from mrflow.images import make_grid
 from mrflow.jobs import Size
+from mrflow.plan import ABOUT
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,8 +55,17 @@ def claim(record: Path, settings: Mapping[str, Any]) -> None:
     before = read_record(record, "cannot be read as a record. Choose another --name.")
     if before is None:
         write_record(record, settings)
-    elif names := differing(before, settings):
+    elif names := differing(_as_meant(before), _as_meant(settings)):
         raise RequestError(f"{record} says that its pictures differ in {names}. Choose another --name.")
+
+
+def _as_meant(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record whose plan leaves out what says nothing, as later versions write it."""
+    plan = record.get("plan")
+    if not isinstance(plan, Mapping):
+        return dict(record)
+    said = {name: value for name, value in plan.items() if name not in ABOUT or value != ABOUT[name].absent}
+    return {**record, "plan": said}
 
 
 def export(
