@@ -20,12 +20,13 @@ from diffusers import (
 from PIL import Image
 
 from conftest import make_fast, make_pipe
-from families import CASES, HEAD
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.arguments import check_arguments, describe_arguments, fit_arguments
 from mrflow.errors import MrFlowWarning, RequestError
 from mrflow.sampling import draft_generators
-from test_pipeline import bytes_of, state_of
+from support.families import CASES, HEAD
+from support.pictures import bytes_of
+from support.pipelines import state_of
 
 # diffusers 0.42.1 warns of its own FluxControlNetModel
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-import families
 from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow
 from mrflow.batch import maker
 from mrflow.batch.lanes import Lanes
 from mrflow.batch.run import News
 from mrflow.errors import BatchError
-from test_batch_run import IDS, ROWS, assert_complete, files, manifest, run
+from support import families
+from support.batches import IDS, ROWS, assert_complete, files, manifest, run
 
 
 @pytest.fixture(scope="module")

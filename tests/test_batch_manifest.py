@@ -11,7 +11,7 @@ import pytest
 
 from mrflow.batch.manifest import Entry, Ledger
 from mrflow.errors import OutputError
-from test_recipe import make_recipe
+from support.pictures import make_recipe
 
 
 def make_entry(id: str) -> Entry:

@@ -13,7 +13,7 @@ from mrflow import MrFlow, load_image
 from mrflow.bench import random_weights
 from mrflow.cli.app import app
 from mrflow.cli.loading import ModelOptions
-from test_bench_random_weights import small_flux
+from support.architectures import small_flux
 
 SHORT = ["native:2", "1+1", "--repeats", "1"]
 

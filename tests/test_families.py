@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from conftest import ROUNDING
-from families import CASES, Case, klein, krea2, qwen_image_21
-from mrflow import Defaults, MrFlow, Plan
+from mrflow import Plan
 from mrflow.backbones import get_backbone, supported
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.errors import MrFlowWarning, SizeError
@@ -21,7 +20,9 @@ from mrflow.passes import borrowed, denoise, denoise_head, settings, tail
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
 from mrflow.schedulers import exact_scheduler, own_scheduler
-from test_pipeline import bytes_of, state_of
+from support.families import CASES, SIGMA, SIZE, Case, klein, krea2, make_fast, qwen_image_21
+from support.pictures import bytes_of
+from support.pipelines import state_of
 
 # diffusers 0.42.1 warns of its own ChromaTransformer2DModel and PRXPipeline, NumPy of BriaPipeline
 pytestmark = [
@@ -30,23 +31,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 
-SIZE = (128, 64)
-SIGMA = 0.3
 SCHEDULERS = [  # as it comes, and everything at once that could move a sigma; one by one: test_parity.py
     {},
     {"use_dynamic_shifting": False, "shift": 3.0, "shift_terminal": 0.02, "use_karras_sigmas": True},
 ]
 each_family = pytest.mark.parametrize("name", CASES)
-
-
-def make_fast(case: Case, pipe: Any, **options: Any) -> MrFlow:
-    defaults = Defaults(
-        width=SIZE[0],
-        height=SIZE[1],
-        plan=Plan(steps=2, refine_sigma=SIGMA, **case.plan),
-        max_sequence_length=case.text_length,
-    )
-    return MrFlow(pipe, "bicubic", defaults=defaults, **options)
 
 
 class Seen:

@@ -22,7 +22,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import cluster_model
 from conftest import make_fast, make_pipe
 from mrflow import read_recipe
 from mrflow.batch import maker
@@ -33,7 +32,8 @@ from mrflow.server.keys import Keys
 from mrflow.server.replicas import Replica, Replicas, Shelf, make_application
 from mrflow.server.replicas import serving as serving_replicas
 from mrflow.server.settings import Settings
-from serving import Server
+from support import cluster_model
+from support.serving import Server
 
 ASKED = {"prompt": "a red boat", "size": "64x64", "seed": 7, "plan": "2+1"}
 

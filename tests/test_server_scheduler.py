@@ -26,7 +26,7 @@ from mrflow.server.settings import MAX_DRAFTS, Settings
 from mrflow.server.ticket import Ticket
 from mrflow.server.worker import Worker
 from mrflow.sharing import copy_lane
-from serving import Gate, scheduling, ticket, tiny_model, until
+from support.serving import Gate, scheduling, ticket, tiny_model, until
 
 PROMPTS = ("a red boat", "a blue house at dusk", "a big lake and a boat")
 

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 
 from conftest import make_fast, make_pipe
-from families import CASES
-from lakonlab_stand_in import FlowMapSDEScheduler
 from mrflow import MrFlow, Plan
 from mrflow.backbones import get_backbone
 from mrflow.errors import BusyError, PlanError, RecipeError
@@ -26,9 +24,10 @@ from mrflow.plan import SOLVERS
 from mrflow.recipe import Recipe
 from mrflow.sampling import draft_generators
 from mrflow.schedulers import draft_scheduler, own_scheduler, takes_solver
-from test_families import SIZE
-from test_families import make_fast as make_family
-from test_pipeline import state_of
+from support.families import CASES, SIZE
+from support.families import make_fast as make_family
+from support.lakonlab_stand_in import FlowMapSDEScheduler
+from support.pipelines import state_of
 
 # diffusers 0.42.1 warns of its own ChromaTransformer2DModel and PRXPipeline, NumPy of BriaPipeline and of solvers
 pytestmark = [

@@ -19,6 +19,7 @@ from diffusers.utils import is_ftfy_available
 from torch import Tensor
 
 from conftest import WORDS, make_pipe, make_tokenizer
+from mrflow import Defaults, MrFlow, Plan
 
 SMALL = {"vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
 CHAT = (
@@ -27,6 +28,9 @@ CHAT = (
     "{% if add_generation_prompt %}at {% endif %}"
 )
 HEAD = "a " * 34  # as many tokens as the head of Qwen-Image's template
+
+SIZE = (128, 64)
+SIGMA = 0.3
 
 Make = Callable[..., Any]
 
@@ -768,3 +772,13 @@ CASES: dict[str, Case] = {
         klein, batch_normed, lambda pipe, latents: pipe._pack_latents(latents), by_hand={"guidance_scale": 2.0}
     ),
 }
+
+
+def make_fast(case: Case, pipe: Any, **options: Any) -> MrFlow:
+    defaults = Defaults(
+        width=SIZE[0],
+        height=SIZE[1],
+        plan=Plan(steps=2, refine_sigma=SIGMA, **case.plan),
+        max_sequence_length=case.text_length,
+    )
+    return MrFlow(pipe, "bicubic", defaults=defaults, **options)
