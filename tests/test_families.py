@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from typing import Any
 
@@ -20,7 +19,7 @@ from mrflow.passes import borrowed, denoise, denoise_head, settings, tail
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
 from mrflow.schedulers import exact_scheduler, own_scheduler
-from support.families import CASES, SIGMA, SIZE, Case, klein, krea2, make_fast, qwen_image_21
+from support.families import CASES, SIGMA, SIZE, Case, make_fast
 from support.pictures import bytes_of
 from support.pipelines import state_of
 
@@ -71,24 +70,10 @@ def test_every_family_is_tested() -> None:
 @pytest.mark.parametrize("prompt", ["a red boat", "a big house at a lake"])
 def test_the_draft_is_the_pipelines_own_bit_for_bit(name: str, prompt: str) -> None:
     case, pipe = CASES[name], CASES[name].make()
-    length = {} if case.text_length is None else {case.length: case.text_length}
-    if name == "HiDreamImagePipeline":  # which paints this area whatever it is asked for
-        pipe.default_sample_size = 5.6568543  # (64 * 32) ** 0.5 / 8
-    by_hand = pipe(
-        prompt=[prompt],
-        width=SIZE[0] // 2,
-        height=SIZE[1] // 2,
-        num_inference_steps=2,
-        generator=draft_generators([7]),
-        output_type="pt",
-        **copy.deepcopy(case.by_hand),  # ZImagePipeline writes into a list of prompts
-        **length,
-    ).images
-    if name == "PRXPixelPipeline":  # whose tensors are still in [-1, 1]
-        by_hand = (by_hand / 2 + 0.5).clamp(0, 1)
+    by_hand = case.run(pipe, (SIZE[0] // 2, SIZE[1] // 2), 2, prompt)
     draft = make_fast(case, pipe).draft(prompt, seed=7)[0]
     assert draft.pixels.shape == (1, 3, SIZE[1] // 2, SIZE[0] // 2)
-    assert torch.equal(draft.pixels, by_hand[:, :3])
+    assert torch.equal(draft.pixels, by_hand)
 
 
 @each_family
@@ -313,11 +298,8 @@ def test_what_is_said_to_be_cut_is_what_the_pipeline_cuts(name: str) -> None:
 
 
 def test_distilled_checkpoints_take_no_guidance() -> None:
-    for name, pipe in (
-        ("Flux2KleinPipeline", klein(is_distilled=True)),
-        ("Krea2Pipeline", krea2(is_distilled=True)),
-    ):
-        assert get_backbone(name).default_guidance(pipe) == 1.0
+    for name in ("Flux2KleinPipeline", "Krea2Pipeline"):
+        assert get_backbone(name).default_guidance(CASES[name].make(is_distilled=True)) == 1.0
     case = CASES["Flux2Pipeline"]
     model = make_fast(case, case.make()).model
     with pytest.warns(MrFlowWarning, match="takes no classifier-free guidance"):
@@ -327,7 +309,7 @@ def test_distilled_checkpoints_take_no_guidance() -> None:
 
 def test_a_checkpoints_own_sigmas_make_the_draft_where_their_number_fits() -> None:
     case = CASES["QwenImage21Pipeline"]
-    pipe = qwen_image_21(sample_sigmas=[1.0, 0.7], use_dynamic_shifting=False)
+    pipe = case.make(sample_sigmas=[1.0, 0.7], use_dynamic_shifting=False)
     fast, seen = make_fast(case, pipe), Seen(case, pipe)
     fast.draft("a boat", seed=1, plan=Plan(steps=2, true_cfg_scale=1.0))
     fast.draft("a boat", seed=1, plan=Plan(steps=4, true_cfg_scale=1.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import replace
@@ -172,22 +171,8 @@ def test_the_draft_is_the_pipelines_with_the_solver_written_out(solver: str, nam
     case, pipe = CASES[name], CASES[name].make()
     draft = make_family(case, pipe).draft("a red boat", seed=7, plan=Plan(steps=5, solver=solver, **case.plan))[0]
     pipe.scheduler = type("ByHand", (ByHand,), {"solver": solver}).from_config(pipe.scheduler.config)
-    length = {} if case.text_length is None else {case.length: case.text_length}
-    if name == "HiDreamImagePipeline":  # which paints this area whatever it is asked for
-        pipe.default_sample_size = 5.6568543  # (64 * 32) ** 0.5 / 8
-    by_hand = pipe(
-        prompt=["a red boat"],
-        width=SIZE[0] // 2,
-        height=SIZE[1] // 2,
-        num_inference_steps=5,
-        generator=draft_generators([7]),
-        output_type="pt",
-        **copy.deepcopy(case.by_hand),
-        **length,
-    ).images
-    if name == "PRXPixelPipeline":  # whose tensors are still in [-1, 1]
-        by_hand = (by_hand / 2 + 0.5).clamp(0, 1)
-    assert torch.allclose(draft.pixels, by_hand[:, :3].float(), atol=1e-5)
+    by_hand = case.run(pipe, (SIZE[0] // 2, SIZE[1] // 2), 5)
+    assert torch.allclose(draft.pixels, by_hand.float(), atol=1e-5)
 
 
 @each_solver
