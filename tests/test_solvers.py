@@ -356,7 +356,7 @@ def test_the_plain_pipeline_takes_one_where_the_plan_says_so_and_replays_it() ->
 
 def test_recipes_from_before_are_read_and_unknown_solvers_refused(fast: MrFlow) -> None:
     record = json.loads(fast.draft("a boat", seed=1).recipes[0].to_json())
-    del record["plan"]["solver"]
+    assert "solver" not in record["plan"]
     assert Recipe.from_json(json.dumps(record)).plan.solver is None
     record["plan"]["solver"] = "heun"
     with pytest.raises(RecipeError, match="solver is 'heun'"):
