@@ -19,7 +19,8 @@ from mrflow.passes import borrowed, denoise, denoise_head, settings, tail
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
 from mrflow.schedulers import exact_scheduler, own_scheduler
-from support.families import CASES, SIGMA, SIZE, Case, make_fast
+from support.families import CASES, SIGMA, SIZE, make_fast
+from support.pairing import Seen, native_pairing
 from support.pictures import bytes_of
 from support.pipelines import state_of
 
@@ -35,31 +36,6 @@ SCHEDULERS = [  # as it comes, and everything at once that could move a sigma; o
     {"use_dynamic_shifting": False, "shift": 3.0, "shift_terminal": 0.02, "use_karras_sigmas": True},
 ]
 each_family = pytest.mark.parametrize("name", CASES)
-
-
-class Seen:
-    """What the transformer is called with, and what it gives."""
-
-    def __init__(self, case: Case, pipe: Any) -> None:
-        self.sigmas: list[float] = []
-        self.hidden: list[Tensor] = []
-        self.given: list[Tensor] = []
-        self._case = case
-        pipe.transformer.register_forward_hook(self._hook, with_kwargs=True)
-
-    def _hook(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        timestep = next((kwargs[key] for key in ("timestep", "timesteps") if key in kwargs), None)
-        timestep = args[1] if timestep is None else timestep
-        self.hidden.append(torch.stack(hidden)[:, :, 0] if isinstance(hidden, list) else hidden)
-        self.sigmas.append(self._case.sigma(float(timestep[0])))
-        given = output[0]
-        given = torch.stack(given)[:, :, 0] if isinstance(given, list) else given
-        if self._case.velocity is not None:
-            self.given.append(self._case.velocity(self.hidden[-1], given, self.sigmas[-1]))
-            return
-        given = given[:, -self.hidden[-1].shape[1] :]  # Qwen-Image 2.1 gives its texts' part too
-        self.given.append(self._case.sign * given)
 
 
 def test_every_family_is_tested() -> None:
@@ -178,18 +154,20 @@ def test_the_refine_pass_begins_at_exactly_the_sigma_mixed_in(name: str, options
             pixels.append(progress.pixels)
 
     draft = fast.draft("a red boat", seed=7)[0]
-    seen = Seen(case, pipe)
+    native, seen = native_pairing(case, pipe, SIZE, steps=12), Seen(pipe)
     once = Plan(refine_sigma=SIGMA, true_cfg_scale=1.0)
     fast.finish(draft, plan=once, callback=keep)
     fast.finish(draft, plan=Plan(refine_sigma=0.12, refine_steps=3, true_cfg_scale=1.0))
-    assert seen.sigmas == pytest.approx([SIGMA, 0.12, 0.08, 0.04], abs=1e-6)
+    told = [native.timestep(sigma) for sigma in (SIGMA, 0.12, 0.08, 0.04)]
+    assert seen.timesteps == pytest.approx(told, abs=native.slack)
 
     upscaled, refined = pixels
     with torch.no_grad():
         latents = backbone.encode(pipe, upscaled)
         noised = add_noise(latents, SIGMA, make_noise(latents.shape[1:], refine_generators([7])))
         assert torch.equal(seen.hidden[0], case.pack(pipe, noised))
-        tokens = seen.hidden[0] - SIGMA * seen.given[0]  # one Euler step from SIGMA to 0
+        velocity = case.flow(seen.hidden[0], seen.given[0], SIGMA)
+        tokens = seen.hidden[0] - SIGMA * velocity  # one Euler step from SIGMA to 0
         expected = by_hand_pixels(name, pipe, tokens)
     assert (refined - expected).abs().max() < 1e-5
     assert (refined - upscaled).abs().max() > 1e-3
@@ -310,10 +288,10 @@ def test_distilled_checkpoints_take_no_guidance() -> None:
 def test_a_checkpoints_own_sigmas_make_the_draft_where_their_number_fits() -> None:
     case = CASES["QwenImage21Pipeline"]
     pipe = case.make(sample_sigmas=[1.0, 0.7], use_dynamic_shifting=False)
-    fast, seen = make_fast(case, pipe), Seen(case, pipe)
+    fast, seen = make_fast(case, pipe), Seen(pipe)
     fast.draft("a boat", seed=1, plan=Plan(steps=2, true_cfg_scale=1.0))
     fast.draft("a boat", seed=1, plan=Plan(steps=4, true_cfg_scale=1.0))
-    assert seen.sigmas == pytest.approx([1.0, 0.7, 1.0, 0.75, 0.5, 0.25])
+    assert seen.timesteps == pytest.approx([1.0, 0.7, 1.0, 0.75, 0.5, 0.25])
 
 
 # --- which families there are ---

@@ -147,7 +147,8 @@ class Stages:
         backbone, pipe = self.model.backbone, self.model.pipe
         with self.clock.stage("refine", plan.refine_steps, *batch) as stage, without_caches(pipe):
             arguments = {**self._refine_arguments(noised, rows, plan, size), "generator": list(generators)}
-            scheduler = exact_scheduler(pipe, refine_sigmas(plan.refine_sigma, plan.refine_steps))
+            sigmas = refine_sigmas(plan.refine_sigma, plan.refine_steps)
+            scheduler = exact_scheduler(pipe, sigmas, backbone.timesteps(pipe, sigmas[:-1], *size))
             with settings(pipe, backbone.settings(pipe, *size)):
                 refined = denoise(pipe, scheduler, arguments, stage.step)
         with self.clock.stage("decode", 1, *batch) as stage:

@@ -53,9 +53,8 @@ class Case:
 
     plan: guidance of the guided test. by_hand: the same as arguments of the pipeline's own call.
     normalise: (pipe, mode of the posterior) to latents, as the pipeline has it. pack: (pipe, latents) to the
-    transformer's hidden states. sigma: the transformer's timestep to sigma. sign: of the velocity that the
-    transformer gives. velocity: (hidden states, what the transformer gives) at the first sigma to velocity, where
-    a sign alone doesn't say it.
+    transformer's hidden states. sign: of the velocity that the transformer gives. velocity: (hidden states, what
+    the transformer gives) at a sigma to velocity, where a sign alone doesn't say it.
     text_length: of the text, None where the call has none. length: its name there.
     """
 
@@ -68,7 +67,6 @@ class Case:
     by_hand: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 2.0, "negative_prompt": [""]})
     normalise: Callable[[Any, Tensor], Tensor]
     pack: Callable[[Any, Tensor], Tensor]
-    sigma: Callable[[float], float] = float
     sign: int = 1
     velocity: Callable[[Tensor, Tensor, float], Tensor] | None = None
     text_length: int | None = 16
@@ -98,6 +96,12 @@ class Case:
             setattr(pipe, name, value)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def flow(self, hidden: Tensor, given: Tensor, sigma: float) -> Tensor:
+        """Return the velocity that the transformer's answer means."""
+        if self.velocity is not None:
+            return self.velocity(hidden, given, sigma)
+        return self.sign * given[:, -hidden.shape[1] :]  # Qwen-Image 2.1 gives its texts' part too
 
     def run(self, pipe: Any, size: tuple[int, int], steps: int, prompt: str = "a red boat") -> Tensor:
         """Return the pixels (1, 3, h, w) of the pipeline's own call, guided, from seed 7."""
@@ -259,14 +263,6 @@ def plain(pipe: Any, latents: Tensor) -> Tensor:
     return latents
 
 
-def thousandth(step: float) -> float:
-    return step / 1000
-
-
-def from_one(step: float) -> float:
-    return 1 - step
-
-
 TRUE_CFG = {"true_cfg_scale": 2.0, "negative_prompt": [""]}
 OFFSET_CFG = {"guidance_scale": 1.0, "negative_prompt": [""]}  # a scale in which 0 is no guidance
 AS_ASKED = {"guidance_scale": 2.0, "negative_prompt": [""], "use_resolution_binning": False}
@@ -274,7 +270,7 @@ AS_ASKED = {"guidance_scale": 2.0, "negative_prompt": [""], "use_resolution_binn
 CASES: dict[str, Case] = {
     "FluxPipeline": Case(by_hand=TRUE_CFG, normalise=scaled, pack=packed),
     "ChromaPipeline": Case(normalise=scaled, pack=packed),
-    "StableDiffusion3Pipeline": Case(normalise=scaled, pack=plain, sigma=thousandth),
+    "StableDiffusion3Pipeline": Case(normalise=scaled, pack=plain),
     "QwenImagePipeline": Case(
         attributes={"prompt_template_encode": HEAD + "{} at"},
         by_hand=TRUE_CFG,
@@ -289,26 +285,18 @@ CASES: dict[str, Case] = {
         normalise=standardised,
         pack=packed,
     ),
-    "ZImagePipeline": Case(
-        filled=("pad_token", 1.0), by_hand=OFFSET_CFG, normalise=scaled, pack=plain, sigma=from_one, sign=-1
-    ),
-    "Lumina2Pipeline": Case(
-        attributes={"system_prompt": "a lake"}, normalise=scaled, pack=plain, sigma=from_one, sign=-1
-    ),
+    "ZImagePipeline": Case(filled=("pad_token", 1.0), by_hand=OFFSET_CFG, normalise=scaled, pack=plain, sign=-1),
+    "Lumina2Pipeline": Case(attributes={"system_prompt": "a lake"}, normalise=scaled, pack=plain, sign=-1),
     "AuraFlowPipeline": Case(by_size=False, normalise=scaled, pack=plain),
     "OvisImagePipeline": Case(
         attributes={"system_prompt": "a " * 26},  # with the template's head as many tokens as the pipeline drops
         normalise=scaled,
         pack=packed,
     ),
-    "CogView4Pipeline": Case(normalise=scaled, pack=plain, sigma=thousandth),
-    "SanaPipeline": Case(by_size=False, by_hand=AS_ASKED, normalise=unshifted, pack=plain, sigma=thousandth),
-    "ErnieImagePipeline": Case(
-        by_size=False, normalise=batch_normed, pack=plain, sigma=thousandth, text_length=None
-    ),
-    "BriaPipeline": Case(
-        by_hand={"guidance_scale": 2.0, "negative_prompt": ""}, normalise=scaled, pack=packed, sigma=thousandth
-    ),
+    "CogView4Pipeline": Case(normalise=scaled, pack=plain),
+    "SanaPipeline": Case(by_size=False, by_hand=AS_ASKED, normalise=unshifted, pack=plain),
+    "ErnieImagePipeline": Case(by_size=False, normalise=batch_normed, pack=plain, text_length=None),
+    "BriaPipeline": Case(by_hand={"guidance_scale": 2.0, "negative_prompt": ""}, normalise=scaled, pack=packed),
     "PRXPipeline": Case(
         attributes={"text_preprocessor": Cleaner()},
         by_size=False,
@@ -323,13 +311,12 @@ CASES: dict[str, Case] = {
         pack=lambda pipe, latents: pipe._pack_latents(latents, *latents.shape, 2),
         sign=-1,
     ),
-    "HiDreamImagePipeline": Case(normalise=scaled, pack=plain, sigma=thousandth, sign=-1),
+    "HiDreamImagePipeline": Case(normalise=scaled, pack=plain, sign=-1),
     "LuminaPipeline": Case(
         by_size=False,
         by_hand={"guidance_scale": 2.0, "negative_prompt": [""], "clean_caption": False},
         normalise=unshifted,
         pack=plain,
-        sigma=from_one,
         velocity=lambda hidden, given, sigma: -given[:, :4],  # the other four are a variance
         text_length=None,
     ),
@@ -345,7 +332,6 @@ CASES: dict[str, Case] = {
     "BriaFiboPipeline": Case(
         normalise=standardised,
         pack=lambda pipe, latents: pipe._pack_latents_no_patch(latents, *latents.shape),
-        sigma=thousandth,
     ),
     "Flux2Pipeline": Case(
         attributes={"system_message": "a lake"},

@@ -102,6 +102,12 @@ class Family:
         """Return none."""
         return {}
 
+    def timesteps(
+        self, pipe: Pipeline, sigmas: Sequence[float], width: int, height: int
+    ) -> Sequence[float] | None:
+        """Return None."""
+        return None
+
     def encode(self, pipe: Pipeline, pixels: Tensor) -> Tensor:
         """Return pixels as latents."""
         return self.autoencoder.encode(pipe.vae, pixels)
