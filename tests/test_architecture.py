@@ -1,4 +1,7 @@
-"""docs/architecture.md is true: its list of files is complete, and imports run in its direction only."""
+"""docs/architecture.md is true: its list of files is complete, and imports run in its direction only.
+
+Tests stand by themselves: none imports from another.
+"""
 
 import ast
 import re
@@ -20,11 +23,10 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 OUTSIDE = {
     "diffusers": {"backbones", "schedulers", "loading", "bench"},
     "matplotlib": {"bench"},
-    "jinja2": {"bench", "server"},
     "spandrel": {"upscaler"},
     "skimage": {"metrics"},
     "torchmetrics": {"metrics"},
-    "cyclopts": {"cli"},
+    "typer": {"cli"},
     "rich": {"cli"},
     "fastapi": {"server"},
     "gradio": {"server"},
@@ -32,7 +34,7 @@ OUTSIDE = {
     "prometheus_client": {"server"},
     "ray": {"ray_connection", "server"},
     "fsspec": {"batch"},
-    "pyarrow": {"batch", "prompt_rows"},
+    "pyarrow": {"batch"},
 }
 
 
@@ -42,11 +44,15 @@ def room_of(file: str) -> str:
 
 def imports_of(file: str) -> Iterator[str]:
     """Yield the dotted names that a file imports, also inside functions."""
-    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+    return names_imported(PACKAGE / file)
+
+
+def names_imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file} imports relatively"
+            assert node.level == 0, f"{path} imports relatively"
             module = node.module or ""
             yield from (f"{module}.{name.name}" for name in node.names)
 
@@ -74,3 +80,13 @@ def test_a_library_neither_prints_nor_exits(file: str) -> None:
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in ("print", "exit", "quit", "sys.exit", "os._exit"), f"{file} calls {called}"
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT / "tests").as_posix())
+def test_no_test_file_imports_another(path: Path) -> None:
+    """What two of them need stands in tests/support or conftest.py."""
+    for name in names_imported(path):
+        assert not any(part.startswith("test_") for part in name.split(".")), f"{path.name} imports {name}"

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-import cluster_model
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, batches
 from mrflow.batch import workers
@@ -28,7 +27,8 @@ from mrflow.batch.tasks import MAX_FAILURES_IN_A_ROW, Failure, resolve_wanted
 from mrflow.batch.workers import DraftWorker, FinishWorker, Setting, identify, pack, unpack
 from mrflow.batch.writer import Encoded
 from mrflow.errors import BatchError, ClusterError, MissingExtraError, RequestError
-from test_batch_run import errors, files, manifest, request, run
+from support import cluster_model
+from support.batches import errors, files, manifest, request, run
 
 
 def on_ray(test: Any) -> Any:

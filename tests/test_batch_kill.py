@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mrflow import vista
-from test_batch_run import files, manifest
+from support.batches import files, manifest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
@@ -24,12 +24,12 @@ HERE = Path(__file__).parent
 
 
 class Worker:
-    """A process of tests/batch_worker.py."""
+    """A process of tests/support/batch_worker.py."""
 
     def __init__(self, model: str = "tiny") -> None:
         paths = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "batch_worker.py"), model],
+            [sys.executable, "-m", "support.batch_worker", model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-import families
 from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow, batches
 from mrflow.batch.run import News
 from mrflow.errors import BatchError
 from mrflow.lanes import Lanes
-from test_batch_run import IDS, ROWS, assert_complete, files, manifest, run
+from support.batches import IDS, ROWS, assert_complete, files, manifest, run
+from support.families import CASES
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ def test_pictures_made_side_by_side_are_those_made_alone(model, whole, tmp_path)
 
 def test_video_autoencoders_do_not_share_their_caches(tmp_path, monkeypatch):
     """A decoding begins with fresh caches of its own; here lanes are made to meet between that and their use."""
-    fast = MrFlow(families.qwen_image(), "bicubic", defaults=Defaults(width=32, height=32, max_sequence_length=16))
+    pipe = CASES["QwenImagePipeline"].make()
+    fast = MrFlow(pipe, "bicubic", defaults=Defaults(width=32, height=32, max_sequence_length=16))
     vae = type(fast.pipe.vae)
     clear = vae.clear_cache
     monkeypatch.setattr(vae, "clear_cache", lambda self: (clear(self), time.sleep(0.02)))

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mrflow import read_recipe
+from conftest import make_fast, make_pipe
+from mrflow import MrFlow, read_recipe
 from mrflow.batch.output import Output
 from mrflow.batch.shards import ShardSink
 from mrflow.batch.sinks import hash_file
 from mrflow.errors import OutputError, RequestError
-from test_batch_run import IDS, ROWS, files, manifest, model, run  # noqa: F401
+from support.batches import IDS, ROWS, manifest, run
 
 
 def shards(out: Path) -> dict[str, bytes]:
@@ -32,18 +33,24 @@ def members(out: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def sharded(model, tmp_path_factory) -> Path:  # noqa: F811
+def model() -> MrFlow:
+    """Return one tiny model for all tests here: a batch leaves it as it was."""
+    return make_fast(make_pipe())
+
+
+@pytest.fixture(scope="module")
+def sharded(model, tmp_path_factory) -> Path:
     """Return a folder of shards of two pictures, made without a break."""
     out = tmp_path_factory.mktemp("sharded")
     assert run(model, out, *ROWS, {"prompt": "a big house", "id": "last"}, form="wds", per_shard=2) == (5, 0, 0)
     return out
 
 
-def again(model, out: Path) -> tuple[int, int, int]:  # noqa: F811
+def again(model, out: Path) -> tuple[int, int, int]:
     return run(model, out, *ROWS, {"prompt": "a big house", "id": "last"}, form="wds", per_shard=2)
 
 
-def test_shards_hold_pictures_and_recipes_side_by_side(sharded, model, tmp_path):  # noqa: F811
+def test_shards_hold_pictures_and_recipes_side_by_side(sharded, model, tmp_path):
     assert members(sharded) == {
         "shard-000000.tar": ["boat.png", "boat.json", "house.png", "house.json"],
         "shard-000001.tar": ["lake-1.png", "lake-1.json", "lake-2.png", "lake-2.json"],
@@ -76,7 +83,7 @@ def test_webdataset_reads_them(sharded):
 
 
 @pytest.mark.parametrize("cut", [1, 700, 5000, 11_000, 16_000])
-def test_a_shard_cut_anywhere_is_taken_up_again(sharded, model, tmp_path, cut):  # noqa: F811
+def test_a_shard_cut_anywhere_is_taken_up_again(sharded, model, tmp_path, cut):
     """As after a kill: the last shards are missing, one is in progress and torn, the manifest with them."""
     whole = shards(sharded)
     torn = whole["shard-000001.tar"][:cut]
@@ -89,7 +96,7 @@ def test_a_shard_cut_anywhere_is_taken_up_again(sharded, model, tmp_path, cut): 
     assert again(model, tmp_path) == (0, 5, 0)
 
 
-def test_pictures_that_are_not_in_the_manifest_are_cut_off(sharded, model, tmp_path):  # noqa: F811
+def test_pictures_that_are_not_in_the_manifest_are_cut_off(sharded, model, tmp_path):
     lines = (sharded / "manifest.jsonl").read_bytes().splitlines(keepends=True)
     for name, data in shards(sharded).items():
         (tmp_path / name).write_bytes(data)
@@ -98,7 +105,7 @@ def test_pictures_that_are_not_in_the_manifest_are_cut_off(sharded, model, tmp_p
     assert shards(tmp_path) == shards(sharded)
 
 
-def test_a_damaged_picture_in_a_full_shard_is_made_again_elsewhere(sharded, model, tmp_path):  # noqa: F811
+def test_a_damaged_picture_in_a_full_shard_is_made_again_elsewhere(sharded, model, tmp_path):
     for name, data in [*shards(sharded).items(), ("manifest.jsonl", (sharded / "manifest.jsonl").read_bytes())]:
         (tmp_path / name).write_bytes(data)
     with tarfile.open(tmp_path / "shard-000000.tar") as archive:
@@ -119,7 +126,7 @@ def test_shards_of_somebody_else_are_left_alone(sharded, tmp_path):
         Output(tmp_path, "wds").find(ShardSink(tmp_path), {})
 
 
-def test_an_object_store(model, tmp_path):  # noqa: F811
+def test_an_object_store(model, tmp_path):
     fsspec = pytest.importorskip("fsspec")
     store = fsspec.filesystem("memory")
     url, state = "memory://bucket/pictures", tmp_path / "state"
@@ -155,7 +162,7 @@ def test_an_unknown_store():
         Output("nowhere://bucket", state="x").sink()
 
 
-def test_a_disk_with_room_for_the_picture_but_not_for_its_recipe_is_full(model, tmp_path, monkeypatch):  # noqa: F811
+def test_a_disk_with_room_for_the_picture_but_not_for_its_recipe_is_full(model, tmp_path, monkeypatch):
     def write(*_: object) -> str:
         raise OutputError("No space left on device.")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
@@ -17,31 +15,9 @@ from mrflow.bench.random_weights import (
     read_architecture,
 )
 from mrflow.errors import ModelError, RequestError, UnsupportedPipelineError
+from support.architectures import small_flux
 
 CPU = torch.device("cpu")
-
-
-def small_flux() -> dict:
-    """Return FLUX.1-dev's description with every width and depth cut down, all else as published."""
-    spec = copy.deepcopy(read_architecture("flux1-dev"))
-    parts = {name: part.get("config") for name, part in spec["components"].items()}
-    parts["transformer"].update(
-        attention_head_dim=16,
-        axes_dims_rope=[4, 4, 8],
-        joint_attention_dim=16,
-        num_attention_heads=2,
-        num_layers=1,
-        num_single_layers=1,
-        pooled_projection_dim=16,
-    )
-    parts["vae"].update(block_out_channels=[4, 4, 4, 4], layers_per_block=1, norm_num_groups=1)
-    parts["text_encoder"].update(
-        hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=300
-    )
-    parts["text_encoder_2"].update(d_ff=16, d_kv=8, d_model=16, num_heads=2, num_layers=1, vocab_size=300)
-    spec["components"]["tokenizer_2"]["bytes"] = 32
-    spec["upscaler"].update(features=4, blocks=1)
-    return spec
 
 
 @pytest.fixture(scope="module")

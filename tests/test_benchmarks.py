@@ -15,7 +15,7 @@ from PIL import Image
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow
 from mrflow.files import encode_image
-from serving import serving
+from support.serving import serving
 
 
 def test_the_throughput_of_batches(monkeypatch, capsys):

@@ -18,8 +18,7 @@ from mrflow import MrFlow, Plan
 from mrflow.bench.random_weights import make_random
 from mrflow.images import to_pil, to_tensor
 from mrflow.upscaler import Upscaler
-from test_bench_architectures import shrink
-from test_bench_random_weights import small_flux
+from support.architectures import shrink, small_flux
 
 CPU = torch.device("cpu")
 

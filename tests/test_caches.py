@@ -13,7 +13,7 @@ from conftest import make_fast, make_pipe
 from mrflow import Plan
 from mrflow.borrowing import describe_cache, without_caches
 from mrflow.sampling import draft_generators
-from test_pipeline import bytes_of
+from support.pictures import bytes_of
 
 PLAN = Plan(steps=6, refine_steps=3, refine_sigma=0.3, true_cfg_scale=2.0)
 CACHES: dict[str, Callable[[], Any]] = {

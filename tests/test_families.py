@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from typing import Any
 
@@ -13,7 +12,6 @@ from mrflow.passes import denoise, denoise_head, tail
 from torch import Tensor
 
 from conftest import ROUNDING
-from families import CASES, Case, klein, krea2, qwen_image_21
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones import get_backbone, supported
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
@@ -22,7 +20,10 @@ from mrflow.errors import MrFlowWarning, SizeError
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
 from mrflow.schedulers import exact_scheduler, own_scheduler
-from test_pipeline import bytes_of, state_of
+from support.families import CASES, SIGMA, SIZE, make_fast
+from support.pairing import Seen, native_pairing
+from support.pictures import bytes_of
+from support.pipelines import state_of
 
 # diffusers 0.42.1 warns of its own ChromaTransformer2DModel and PRXPipeline, NumPy of BriaPipeline
 pytestmark = [
@@ -31,48 +32,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 
-SIZE = (128, 64)
-SIGMA = 0.3
 SCHEDULERS = [  # as it comes, and everything at once that could move a sigma; one by one: test_parity.py
     {},
     {"use_dynamic_shifting": False, "shift": 3.0, "shift_terminal": 0.02, "use_karras_sigmas": True},
 ]
 each_family = pytest.mark.parametrize("name", CASES)
-
-
-def make_fast(case: Case, pipe: Any, **options: Any) -> MrFlow:
-    defaults = Defaults(
-        width=SIZE[0],
-        height=SIZE[1],
-        plan=Plan(steps=2, refine_sigma=SIGMA, **case.plan),
-        max_sequence_length=case.text_length,
-    )
-    return MrFlow(pipe, "bicubic", defaults=defaults, **options)
-
-
-class Seen:
-    """What the transformer is called with, and what it gives."""
-
-    def __init__(self, case: Case, pipe: Any) -> None:
-        self.sigmas: list[float] = []
-        self.hidden: list[Tensor] = []
-        self.given: list[Tensor] = []
-        self._case = case
-        pipe.transformer.register_forward_hook(self._hook, with_kwargs=True)
-
-    def _hook(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        timestep = next((kwargs[key] for key in ("timestep", "timesteps") if key in kwargs), None)
-        timestep = args[1] if timestep is None else timestep
-        self.hidden.append(torch.stack(hidden)[:, :, 0] if isinstance(hidden, list) else hidden)
-        self.sigmas.append(self._case.sigma(float(timestep[0])))
-        given = output[0]
-        given = torch.stack(given)[:, :, 0] if isinstance(given, list) else given
-        if self._case.velocity is not None:
-            self.given.append(self._case.velocity(self.hidden[-1], given, self.sigmas[-1]))
-            return
-        given = given[:, -self.hidden[-1].shape[1] :]  # Qwen-Image 2.1 gives its texts' part too
-        self.given.append(self._case.sign * given)
 
 
 def test_every_family_is_tested() -> None:
@@ -83,24 +47,10 @@ def test_every_family_is_tested() -> None:
 @pytest.mark.parametrize("prompt", ["a red boat", "a big house at a lake"])
 def test_the_draft_is_the_pipelines_own_bit_for_bit(name: str, prompt: str) -> None:
     case, pipe = CASES[name], CASES[name].make()
-    length = {} if case.text_length is None else {case.length: case.text_length}
-    if name == "HiDreamImagePipeline":  # which paints this area whatever it is asked for
-        pipe.default_sample_size = 5.6568543  # (64 * 32) ** 0.5 / 8
-    by_hand = pipe(
-        prompt=[prompt],
-        width=SIZE[0] // 2,
-        height=SIZE[1] // 2,
-        num_inference_steps=2,
-        generator=draft_generators([7]),
-        output_type="pt",
-        **copy.deepcopy(case.by_hand),  # ZImagePipeline writes into a list of prompts
-        **length,
-    ).images
-    if name == "PRXPixelPipeline":  # whose tensors are still in [-1, 1]
-        by_hand = (by_hand / 2 + 0.5).clamp(0, 1)
+    by_hand = case.run(pipe, (SIZE[0] // 2, SIZE[1] // 2), 2, prompt)
     draft = make_fast(case, pipe).draft(prompt, seed=7)[0]
     assert draft.pixels.shape == (1, 3, SIZE[1] // 2, SIZE[0] // 2)
-    assert torch.equal(draft.pixels, by_hand[:, :3])
+    assert torch.equal(draft.pixels, by_hand)
 
 
 @each_family
@@ -139,18 +89,23 @@ def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(name: str) -> None:
 def test_pixels_become_the_pipelines_latents(name: str) -> None:
     case, pipe = CASES[name], CASES[name].make()
     pixels = torch.rand(2, 3, 64, 32)
+    with torch.no_grad():
+        expected = case.normalise(pipe, mode_of(name, pipe, pixels))
+        assert torch.equal(get_backbone(name).encode(pipe, pixels), expected)
+
+
+def mode_of(name: str, pipe: Any, pixels: Tensor) -> Tensor:
+    """Return the mode of the posterior of the pipeline's autoencoder, or the images where it has none."""
     images = pixels * 2 - 1
     if name == "QwenImage21Pipeline":
-        images = torch.cat([images, torch.ones(2, 1, 64, 32)], dim=1)
-    if case.normalise.__name__ == "standardised":
+        images = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+    if CASES[name].normalise.__name__ == "standardised":
         images = images.unsqueeze(2)
+    if not hasattr(pipe, "vae"):
+        return images
     with torch.no_grad():
-        mode = images
-        if hasattr(pipe, "vae"):
-            encoded = pipe.vae.encode(images)
-            mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        expected = case.normalise(pipe, mode)
-        assert torch.equal(get_backbone(name).encode(pipe, pixels), expected)
+        encoded = pipe.vae.encode(images)
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
 
 
 @each_family
@@ -166,6 +121,10 @@ def test_what_is_encoded_comes_through_the_pipeline_as_it_went_in(name: str) -> 
         return (first if isinstance(output[0], list) else torch.stack(first),)
 
     pipe.transformer.register_forward_hook(stand_still, with_kwargs=True)
+    vae, decoded_from = getattr(pipe, "vae", None), list[Tensor]()
+    if vae is not None:
+        decode = vae.decode
+        vae.decode = lambda z, *args, **kwargs: (decoded_from.append(z), decode(z, *args, **kwargs))[1]
     with borrowed(pipe, quiet=True), settings(pipe, backbone.settings(pipe, *SIZE)):
         latents = backbone.encode(pipe, pixels)
         rows = backbone.encode_prompts(pipe, ["a red boat"] * count, None, case.text_length)
@@ -184,12 +143,13 @@ def test_what_is_encoded_comes_through_the_pipeline_as_it_went_in(name: str) -> 
         )
         decoded = backbone.decode(pipe, given, *SIZE)
         again = backbone.encode(pipe, decoded)
-        vae = getattr(pipe, "vae", None)
         unpacked = latents.unsqueeze(2) if case.normalise.__name__ == "standardised" else latents
         expected = pixels if vae is None else backbone.autoencoder.decode(vae, unpacked)[:, :3]
     assert decoded.shape == pixels.shape
     assert (decoded - expected).abs().max() < 1e-5
     assert (again.shape, again.dtype) == (latents.shape, torch.float32)
+    if vae is not None:  # the decoder, whose call the draft shares with the pipeline's own, gets what was encoded
+        assert (decoded_from[0] - mode_of(name, pipe, pixels)).abs().max() < 1e-4
 
 
 @each_family
@@ -205,18 +165,20 @@ def test_the_refine_pass_begins_at_exactly_the_sigma_mixed_in(name: str, options
             pixels.append(progress.pixels)
 
     draft = fast.draft("a red boat", seed=7)[0]
-    seen = Seen(case, pipe)
+    native, seen = native_pairing(case, pipe, SIZE, steps=12), Seen(pipe)
     once = Plan(refine_sigma=SIGMA, true_cfg_scale=1.0)
     fast.finish(draft, plan=once, callback=keep)
     fast.finish(draft, plan=Plan(refine_sigma=0.12, refine_steps=3, true_cfg_scale=1.0))
-    assert seen.sigmas == pytest.approx([SIGMA, 0.12, 0.08, 0.04], abs=1e-6)
+    told = [native.timestep(sigma) for sigma in (SIGMA, 0.12, 0.08, 0.04)]
+    assert seen.timesteps == pytest.approx(told, abs=native.slack)
 
     upscaled, refined = pixels
     with torch.no_grad():
         latents = backbone.encode(pipe, upscaled)
         noised = add_noise(latents, SIGMA, make_noise(latents.shape[1:], refine_generators([7])))
         assert torch.equal(seen.hidden[0], case.pack(pipe, noised))
-        tokens = seen.hidden[0] - SIGMA * seen.given[0]  # one Euler step from SIGMA to 0
+        velocity = case.flow(seen.hidden[0], seen.given[0], SIGMA)
+        tokens = seen.hidden[0] - SIGMA * velocity  # one Euler step from SIGMA to 0
         expected = by_hand_pixels(name, pipe, tokens)
     assert (refined - expected).abs().max() < 1e-5
     assert (refined - upscaled).abs().max() > 1e-3
@@ -253,6 +215,23 @@ def test_a_batch_gives_what_its_pictures_give_alone(name: str) -> None:
     for batched, single in zip(together, alone, strict=True):
         assert (batched - single).abs().max() < ROUNDING
     assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::mrflow.errors.PromptWarning")  # CLIP's 16 tokens
+@each_family
+def test_a_long_text_beside_a_short_one_changes_neither(name: str) -> None:
+    case, pipe = CASES[name], CASES[name].make()
+    length = case.text_length and 40
+    if name == "HiDreamImagePipeline":  # whose CLIPs are given as many, and tiny ones have no more
+        length = case.text_length
+    plan = Plan(steps=2, **case.plan)
+    defaults = Defaults(width=SIZE[0], height=SIZE[1], plan=plan, max_sequence_length=length)
+    prompts = ["a boat", "a big blue house and a red boat at a lake at dusk and a big boat and a blue lake"]
+    together, alone = (
+        MrFlow(pipe, "bicubic", defaults=defaults, batch_size=size).draft(prompts, seed=[1, 2]) for size in (2, 1)
+    )
+    for batched, single in zip(together, alone, strict=True):
+        assert (batched.pixels - single.pixels).abs().max() < ROUNDING
 
 
 @each_family
@@ -325,11 +304,8 @@ def test_what_is_said_to_be_cut_is_what_the_pipeline_cuts(name: str) -> None:
 
 
 def test_distilled_checkpoints_take_no_guidance() -> None:
-    for name, pipe in (
-        ("Flux2KleinPipeline", klein(is_distilled=True)),
-        ("Krea2Pipeline", krea2(is_distilled=True)),
-    ):
-        assert get_backbone(name).default_guidance(pipe) == 1.0
+    for name in ("Flux2KleinPipeline", "Krea2Pipeline"):
+        assert get_backbone(name).default_guidance(CASES[name].make(is_distilled=True)) == 1.0
     case = CASES["Flux2Pipeline"]
     model = make_fast(case, case.make()).model
     with pytest.warns(MrFlowWarning, match="takes no classifier-free guidance"):
@@ -339,11 +315,11 @@ def test_distilled_checkpoints_take_no_guidance() -> None:
 
 def test_a_checkpoints_own_sigmas_make_the_draft_where_their_number_fits() -> None:
     case = CASES["QwenImage21Pipeline"]
-    pipe = qwen_image_21(sample_sigmas=[1.0, 0.7], use_dynamic_shifting=False)
-    fast, seen = make_fast(case, pipe), Seen(case, pipe)
+    pipe = case.make(sample_sigmas=[1.0, 0.7], use_dynamic_shifting=False)
+    fast, seen = make_fast(case, pipe), Seen(pipe)
     fast.draft("a boat", seed=1, plan=Plan(steps=2, true_cfg_scale=1.0))
     fast.draft("a boat", seed=1, plan=Plan(steps=4, true_cfg_scale=1.0))
-    assert seen.sigmas == pytest.approx([1.0, 0.7, 1.0, 0.75, 0.5, 0.25])
+    assert seen.timesteps == pytest.approx([1.0, 0.7, 1.0, 0.75, 0.5, 0.25])
 
 
 # --- which families there are ---

@@ -1,15 +1,10 @@
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from mrflow.errors import ImageError
 from mrflow.images import crop_to_aspect, make_grid, pixels_sha256, to_pil, to_tensor
-
-
-def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
+from support.pictures import noise_image
 
 
 def test_images_become_tensors_and_come_back_exactly() -> None:

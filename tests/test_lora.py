@@ -11,7 +11,8 @@ from conftest import make_fast, make_pipe
 from mrflow import MrFlow, Plan
 from mrflow.errors import MrFlowWarning
 from mrflow.sampling import draft_generators
-from test_pipeline import bytes_of, state_of
+from support.pictures import bytes_of
+from support.pipelines import state_of
 
 # peft 0.21 tells that the layers of so small a transformer are few
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")

@@ -12,7 +12,8 @@ import torch
 from conftest import make_fast, make_pipe
 from mrflow import Plan
 from mrflow.sampling import draft_generators
-from test_pipeline import bytes_of, state_of
+from support.pictures import bytes_of
+from support.pipelines import state_of
 
 PLAN = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=2.0)
 

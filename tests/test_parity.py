@@ -9,11 +9,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from conftest import make_fast, make_pipe
-from families import CASES
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones.families import FAMILIES
 from mrflow.progress import Progress
 from mrflow.sampling import draft_generators, refine_generators
+from support.families import CASES
 
 SCHEDULERS = [
     {},

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from conftest import make_pipe
-from lakonlab_stand_in import FlowMapSDEScheduler, PiFluxPipeline
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones import get_backbone
 from mrflow.backbones.piflow import load_piflow
 from mrflow.errors import ModelError, RequestError
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
+from support.lakonlab_stand_in import FlowMapSDEScheduler, PiFluxPipeline
 
 
 def make_pi_pipe() -> PiFluxPipeline:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,29 +27,10 @@ from mrflow.errors import (
 )
 from mrflow.images import pixels_sha256
 from mrflow.progress import Progress
+from support.pictures import bytes_of
+from support.pipelines import state_of
 
 PROMPTS = ["a red boat", "a blue house and a big boat", "a lake at dusk", "a boat"]
-
-
-def bytes_of(images: Sequence[Image.Image]) -> list[bytes]:
-    return [image.tobytes() for image in images]
-
-
-def state_of(pipe: Any) -> dict[str, Any]:
-    """Return what must be as before: components by identity, configurations, schedules, settings, modes."""
-    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    return {
-        "training": {name: [each.training for each in part.modules()] for name, part in parts.items()},
-        "patched": [(n, key) for n, part in parts.items() for key in vars(part) if hasattr(type(part), key)],
-        "size": vars(pipe).get("default_sample_size"),
-        "components": {name: id(part) for name, part in pipe.components.items()},
-        "config": dict(pipe.config),
-        "scheduler": dict(pipe.scheduler.config),
-        "timesteps": pipe.scheduler.timesteps.tolist(),
-        "sigmas": pipe.scheduler.sigmas.tolist(),
-        "steps": (pipe.scheduler.step_index, pipe.scheduler.begin_index),
-        "bar": getattr(pipe, "_progress_bar_config", None),
-    }
 
 
 # --- what comes out ---

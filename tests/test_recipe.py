@@ -6,22 +6,8 @@ from dataclasses import replace
 import pytest
 
 from mrflow.errors import RecipeError
-from mrflow.plan import Plan
 from mrflow.recipe import FORMAT, MAX_JSON, Recipe, library_versions
-
-
-def make_recipe() -> Recipe:
-    return Recipe(
-        mode="staged",
-        prompt='a "red" boat, 紅い船 \x00 </s>',
-        seed=2**63 - 1,
-        width=1024,
-        height=512,
-        plan=Plan(true_cfg_scale=3.0),
-        model="vista",
-        versions=library_versions(),
-        pixels_sha256="0" * 64,
-    )
+from support.pictures import make_recipe
 
 
 def test_a_recipe_survives_json() -> None:
@@ -39,7 +25,7 @@ def test_a_recipe_goes_to_another_process() -> None:
 
 def test_fields_that_only_a_later_version_knows_are_named_and_refused() -> None:
     data = json.loads(make_recipe().to_json())
-    with pytest.raises(RecipeError, match="'mood', which this mrflow does not know.*upgrade"):
+    with pytest.raises(RecipeError, match=r"'mood', which this mrflow does not know.*upgrade"):
         Recipe.from_json(json.dumps({**data, "mood": {"deep": []}}))
 
 

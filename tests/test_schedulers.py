@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from conftest import make_fast, make_pipe
-from families import CASES
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.errors import RequestError
 from mrflow.progress import Progress
 from mrflow.sampling import draft_generators
 from mrflow.schedulers import exact_scheduler, own_scheduler
+from support.families import CASES
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
 OTHERS = {

@@ -12,7 +12,7 @@ import pytest
 from mrflow.errors import RequestError
 from mrflow.server.keys import Keys, Sessions
 from mrflow.server.store import Store
-from serving import Server, check_error, serving
+from support.serving import Server, check_error, serving
 
 GOOD, OTHER = "a-good-key-of-24-letters", "another-key-of-24-letters"
 

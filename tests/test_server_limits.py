@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving import ROUTES, check_error, serving, tiny_model, until
+from support.serving import ROUTES, check_error, serving, tiny_model, until
 
 
 def test_a_client_killed_in_the_middle_of_a_stream_frees_its_place() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from conftest import make_fast, make_pipe
 from mrflow import Plan, read_recipe
 from mrflow.images import to_pil
-from serving import Server, serving
+from support.serving import Server, serving
 
 OUR_FIELDS = {"seed": 3, "plan": "2+1"}
 

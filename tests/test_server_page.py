@@ -18,7 +18,7 @@ import pytest
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, Plan, read_recipe, vista
 from mrflow.server.visit import Wishes, generate
-from serving import Server, serving
+from support.serving import Server, serving
 
 CHROMIUM = shutil.which("chromium")
 KEY = "a-good-key-of-24-letters"

@@ -21,7 +21,6 @@ import httpx
 import pytest
 from PIL import Image
 
-import cluster_model
 from conftest import make_fast, make_pipe
 from mrflow import batches, read_recipe
 from mrflow.errors import MissingExtraError, RequestError
@@ -30,8 +29,9 @@ from mrflow.server.keys import Keys
 from mrflow.server.replicas import Replica, Replicas, Shelf, make_application
 from mrflow.server.replicas import serving as serving_replicas
 from mrflow.server.settings import Settings
-from serving import Server
+from support import cluster_model
 from support.cli import invoke
+from support.serving import Server
 
 ASKED = {"prompt": "a red boat", "size": "64x64", "seed": 7, "plan": "2+1"}
 

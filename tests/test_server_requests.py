@@ -61,7 +61,7 @@ class Plan(plan.Plan):
 plan.Plan, plan.ABOUT = Plan, {**plan.ABOUT, "churn": dataclasses.fields(Plan)[-1].metadata["about"]}
 
 import httpx
-from serving import check_error, serving
+from support.serving import check_error, serving
 
 with serving(page=True) as server, httpx.Client(base_url=server.url, timeout=60) as client:
     schema = client.get("/openapi.json").json()["components"]["schemas"]["GenerateBody"]["properties"]

@@ -25,7 +25,7 @@ from mrflow.server.service import make_service
 from mrflow.server.settings import MAX_DRAFTS, Settings
 from mrflow.server.tickets import Ticket
 from mrflow.server.worker import Worker
-from serving import Gate, hold, scheduling, ticket, tiny_model, until
+from support.serving import Gate, hold, scheduling, ticket, tiny_model, until
 
 PROMPTS = ("a red boat", "a blue house at dusk", "a big lake and a boat")
 

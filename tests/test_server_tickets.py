@@ -11,7 +11,7 @@ from mrflow.plan import get_plan
 from mrflow.server.errors import ApiError
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.tickets import News, Queue, TicketGroup
-from serving import hold, scheduling, ticket, tiny_model, until
+from support.serving import hold, scheduling, ticket, tiny_model, until
 
 
 def test_turns_go_round_the_clients() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import replace
@@ -17,8 +16,6 @@ from mrflow.passes import denoise, denoise_head, tail
 from torch import Tensor
 
 from conftest import make_fast, make_pipe
-from families import CASES
-from lakonlab_stand_in import FlowMapSDEScheduler
 from mrflow import MrFlow, Plan
 from mrflow.backbones import get_backbone
 from mrflow.borrowing import borrowed, settings
@@ -27,9 +24,10 @@ from mrflow.plan import SOLVERS
 from mrflow.recipe import Recipe
 from mrflow.sampling import draft_generators
 from mrflow.schedulers import draft_scheduler, own_scheduler, takes_solver
-from test_families import SIZE
-from test_families import make_fast as make_family
-from test_pipeline import state_of
+from support.families import CASES, SIZE
+from support.families import make_fast as make_family
+from support.lakonlab_stand_in import FlowMapSDEScheduler
+from support.pipelines import state_of
 
 # diffusers 0.42.1 warns of its own ChromaTransformer2DModel and PRXPipeline, NumPy of BriaPipeline and of solvers
 pytestmark = [
@@ -174,22 +172,8 @@ def test_the_draft_is_the_pipelines_with_the_solver_written_out(solver: str, nam
     case, pipe = CASES[name], CASES[name].make()
     draft = make_family(case, pipe).draft("a red boat", seed=7, plan=Plan(steps=5, solver=solver, **case.plan))[0]
     pipe.scheduler = type("ByHand", (ByHand,), {"solver": solver}).from_config(pipe.scheduler.config)
-    length = {} if case.text_length is None else {case.length: case.text_length}
-    if name == "HiDreamImagePipeline":  # which paints this area whatever it is asked for
-        pipe.default_sample_size = 5.6568543  # (64 * 32) ** 0.5 / 8
-    by_hand = pipe(
-        prompt=["a red boat"],
-        width=SIZE[0] // 2,
-        height=SIZE[1] // 2,
-        num_inference_steps=5,
-        generator=draft_generators([7]),
-        output_type="pt",
-        **copy.deepcopy(case.by_hand),
-        **length,
-    ).images
-    if name == "PRXPixelPipeline":  # whose tensors are still in [-1, 1]
-        by_hand = (by_hand / 2 + 0.5).clamp(0, 1)
-    assert torch.allclose(draft.pixels, by_hand[:, :3].float(), atol=1e-5)
+    by_hand = case.run(pipe, (SIZE[0] // 2, SIZE[1] // 2), 5)
+    assert torch.allclose(draft.pixels, by_hand.float(), atol=1e-5)
 
 
 @each_solver
@@ -373,7 +357,7 @@ def test_the_plain_pipeline_takes_one_where_the_plan_says_so_and_replays_it() ->
 
 def test_recipes_from_before_are_read_and_unknown_solvers_refused(fast: MrFlow) -> None:
     record = json.loads(fast.draft("a boat", seed=1).recipes[0].to_json())
-    del record["plan"]["solver"]
+    assert "solver" not in record["plan"]
     assert Recipe.from_json(json.dumps(record)).plan.solver is None
     record["plan"]["solver"] = "heun"
     with pytest.raises(RecipeError, match="solver is 'heun'"):

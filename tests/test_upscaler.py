@@ -3,19 +3,20 @@ import pickle
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mrflow import upscaler as module
 from mrflow.errors import UpscalerError
 from mrflow.known_upscalers import KNOWN, KnownUpscaler, folder
-from mrflow.upscaler import OVERLAP, Upscaler, _spans
+from mrflow.upscaler import ALIGN, OVERLAP, Upscaler, _spans
 
 
 def random_pixels(*shape: int) -> torch.Tensor:
@@ -41,6 +42,34 @@ def test_at_its_own_factor_the_network_is_used_as_it_is(network_file: Path) -> N
     assert torch.equal(Upscaler.load(network_file).upscale(pixels, 24, 16), expected)
 
 
+@pytest.mark.parametrize("size", [(20, 12), (24, 6), (9, 16), (30, 20)])
+def test_what_the_network_made_too_large_is_shrunk_as_pillow_does(
+    size: tuple[int, int], network_file: Path
+) -> None:
+    from spandrel import ModelLoader
+
+    network, made = ModelLoader().load_from_file(network_file), random_pixels(1, 3, 8, 12)
+    while made.shape[-1] < size[0] or made.shape[-2] < size[1]:  # one side that grows is enough
+        made = network(made)
+    expected = resized_by_pillow(made, size, Image.Resampling.BICUBIC)
+    ours = Upscaler.load(network_file).upscale(random_pixels(1, 3, 8, 12), *size)
+    assert torch.allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "filter"), [("bicubic", "BICUBIC"), ("bilinear", "BILINEAR")])
+@pytest.mark.parametrize("size", [(40, 24), (13, 9), (20, 40)])
+def test_interpolation_is_pillows(method: str, filter: str, size: tuple[int, int]) -> None:
+    pixels = random_pixels(1, 3, 17, 20)
+    expected = resized_by_pillow(pixels, size, Image.Resampling[filter])
+    assert torch.allclose(Upscaler.load(method).upscale(pixels, *size), expected, atol=1e-5)
+
+
+def resized_by_pillow(pixels: torch.Tensor, size: tuple[int, int], filter: Image.Resampling) -> torch.Tensor:
+    """Return (1, 3, h, w) pixels as Pillow resizes floating-point channels, which it antialiases."""
+    rows = [np.asarray(Image.fromarray(row.numpy()).resize(size, filter)) for row in pixels.detach()[0]]
+    return torch.from_numpy(np.stack(rows))[None].clamp(0, 1)
+
+
 def test_a_batch_equals_its_single_pictures(network_file: Path) -> None:
     upscaler, pixels = Upscaler.load(network_file), random_pixels(3, 3, 8, 8)
     batch = upscaler.upscale(pixels, 20, 20)
@@ -61,12 +90,14 @@ def test_tiles_leave_no_seam(network_file: Path) -> None:
     assert (whole - tiled).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize(("tile", "align"), [(80, ALIGN), (100, ALIGN), (127, 48), (70, 64)])
 @pytest.mark.parametrize("length", [1, 64, 80, 81, 127, 129, 200, 1000])
-def test_spans_cover_everything_and_overlap(length: int) -> None:
-    spans = list(_spans(length, 80))
+def test_spans_cover_everything_and_overlap(length: int, tile: int, align: int) -> None:
+    spans = list(islice(_spans(length, tile, align), 100))
     assert spans[0][0] == 0
     assert spans[-1][1] == length
-    assert all(end - start <= 80 for start, end in spans)
+    assert all(end - start <= max(tile, align + OVERLAP) for start, end in spans)
+    assert all(start % align == 0 for start, _ in spans)
     assert all(a[1] - b[0] >= OVERLAP for a, b in pairwise(spans))
 
 
@@ -153,7 +184,7 @@ def test_networks_of_many_architectures_are_read_and_tiled_without_a_trace(name:
     pixels = random_pixels(1, 3, 64, 160)
     with torch.no_grad():
         whole = upscaler.upscale(pixels, 160 * factor, 64 * factor)
-        tiled = Upscaler.load(tmp_path / "network.pth", tile=96).upscale(pixels, 160 * factor, 64 * factor)
+        tiled = Upscaler.load(tmp_path / "network.pth", tile=101).upscale(pixels, 160 * factor, 64 * factor)
         odd = upscaler.upscale(pixels[..., :23, :31], 70, 50)
     assert odd.shape == (1, 3, 50, 70)
     assert (whole.amax() - whole.amin()) > 1e-3
@@ -302,10 +333,8 @@ def test_size_limits(network_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("size", [(40, 24), (13, 9), (20, 40)])
 def test_lanczos_is_pillows(size):
     """Pillow's own, on floating-point channels; it drops weights at the very edge of the window."""
-    from PIL import Image
-
     pixels = torch.rand(1, 3, 17, 20, generator=torch.Generator().manual_seed(0))
     ours = Upscaler("lanczos").upscale(pixels, *size)
-    theirs = [np.asarray(Image.fromarray(row.numpy()).resize(size, Image.Resampling.LANCZOS)) for row in pixels[0]]
+    theirs = resized_by_pillow(pixels, size, Image.Resampling.LANCZOS)
     assert ours.shape == (1, 3, size[1], size[0])
-    assert torch.allclose(ours[0], torch.from_numpy(np.stack(theirs)).clamp(0, 1), atol=1e-4)
+    assert torch.allclose(ours, theirs, atol=1e-4)

@@ -193,9 +193,18 @@ class ExactScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # 
     for a caller who gives none, and some (PRX, ERNIE-Image, Bria) for every caller.
     """
 
-    def __init__(self, sigmas: Sequence[float] = (1.0, 0.0), num_train_timesteps: int = 1000) -> None:
-        """Make a schedule of `sigmas`, which end at 0."""
+    def __init__(
+        self,
+        sigmas: Sequence[float] = (1.0, 0.0),
+        num_train_timesteps: int = 1000,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """Make a schedule of `sigmas`, which end at 0.
+
+        timesteps: what the transformer is told at each but the last; by default sigma * num_train_timesteps.
+        """
         super().__init__(num_train_timesteps=num_train_timesteps)
+        self._own_timesteps = timesteps  # where a family pairs otherwise: Backbone.timesteps
         self._exact = list(sigmas[:-1])  # the parent appends the 0
 
     def set_timesteps(  # pipelines look these names up before they use them
@@ -207,18 +216,21 @@ class ExactScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # 
         timesteps: Any = None,
     ) -> None:
         """Set the schedule it was made with; nothing that is asked for changes it."""
-        super().set_timesteps(sigmas=self._exact, device=device)
+        super().set_timesteps(sigmas=self._exact, device=device, timesteps=self._own_timesteps)
 
     def scale_model_input(self, sample: Any, timestep: Any) -> Any:
         """Return the sample: BriaPipeline asks this of all but the parent class itself."""
         return sample
 
 
-def exact_scheduler(pipe: Pipeline, sigmas: Sequence[float]) -> Any:
-    """Return a scheduler that takes the pipeline through exactly these sigmas, the last of which is 0."""
+def exact_scheduler(pipe: Pipeline, sigmas: Sequence[float], timesteps: Sequence[float] | None = None) -> Any:
+    """Return a scheduler that takes the pipeline through exactly these sigmas, the last of which is 0.
+
+    timesteps: what the transformer is told at each but the last, where a family has its own (Backbone.timesteps).
+    """
     if hasattr(pipe.scheduler, "calculate_sigmas_dst"):
         return _exact_flow_map(pipe.scheduler, sigmas)
-    return ExactScheduler(sigmas, pipe.scheduler.config.get("num_train_timesteps", 1000))
+    return ExactScheduler(sigmas, pipe.scheduler.config.get("num_train_timesteps", 1000), timesteps)
 
 
 def _exact_flow_map(own: Any, sigmas: Sequence[float]) -> Any:

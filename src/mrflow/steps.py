@@ -179,7 +179,8 @@ def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
     """Return latents, as the pipeline gives them, refined by Euler over the sigmas, without feature caches."""
     pipe, plan = run.model.pipe, batch.plan
     cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
-    scheduler = exact_scheduler(pipe, noised.sigmas)
+    timesteps = run.model.backbone.timesteps(pipe, noised.sigmas, *size)
+    scheduler = exact_scheduler(pipe, noised.sigmas, timesteps)
     last = _Pass(batch, size, scheduler, cfg or 1.0, begin=1 - plan.refine_sigma, refines=True)
     more = {"latents": run.model.backbone.pack(pipe, noised.latents), "generator": noised.generators}
     return _run_pipeline(run, last, more)[0]

@@ -128,6 +128,15 @@ class Backbone:
         """Return attributes of the pipeline, by name, that a picture of this size needs other values of."""
         return {}
 
+    def timesteps(
+        self, pipe: Pipeline, sigmas: Sequence[float], width: int, height: int
+    ) -> Sequence[float] | None:
+        """Return the times with which its own scheduler would step at these sigmas, at this size.
+
+        None where they are the sigmas times the number of training timesteps, as for all but CogView4.
+        """
+        return None
+
     def encode(self, pipe: Pipeline, pixels: Tensor) -> Tensor:
         """Return (B, 3, h, w) pixels in [0, 1] as float32 latents to mix noise into: the posterior's mode."""
         return self.autoencoder.encode(pipe.vae, pixels)

@@ -1,0 +1,1 @@
+"""What tests share: builders, stand-ins and checks. No test file imports from another."""

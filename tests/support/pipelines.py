@@ -1,0 +1,24 @@
+"""What a pipeline is like before and after a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def state_of(pipe: Any) -> dict[str, Any]:
+    """Return what must be as before: components by identity, configurations, schedules, settings, modes."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {
+        "training": {name: [each.training for each in part.modules()] for name, part in parts.items()},
+        "patched": [(n, key) for n, part in parts.items() for key in vars(part) if hasattr(type(part), key)],
+        "size": vars(pipe).get("default_sample_size"),
+        "components": {name: id(part) for name, part in pipe.components.items()},
+        "config": dict(pipe.config),
+        "scheduler": dict(pipe.scheduler.config),
+        "timesteps": pipe.scheduler.timesteps.tolist(),
+        "sigmas": pipe.scheduler.sigmas.tolist(),
+        "steps": (pipe.scheduler.step_index, pipe.scheduler.begin_index),
+        "bar": getattr(pipe, "_progress_bar_config", None),
+    }
