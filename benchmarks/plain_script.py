@@ -49,7 +49,7 @@ from mrflow.bench.random_weights import make_random, read_architecture
 from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
 from mrflow.drafts import Result
 from mrflow.errors import MrFlowError, RequestError
-from mrflow.jobs import Size, draft_size, parse_size
+from mrflow.jobs import Size, parse_size
 from mrflow.loading import check_device, check_dtype
 from mrflow.plan import OWN, get_plan
 from mrflow.progress import Clock
@@ -206,7 +206,7 @@ def image_to_image(pipe: Any) -> Any:
 
 def plain_script(fast: MrFlow, second: Any, plan: Plan, size: Size, prompt: str, seed: int) -> Result:
     """Return the picture of the plan, made by the two pipelines; `second` is the image-to-image one."""
-    small = draft_size(*size, plan)
+    small = plan.draft_size(*size, fast.model.multiple)
     sigmas = refine_sigmas(plan.refine_sigma, plan.refine_steps)[:-1]  # the scheduler appends the 0
     clock = Clock(fast.model.device)
     with clock.stage("text to image"):

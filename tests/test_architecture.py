@@ -26,7 +26,7 @@ OUTSIDE = {
     "spandrel": {"upscaler"},
     "skimage": {"metrics"},
     "torchmetrics": {"metrics"},
-    "typer": {"cli"},
+    "cyclopts": {"cli"},
     "rich": {"cli"},
     "fastapi": {"server"},
     "gradio": {"server"},
@@ -34,7 +34,7 @@ OUTSIDE = {
     "prometheus_client": {"server"},
     "ray": {"ray_connection", "server"},
     "fsspec": {"batch"},
-    "pyarrow": {"batch"},
+    "pyarrow": {"batch", "prompt_rows"},
 }
 
 

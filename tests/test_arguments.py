@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_a_callback_that_raises_ends_the_call_and_the_pipeline_is_as_it_was(fast
             "has 'noise'; known are",
         ),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r"<.*?>", "", str(value)),
 )
 def test_what_is_ours_or_nobodys_is_refused_before_any_work(
     fast: MrFlow, events: Any, verb: str, extra: dict[str, Any], words: str

@@ -12,7 +12,7 @@ import pytest
 from mrflow.batch.manifest import Entry, read_entries
 from mrflow.errors import OutputError
 from mrflow.journal import Journal
-from test_recipe import make_recipe
+from support.pictures import make_recipe
 
 
 def make_entry(id: str) -> Entry:

@@ -108,7 +108,7 @@ def test_it_is_guided_in_all_steps_whatever_the_model_does_by_itself(fast: MrFlo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--size", "64x48"], "Try 64x32 or 64x64"),
+        (["--size", "64x50"], "Try 64x48 or 64x64"),
         (["--repeats", "0"], "repeats is 0"),
         (["--plan", "quick"], "no plan 'quick'"),
         (["--random-weights", "flux9"], "no architecture 'flux9'"),

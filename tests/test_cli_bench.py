@@ -11,8 +11,8 @@ from conftest import make_fast, make_pipe
 from mrflow import MrFlow, load_image
 from mrflow.bench import random_weights
 from mrflow.cli.loading import ModelOptions
+from support.architectures import small_flux
 from support.cli import Result, invoke
-from test_bench_random_weights import small_flux
 
 SHORT = ["native:2", "1+1", "--repeats", "1"]
 
@@ -110,5 +110,5 @@ def test_what_cannot_be_measured_is_refused_before_the_model_is_loaded(monkeypat
 
 
 def test_sizes_that_do_not_fit_are_refused_before_anything_is_measured():
-    assert "Try 32x32 or 64x64" in run(*SHORT, "--size", "64,48", code=2).stderr
+    assert "Try 48x48 or 64x64" in run(*SHORT, "--size", "64,50", code=2).stderr
     assert "given twice" in run(*SHORT, "--size", "64,64x64", code=2).stderr

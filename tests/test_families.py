@@ -8,18 +8,17 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from mrflow.passes import denoise, denoise_head, tail
 from torch import Tensor
 
 from conftest import ROUNDING
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones import get_backbone, supported
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
-from mrflow.borrowing import borrowed, settings
+from mrflow.borrowing import borrowed, run_pipeline, settings
 from mrflow.errors import MrFlowWarning, SizeError
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
-from mrflow.schedulers import exact_scheduler, own_scheduler
+from mrflow.schedulers import exact_scheduler, own_scheduler, take_head, take_tail
 from support.families import CASES, SIGMA, SIZE, make_fast
 from support.pairing import Seen, native_pairing
 from support.pictures import bytes_of
@@ -65,7 +64,7 @@ def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(name: str) -> None:
         steps.append((index, float(timestep)))
         return {}
 
-    with borrowed(pipe, quiet=True), settings(pipe, backbone.settings(pipe, *SIZE)):
+    with borrowed(pipe), settings(pipe, backbone.settings(pipe, *SIZE)):
         rows = backbone.encode_prompts(pipe, ["a red boat"], ["a house"] if cfg > 1 else None, case.text_length)
         arguments = {
             **backbone.call_arguments(pipe, rows, plan.guidance_scale, cfg),
@@ -75,11 +74,15 @@ def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(name: str) -> None:
             "callback_on_step_end": watch,
         }
         begin = {**arguments, "generator": draft_generators([7])}
-        expected = denoise(pipe, own_scheduler(pipe), begin, done.append)
+        expected, _ = run_pipeline(pipe, {"scheduler": own_scheduler(pipe)}, begin, done.append)
         begin, scheduler = {**arguments, "generator": draft_generators([7])}, own_scheduler(pipe)
-        held = denoise_head(pipe, scheduler, 2, begin, done.append)
+        take_head(scheduler, 2)
+        _, held = run_pipeline(pipe, {"scheduler": scheduler}, begin, done.append)
+        take_tail(scheduler)
         arguments["latents"] = backbone.resume(pipe, held, *SIZE)
-        assert torch.equal(denoise(pipe, tail(scheduler), arguments, done.append, before=2), expected)
+        assert torch.equal(
+            run_pipeline(pipe, {"scheduler": scheduler}, arguments, done.append, before=2)[0], expected
+        )
     assert done == [1, 2, 3] * 2
     assert steps[:3] == steps[3:]  # a caller's callback cannot tell
     assert [index for index, _ in steps[:3]] == [0, 1, 2]
@@ -125,12 +128,12 @@ def test_what_is_encoded_comes_through_the_pipeline_as_it_went_in(name: str) -> 
     if vae is not None:
         decode = vae.decode
         vae.decode = lambda z, *args, **kwargs: (decoded_from.append(z), decode(z, *args, **kwargs))[1]
-    with borrowed(pipe, quiet=True), settings(pipe, backbone.settings(pipe, *SIZE)):
+    with borrowed(pipe), settings(pipe, backbone.settings(pipe, *SIZE)):
         latents = backbone.encode(pipe, pixels)
         rows = backbone.encode_prompts(pipe, ["a red boat"] * count, None, case.text_length)
-        given = denoise(
+        given, _ = run_pipeline(
             pipe,
-            exact_scheduler(pipe, [SIGMA, 0.0]),
+            {"scheduler": exact_scheduler(pipe, [SIGMA, 0.0])},
             {
                 **backbone.call_arguments(pipe, rows, case.plan.get("guidance_scale"), 1.0),
                 "width": SIZE[0],
@@ -271,7 +274,10 @@ def test_a_size_of_broken_patches_is_refused_before_any_work(name: str, events: 
     case, pipe = CASES[name], CASES[name].make()
     seen, callback = events
     unit = get_backbone(name).multiple(pipe)
-    for width, words in ((2 * unit + 1, f"Try {2 * unit}x{2 * unit} or {4 * unit}x{2 * unit}"), (unit, "between")):
+    for width, words in (
+        (2 * unit + 1, f"Try {2 * unit}x{2 * unit} or {3 * unit}x{2 * unit}"),
+        (unit - 1, "between"),
+    ):
         with pytest.raises(SizeError, match=words):
             make_fast(case, pipe)("a boat", seed=1, width=width, height=2 * unit, callback=callback)
     assert seen == []

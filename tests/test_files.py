@@ -12,8 +12,7 @@ from PIL import Image, PngImagePlugin
 from mrflow import files
 from mrflow.errors import ImageError, OutputError, OutputExistsError, RecipeError
 from mrflow.files import check_output, load_image, read_recipe, remove_parts, save_bytes, save_image, write_text
-from test_images import noise_image
-from test_recipe import make_recipe
+from support.pictures import make_recipe, noise_image
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg", ".PNG", ".jpeg"])

@@ -15,7 +15,7 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 
 def test_importing_takes_no_heavy_library_along() -> None:
-    rooms = ("plan", "sizes", "recipe", "errors", "presets", "vista", "files", "request")
+    rooms = ("plan", "jobs", "recipe", "errors", "vista", "files", "prompt_rows")
     light = "import mrflow, " + ", ".join(f"mrflow.{room}" for room in rooms)
     code = (
         f"import sys; {light}; print([n for n in ('torch', 'numpy', 'diffusers', 'spandrel') if n in sys.modules])"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow, sharing
+from mrflow import MrFlow, lanes
 from mrflow.errors import RequestError
 from mrflow.lanes import Cores, check_lanes, copy_lane, weights_id
 
@@ -23,8 +23,8 @@ def test_small_models_get_a_lane_for_each_thread(fast, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert check_lanes(fast.model, None) == 3
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert check_lanes(fast.model, None) == sharing.MOST
-    monkeypatch.setattr(sharing, "SMALL", 0)
+    assert check_lanes(fast.model, None) == lanes.MOST
+    monkeypatch.setattr(lanes, "SMALL", 0)
     assert check_lanes(fast.model, None) == 1
 
 

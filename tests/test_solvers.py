@@ -12,18 +12,17 @@ from typing import Any
 import diffusers as d
 import pytest
 import torch
-from mrflow.passes import denoise, denoise_head, tail
 from torch import Tensor
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, Plan
 from mrflow.backbones import get_backbone
-from mrflow.borrowing import borrowed, settings
+from mrflow.borrowing import borrowed, run_pipeline, settings
 from mrflow.errors import BusyError, PlanError, RecipeError
 from mrflow.plan import SOLVERS
 from mrflow.recipe import Recipe
 from mrflow.sampling import draft_generators
-from mrflow.schedulers import draft_scheduler, own_scheduler, takes_solver
+from mrflow.schedulers import draft_scheduler, own_scheduler, take_head, take_tail, takes_solver
 from support.families import CASES, SIZE
 from support.families import make_fast as make_family
 from support.lakonlab_stand_in import FlowMapSDEScheduler
@@ -182,7 +181,7 @@ def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(name: str, solver: str
     case, pipe = CASES[name], CASES[name].make()
     backbone, plan = get_backbone(name), make_family(case, pipe).model.resolve_plan(None)
     done: list[int] = []
-    with borrowed(pipe, quiet=True), settings(pipe, backbone.settings(pipe, *SIZE)):
+    with borrowed(pipe), settings(pipe, backbone.settings(pipe, *SIZE)):
         rows = backbone.encode_prompts(pipe, ["a red boat"], [""], case.text_length)
         arguments = {
             **backbone.call_arguments(pipe, rows, plan.guidance_scale, plan.true_cfg_scale or 1.0),
@@ -191,11 +190,15 @@ def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(name: str, solver: str
             "height": SIZE[1],
         }
         begin = {**arguments, "generator": draft_generators([7])}
-        expected = denoise(pipe, draft_scheduler(pipe, solver), begin, done.append)
+        expected, _ = run_pipeline(pipe, {"scheduler": draft_scheduler(pipe, solver)}, begin, done.append)
         begin, scheduler = {**arguments, "generator": draft_generators([7])}, draft_scheduler(pipe, solver)
-        held = denoise_head(pipe, scheduler, 3, begin, done.append)
+        take_head(scheduler, 3)
+        _, held = run_pipeline(pipe, {"scheduler": scheduler}, begin, done.append)
+        take_tail(scheduler)
         arguments["latents"] = backbone.resume(pipe, held, *SIZE)
-        assert torch.equal(denoise(pipe, tail(scheduler), arguments, done.append, before=3), expected)
+        assert torch.equal(
+            run_pipeline(pipe, {"scheduler": scheduler}, arguments, done.append, before=3)[0], expected
+        )
     assert done == [1, 2, 3, 4, 5] * 2
 
 

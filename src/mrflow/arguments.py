@@ -44,6 +44,17 @@ OWNED: Mapping[str, str] = {
     **dict.fromkeys(("callback", "callback_steps"), "Give callback_on_step_end=, or our own callback=."),
 }
 _OURS = ("prompt", "negative_prompt", "width", "height", "plan", "seed", "num_images", "keep_upscaled", "callback")
+_READ = (  # ours in the field's words
+    *(
+        "num_inference_steps",
+        "num_images_per_prompt",
+        "generator",
+        "max_sequence_length",
+        "output_type",
+        "return_dict",
+    ),
+    *ABOUT,
+)
 _TEXTS = ("prompt", "attention_mask")  # parts of the names of what encoded prompts are given as
 _IMAGES = ("control_image",)  # arguments whose images lie on the picture, place by place
 _SHARES = ("control_guidance_start", "control_guidance_end")  # of the way from noise to picture
@@ -183,13 +194,13 @@ def _check_extra(
     """Return the arguments, which the pipeline's call knows and we leave to the caller; raises RequestError."""
     kind = type(pipe).__name__
     anything = any(each.kind is each.VAR_KEYWORD for each in signature.values())
-    theirs = [name for name in signature if name != "self" and not _owner(name)]
+    theirs = [name for name in signature if name not in ("self", *_OURS, *_READ) and not _owner(name)]
     extra = {name: value for name, value in extra.items() if value is not None or not _owner(name)}
     for name in extra:
         if hint := _owner(name):
             raise RequestError(f"{name} is not for the caller to set. {hint}")
         if name not in signature and not anything:
-            close = difflib.get_close_matches(name, [*theirs, *_OURS, *ABOUT], n=1)
+            close = difflib.get_close_matches(name, [*theirs, *_OURS, *_READ], n=1)
             rest = f"did you mean {close[0]}?" if close else f"beside ours it takes {', '.join(theirs)}."
             raise RequestError(f"There is no argument {name!r}, nor has {kind} one; {rest}")
     if "Control" in kind and "control_image" in signature and extra.get("control_image") is None:

@@ -12,19 +12,21 @@ pipeline's call ends, so that nothing of the draft reaches the refine pass, nor 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from mrflow.backbones.family import Pipeline
-from mrflow.errors import BusyError
+from mrflow.errors import BusyError, StoppedError
 from mrflow.schedulers import check_scheduler
 
 _locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
+_STOPPED = "The pipeline was told to stop (_interrupt), so no picture was finished. Call again."
 _MAX_TEXT = 2000  # characters of one entry in a recipe
 _USUAL_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _PLAIN_WEIGHTS = ("Parameter", "Tensor")
@@ -57,6 +59,44 @@ def borrowed(pipe: Pipeline) -> Iterator[None]:
             pipe.maybe_free_model_hooks()  # as the plain pipeline's call ends: offloaded modules leave the device
         finally:
             lock.release()
+
+
+def run_pipeline(
+    pipe: Pipeline,
+    lent: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    on_step: Callable[[int], None],
+    *,
+    before: int = 0,
+    cached: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return what one run of the pipeline's own loop gives as latents, and what it held after the last step.
+
+    lent: attributes of the pipeline meanwhile, above all its scheduler. arguments: of its call; a
+    `callback_on_step_end` among them is called too. on_step: called with the number of steps done after each; what
+    it raises ends the run. A step of a second-order scheduler is two calls of the transformer. before: steps that
+    an earlier run has done, from which both callbacks count on. cached: with its feature caches.
+    Raises StoppedError where somebody has set the pipeline's stop signal, `_interrupt`.
+    """
+    arguments, scheduler, held = dict(arguments), lent["scheduler"], list[Tensor]()
+    theirs = arguments.pop("callback_on_step_end", None)
+
+    def after_step(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if before and _is_one_of(scheduler.sigmas, index, timestep):  # CogView4Pipeline (0.42.1) gives a sigma
+            timestep = scheduler.sigmas[index + before]
+        latents, index = tensors["latents"], index + before * scheduler.order
+        changed = (theirs(pipeline, index, timestep, tensors) if theirs is not None else None) or {}
+        held[:] = [changed.get("latents", latents)]
+        on_step(index // scheduler.order + 1)
+        if getattr(pipe, "_interrupt", False):
+            raise StoppedError(_STOPPED)
+        return changed
+
+    with lora_scales_kept(pipe), settings(pipe, lent), nullcontext() if cached else without_caches(pipe):
+        result = pipe(**arguments, output_type="latent", callback_on_step_end=after_step)
+    if getattr(pipe, "_interrupt", False):  # by another thread: the loop then leaves out what is left
+        raise StoppedError(_STOPPED)
+    return result.images, held[0]
 
 
 @contextmanager
@@ -186,3 +226,8 @@ def _adapters(pipe: Pipeline) -> dict[str, str]:
 def _weight(layer: Any, name: str) -> float:
     rank = layer.r[name] ** 0.5 if layer.use_rslora.get(name) else layer.r[name]
     return round(float(layer.scaling[name] * rank / layer.lora_alpha[name]), 6)
+
+
+def _is_one_of(sigmas: Tensor, index: int, value: Any) -> bool:
+    """Return whether `value` is `sigmas[index]` itself, not merely equal to it."""
+    return isinstance(value, Tensor) and value.data_ptr() == sigmas[index].data_ptr()

@@ -17,16 +17,13 @@ from torch import Tensor
 
 from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_scale
 from mrflow.backbones.family import Embeds
-from mrflow.borrowing import describe, lora_scales_kept, settings, without_caches
-from mrflow.errors import StoppedError
+from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.jobs import Job, Size
 from mrflow.model import Model
 from mrflow.plan import Plan
 from mrflow.progress import Callback, Clock, timed
 from mrflow.sampling import Noised, draft_generators, mix_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
-
-_STOPPED = "The pipeline was told to stop (_interrupt), so no picture was finished. Call again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +176,7 @@ def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
     """Return latents, as the pipeline gives them, refined by Euler over the sigmas, without feature caches."""
     pipe, plan = run.model.pipe, batch.plan
     cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
-    timesteps = run.model.backbone.timesteps(pipe, noised.sigmas, *size)
+    timesteps = run.model.backbone.timesteps(pipe, noised.sigmas[:-1], *size)
     scheduler = exact_scheduler(pipe, noised.sigmas, timesteps)
     last = _Pass(batch, size, scheduler, cfg or 1.0, begin=1 - plan.refine_sigma, refines=True)
     more = {"latents": run.model.backbone.pack(pipe, noised.latents), "generator": noised.generators}
@@ -215,46 +212,12 @@ class _Pass:
 
 
 def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return what the pipeline gives as latents, and what its loop held after the last step.
-
-    more: further arguments of its call. A `callback_on_step_end` of the caller's is called too. A step of a
-    second-order scheduler is two calls of the transformer.
-    Raises StoppedError where somebody has set the pipeline's stop signal, `_interrupt`.
-    """
+    """Return what the pipeline gives as latents, and what its loop held; more: further arguments of its call."""
     pipe, backbone, plan = run.model.pipe, run.model.backbone, one.batch.plan
-    scheduler, held = one.scheduler, list[Tensor]()
-    lent = {**backbone.settings(pipe, *one.size), "scheduler": scheduler}
+    lent = {**backbone.settings(pipe, *one.size), "scheduler": one.scheduler}
     own = None if one.refines else backbone.draft_arguments(pipe, plan.steps)
     steps = own or {"num_inference_steps": plan.refine_steps}
     prompts = backbone.call_arguments(pipe, one.batch.rows, plan.guidance_scale, one.cfg)
     extra = fit_arguments(run.extra, one.size, one.begin, one.end) if run.extra else {}
-    theirs = extra.pop("callback_on_step_end", None)
-
-    def after_step(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if one.before and _is_one_of(scheduler.sigmas, index, timestep):  # CogView4Pipeline (0.42.1) gives a sigma
-            timestep = scheduler.sigmas[index + one.before]
-        latents, index = tensors["latents"], index + one.before * scheduler.order
-        changed = (theirs(pipeline, index, timestep, tensors) if theirs is not None else None) or {}
-        held[:] = [changed.get("latents", latents)]
-        run.clock.step(index // scheduler.order + 1)
-        if getattr(pipe, "_interrupt", False):
-            raise StoppedError(_STOPPED)
-        return changed
-
-    ours = {
-        "width": one.size[0],
-        "height": one.size[1],
-        "output_type": "latent",
-        "callback_on_step_end": after_step,
-    }
-    caches = without_caches(pipe) if one.refines else nullcontext()
-    with lora_scales_kept(pipe), settings(pipe, lent), caches:
-        result = pipe(**prompts, **extra, **steps, **more, **ours)
-    if getattr(pipe, "_interrupt", False):  # by another thread: the loop then leaves out what is left
-        raise StoppedError(_STOPPED)
-    return result.images, held[0]
-
-
-def _is_one_of(sigmas: Tensor, index: int, value: Any) -> bool:
-    """Return whether `value` is `sigmas[index]` itself, not merely equal to it."""
-    return isinstance(value, Tensor) and value.data_ptr() == sigmas[index].data_ptr()
+    arguments = {**prompts, **extra, **steps, **more, "width": one.size[0], "height": one.size[1]}
+    return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)

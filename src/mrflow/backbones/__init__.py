@@ -1,6 +1,6 @@
 """Model families: the only room where they differ.
 
-A backbone says how one family turns prompts into conditioning, pixels into latents and its output into
+A backbone says how one family turns prompts into embeddings, pixels into latents and its output into
 pixels, and what it calls its guidance. A new family is one small module here, or one `register_backbone`
 call elsewhere:
 

@@ -18,7 +18,6 @@ from mrflow.bench.records import Json
 from mrflow.bench.timing import OnRun, attempt, time_in_turn
 from mrflow.errors import RequestError
 from mrflow.memory import PeakMemory
-from mrflow.metrics.pixels import moments
 
 if TYPE_CHECKING:
     import torch
@@ -155,6 +154,8 @@ class Watch:
 
     def moments(self) -> dict[str, list[float]]:
         """Return [red, green, blue, contrast] of each stage, in levels of 255."""
+        from mrflow.metrics.pixels import moments
+
         return {stage: moments(pixels[0]) for stage, pixels in self._pixels.items()}
 
 
