@@ -333,6 +333,28 @@ def test_other_pipelines_with_a_control_image(make: Any, plan: Any, by_hand: Any
     assert seen == []
 
 
+@pytest.mark.parametrize("guidance_stop", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"control_guidance_end": 0.5}, [1, 1, 0, 0, 0]),
+        ({"control_guidance_start": 0.5}, [0, 0, 1, 1, 1]),  # a sigma of .12 is near the end of the way
+        ({"control_guidance_start": 0.25, "control_guidance_end": 0.75}, [0, 1, 1, 0, 0]),
+        ({"control_guidance_start": [0.5], "control_guidance_end": [1.0]}, [0, 0, 1, 1, 1]),
+    ],
+)
+def test_a_share_of_control_is_one_of_the_whole_way(
+    guidance_stop: float, given: dict[str, Any], expected: list[int]
+) -> None:
+    pipe, seen = controlled(), []
+    fast = make_fast(pipe)
+    hook = lambda _m, _a, kwargs: seen.append(kwargs["conditioning_scale"])  # noqa: E731
+    pipe.controlnet.register_forward_pre_hook(hook, with_kwargs=True)
+    plan = Plan(steps=4, true_cfg_scale=2.0, guidance_stop=guidance_stop)
+    fast("a boat", seed=1, width=64, height=64, plan=plan, control_image=edges(64, 64), **given)
+    assert seen == expected
+
+
 # --- IP-Adapter ---
 
 

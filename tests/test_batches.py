@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mrflow import MrFlow, read_recipe
 from mrflow.batches import MOST, BatchSize, BatchSizes, in_batches, is_out_of_memory
+from support.batches import run as run_rows
+from support.families import CASES
 
 
 def run(items: list[int], size: BatchSize, work: Any) -> tuple[list[int], list[int], list[int]]:
@@ -113,3 +117,17 @@ def test_each_stage_and_kind_has_its_own():
 )
 def test_what_out_of_memory_looks_like(error, yes):
     assert is_out_of_memory(error) is yes
+
+
+def test_prompts_of_any_length_share_a_batch_where_padding_is_masked(tmp_path: Path) -> None:
+    """Qwen-Image's transformer is told where a text ends; four rows of other lengths are one batch, not four."""
+    prompts = [
+        "a red boat",
+        "a red boat and a",
+        "a red boat and a blue house",
+        "a red boat and a blue house at dusk",
+    ]
+    fast = MrFlow(CASES["QwenImagePipeline"].make(), "bicubic", batch_size=4)
+    rows = [{"id": f"r{k}", "prompt": text, "width": 64, "height": 64} for k, text in enumerate(prompts)]
+    assert run_rows(fast, tmp_path, *rows, batch_size=4) == (4, 0, 0)
+    assert {read_recipe(tmp_path / f"r{k}.png").batch for k in range(4)} == {4}

@@ -112,3 +112,21 @@ def test_a_fused_lora_is_named() -> None:
     pipe.load_lora_weights(lora(), adapter_name="style")
     pipe.fuse_lora(lora_scale=0.5)
     assert fast.draft("a boat", seed=1, plan=PLAN).recipes[0].conditions["lora"] == "fused style"
+
+
+def test_a_scale_of_zero_switches_off_for_one_call_and_every_weight_comes_back() -> None:
+    pipe = make_pipe()
+    bare = make_fast(make_pipe()).draft("a red boat", seed=7, plan=PLAN)[0].pixels
+    pipe.load_lora_weights(lora(), adapter_name="style")
+    pipe.set_adapters("style", 0.5)
+    fast = make_fast(pipe)
+    first, before = fast.draft("a red boat", seed=7, plan=PLAN)[0].pixels, scalings(pipe)
+    off = fast.draft("a red boat", seed=7, plan=PLAN, joint_attention_kwargs={"scale": 0})[0].pixels
+    assert torch.equal(off, bare)
+    assert scalings(pipe) == before
+    assert torch.equal(fast.draft("a red boat", seed=7, plan=PLAN)[0].pixels, first)
+
+
+def scalings(pipe: Any) -> list[dict[str, float]]:
+    parts = (pipe.transformer, pipe.text_encoder)
+    return [dict(layer.scaling) for part in parts for layer in part.modules() if hasattr(layer, "lora_alpha")]

@@ -131,3 +131,38 @@ def test_groups_offloaded_on_a_cpu_change_nothing() -> None:
     expected = make_fast(pipe)("a red boat", seed=7, plan=PLAN)
     pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
     assert bytes_of(make_fast(pipe)("a red boat", seed=7, plan=PLAN).images) == bytes_of(expected.images)
+
+
+@pytest.mark.parametrize("verb", ["call", "enhance", "native"])
+def test_offloaded_modules_leave_the_device_when_a_call_ends_and_before_encoding(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the plain pipeline's call ends; a text encoder on the device would take the autoencoder's place."""
+    from accelerate.hooks import CpuOffload
+
+    pipe, log = make_pipe(), list[str]()
+    fast = make_fast(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    names = {id(part): name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    onto, free = CpuOffload.pre_forward, type(pipe).maybe_free_model_hooks
+
+    def moved(self: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
+        log.append(names.get(id(module), "?"))
+        return onto(self, module, *args, **kwargs)
+
+    def freed(self: Any) -> None:
+        log.append("free")
+        free(self)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", moved)
+    monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", freed)
+    if verb == "call":
+        fast("a boat", seed=1, plan=PLAN)
+    elif verb == "enhance":
+        fast.enhance(torch.full((1, 3, 32, 32), 0.5), "a boat", seed=1, plan=PLAN)
+    else:
+        fast.native("a boat", seed=1, steps=1)
+    assert log[-1] == "free"
+    between = log[: len(log) - log[::-1].index("vae")]
+    encoders = [k for k, name in enumerate(between) if name.startswith("text_encoder")]
+    assert "free" in between[encoders[-1] : between.index("vae")]

@@ -48,7 +48,7 @@ class Recipe(Job):
     threads: of torch, on a CPU; another number rounds sums otherwise, too. None on other devices, and where the
         draft had others than the finish.
     conditions: what else shaped the picture, name to short text: LoRAs and their weights, another scheduler, a
-        cache, quantised weights, arguments of the caller's (see `mrflow.borrowing.describe`). Empty for a plain pipeline.
+        cache, quantised weights, arguments of the caller's (`borrowing.describe`). Empty for a plain pipeline.
     versions: package name to version.
     pixels_sha256: of the 8-bit RGB pixels, row by row. input_sha256: the same of the image that "enhance" or
         "finish" began with.

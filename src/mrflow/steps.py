@@ -177,9 +177,9 @@ def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
     pipe, plan = run.model.pipe, batch.plan
     cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
     timesteps = run.model.backbone.timesteps(pipe, noised.sigmas[:-1], *size)
+    more = {"latents": run.model.backbone.pack(pipe, noised.latents), "generator": noised.generators}
     scheduler = exact_scheduler(pipe, noised.sigmas, timesteps)
     last = _Pass(batch, size, scheduler, cfg or 1.0, begin=1 - plan.refine_sigma, refines=True)
-    more = {"latents": run.model.backbone.pack(pipe, noised.latents), "generator": noised.generators}
     return _run_pipeline(run, last, more)[0]
 
 

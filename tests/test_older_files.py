@@ -1,4 +1,4 @@
-"""What version 0.1.0 left unfinished goes on: a batch with two of four rows made, and a tuned plan."""
+"""What version 0.1.0 wrote is read, finished, replayed and resumed: drafts, pictures, a plan, half of a batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mrflow import MrFlow, Plan, get_plan, load_image, read_recipe
+from mrflow import Draft, MrFlow, Plan, get_plan, load_image, read_recipe
 from mrflow.batch.output import Output
 from mrflow.batch.run import run_batch
 from mrflow.batch.tasks import RowDefaults, read_request
@@ -58,7 +58,7 @@ def test_an_unfinished_batch_goes_on(fast: MrFlow, out: Path) -> None:
     for id in ("first", "second"):
         assert (out / f"{id}.png").read_bytes() == (OLD / "batch" / f"{id}.png").read_bytes()
         assert read_recipe(out / f"{id}.png").plan == plans[id]
-    assert load_image(out / "fourth.png").size == (64, 64)
+    assert load_image(out / "fourth.png").size == recipe.size
     assert resume(fast, out, PLAN) == (0, 4, 0)
 
 
@@ -71,3 +71,23 @@ def test_a_tuned_plan_means_what_it_meant() -> None:
     assert named_plan(str(OLD / "plan.json")) == Plan(
         steps=8, refine_sigma=0.2, true_cfg_scale=3.0, guidance_stop=0.5
     )
+
+
+@pytest.mark.parametrize("name", ["staged", "native", "finished", "enhanced"])
+def test_pictures_are_replayed(fast: MrFlow, name: str) -> None:
+    recipe = read_recipe(OLD / f"{name}.png")
+    given = load_image(OLD / "native.png") if name == "enhanced" else None
+    again = fast.replay(recipe, given)
+    assert again.images[0].size == load_image(OLD / f"{name}.png").size == recipe.size
+    told = recipe.differences(again.recipes[0])
+    # the machine, the libraries and the weights may be others by now; nothing that a caller decides may be
+    allowed = {"pixels_sha256", "input_sha256", "revision", "upscaler_sha256", "threads", "device", "dtype"}
+    assert {each for each in told if not each.startswith("versions.")} <= allowed
+
+
+def test_a_draft_is_read_and_finished(fast: MrFlow) -> None:
+    draft = Draft.from_image(OLD / "draft.png")
+    recipe = fast.finish(draft).recipes[0]
+    old = read_recipe(OLD / "finished.png")
+    assert (recipe.prompt, recipe.seed, recipe.size, recipe.plan) == (old.prompt, old.seed, old.size, old.plan)
+    assert (recipe.mode, recipe.input_sha256) == ("finish", old.input_sha256)
