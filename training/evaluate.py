@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mrflow import Plan
 from mrflow.vista import inspector
-from training.flow import Flow, shift, tokenize, unpack
+from training.flow_model import WEIGHTS, Flow, load_flow, shift, unpack
+from training.text import make_tokenizer, tokenize
 from training.world import ATTRIBUTES, caption, labels, sample_scene
 
 __all__ = ["draw", "prompts", "score"]
@@ -93,8 +94,6 @@ def main(
     sheet: Annotated[Path, typer.Option(help="Where to draw the pictures.")] = Path("runs/evaluate.png"),
 ) -> None:
     """Score the shipped weights and print the shares as JSON."""
-    from training.flow import WEIGHTS, load_flow
-    from training.text import make_tokenizer
 
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", dtype=torch.float32)
     drawing = {"side": side, "steps": steps, "guidance": guidance, "guidance_stop": guidance_stop}
