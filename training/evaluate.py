@@ -22,9 +22,15 @@ from mrflow import Plan
 from mrflow.vista import inspector
 from training.flow_model import WEIGHTS, Flow, load_flow, shift, unpack
 from training.text import make_tokenizer, tokenize
-from training.world import ATTRIBUTES, caption, labels, sample_scene
+from training.world import ATTRIBUTES, Scene, caption, labels, sample_scene
 
-__all__ = ["draw", "prompts", "score"]
+__all__ = ["draw", "prompts", "scenes", "score"]
+
+
+def scenes(count: int, seed: int) -> list[Scene]:
+    """Return the scenes that `prompts` of the same count and seed are captions of."""
+    rng = np.random.default_rng(seed)
+    return [sample_scene(rng) for _ in range(count)]
 
 
 def prompts(count: int, seed: int = 2 * 10**6) -> tuple[list[str], Tensor]:
