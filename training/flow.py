@@ -31,7 +31,7 @@ from training.evaluate import score
 from training.flow_model import SMALL_TOKENS, WEIGHTS, Flow, load_flow, pack, save_pipeline, shift
 from training.latents import project, read_projection
 from training.optim import Average, make_optimizers, set_lr
-from training.precision import compile_blocks, faster_dtype
+from training.precision import compile_blocks, faster_dtype, products_in
 from training.text import TextPair, make_tokenizer, pretrain, tokenize
 from training.track import Log, load_state, save_state
 from training.world import parse
@@ -190,12 +190,14 @@ class Trainer:
 
     def velocity(self, x: Tensor, sigma: Tensor, tokens: Tensor, rows: int, columns: int) -> Tensor:
         """Return the flow's velocity at x, in float32, computed in this training's precision."""
-        with torch.autocast(self.place.type, self.dtype, enabled=self.dtype != torch.float32):
+        with products_in(self.dtype, self.place):
             found: Tensor = self.flow(x, sigma, self.flow.text(tokens), rows, columns)
         return found.float()
 
-    def step(self, bucket: Bucket, chosen: Tensor, nothing: Tensor, rng: torch.Generator) -> dict[str, float]:
-        """Learn from the chosen pictures; returns the errors by name, that of the velocity by the size's class."""
+    def errors(
+        self, bucket: Bucket, chosen: Tensor, nothing: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss on the chosen pictures; and what it is made of, the velocity's error and the guide's."""
         x0, maps = bucket.latents[chosen].to(self.place).float(), bucket.maps[chosen].to(self.place)
         dropped = torch.rand(len(chosen), generator=rng) < DROP_CAPTION
         tokens = torch.where(dropped[:, None], nothing, bucket.tokens[chosen]).to(self.place)
@@ -206,7 +208,11 @@ class Trainer:
         velocity = self.velocity(x, sigma, tokens, bucket.rows, bucket.columns)
         apart = self.alignment(maps, bucket.rows, bucket.columns)
         error = (velocity - (noise - x0)).pow(2).mean(2)
-        loss = (weights * error).sum() / weights.sum() + ALIGN * apart
+        return (weights * error).sum() / weights.sum() + ALIGN * apart, error.mean(), apart
+
+    def step(self, bucket: Bucket, chosen: Tensor, nothing: Tensor, rng: torch.Generator) -> dict[str, float]:
+        """Learn from the chosen pictures; returns the errors by name, that of the velocity by the size's class."""
+        loss, error, apart = self.errors(bucket, chosen, nothing, rng)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -215,7 +221,7 @@ class Trainer:
             optimizer.step()
         self.average.update(self.flow)
         name = ("small", "large", "largest")[size_class(bucket.area)]
-        return {name: error.mean().item(), "apart": apart.item()}
+        return {name: error.item(), "apart": apart.item()}
 
 
 def example(trainer: Trainer) -> Tensor:

@@ -104,16 +104,16 @@ class Flow(nn.Module):
         ]  # fmt: skip
 
 
-def load_flow() -> tuple[Flow, bool]:
-    """Return the flow from the shipped weights and True; or a fresh one and False."""
-    if not (WEIGHTS / "transformer" / "config.json").exists():
+def load_flow(folder: Path = WEIGHTS) -> tuple[Flow, bool]:
+    """Return the flow of a pipeline's folder and True; or a fresh one and False."""
+    if not (folder / "transformer" / "config.json").exists():
         return Flow(*make_encoders(), make_transformer()), False
     parts = {
         "text_encoder_2": T5EncoderModel,
         "text_encoder": CLIPTextModel,
         "transformer": FluxTransformer2DModel,
     }
-    return Flow(*(cls.from_pretrained(WEIGHTS / name).float() for name, cls in parts.items())), True
+    return Flow(*(cls.from_pretrained(folder / name).float() for name, cls in parts.items())), True
 
 
 def save_pipeline(flow: Flow, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFast, out: Path = WEIGHTS) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -33,6 +34,11 @@ def faster_dtype(place: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     slow, fast = products_per_second(torch.float32), products_per_second(torch.bfloat16, times=1)
     return torch.bfloat16 if fast > FASTER * slow else torch.float32
+
+
+def products_in(dtype: torch.dtype, place: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which `place` multiplies in `dtype` and keeps weights and sums in float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(place.type, dtype)
 
 
 def compile_blocks(transformer: FluxTransformer2DModel, example: Callable[[], Tensor]) -> bool:
