@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,7 +272,7 @@ def main(
     nothing = tokenize(tokenizer, [""])
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
-    saved, step = time.monotonic(), 0
+    saved, step = 0.0, 0
     for bucket, chosen in batches(buckets, rng, tokens, shares):
         progress = log.clock.seconds / (minutes * 60) if minutes else 1.0
         if progress >= 1 or told:
@@ -283,10 +282,10 @@ def main(
         step += 1
         if step % 50 == 0:
             log.write(step, {})
-        if time.monotonic() - saved > save_every * 60:
+        if log.clock.seconds - saved > save_every * 60:
             save_state(run, trainer.modules, trainer.optimizers)
             log.write(step, score(trainer.average.model, vae, tokenizer, run / "samples.png"))
-            saved = time.monotonic()
+            saved = log.clock.seconds
     if step:
         save_state(run, trainer.modules, trainer.optimizers)
     save_pipeline(trainer.average.model, vae, tokenizer, out)

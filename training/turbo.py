@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +192,7 @@ def main(
     )
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
-    saved, step = time.monotonic(), 0
+    saved, step = 0.0, 0
     while (progress := log.clock.seconds / (minutes * 60)) < 1 and not told:
         rows = 16 if torch.rand((), generator=rng).item() < large_share else 8
         scenes = [sample_scene(words) for _ in range(max(1, tokens // rows**2))]
@@ -204,9 +203,9 @@ def main(
         log.mean({"large" if rows == 16 else "small": sum(errors) / len(errors)})
         if step % 20 == 0:
             log.write(step, {})
-        if time.monotonic() - saved > save_every * 60:
+        if log.clock.seconds - saved > save_every * 60:
             save_state(run, work.modules, work.optimizers)
-            saved = time.monotonic()
+            saved = log.clock.seconds
     save_state(run, work.modules, work.optimizers)
     save_pipeline(work.average.model, vae, tokenizer, out)
     drawing = {"steps": STEPS, "guidance": 1.0, "guidance_stop": 0.01}
