@@ -16,18 +16,8 @@ pytest.importorskip("numba")
 from training import autoencoder, critic, guide, norms, redraw, upscaler
 from training.data import to_tensor
 from training.evaluate import draw, prompts
-from training.flow import (
-    LOW_SIGMA,
-    Flow,
-    draw_sigmas,
-    image_ids,
-    make_scheduler,
-    make_transformer,
-    object_weights,
-    pack,
-    shift,
-    unpack,
-)
+from training.flow import LOW_SIGMA, draw_sigmas, object_weights
+from training.flow_model import Flow, image_ids, make_scheduler, make_transformer, pack, shift, unpack
 from training.heldout import SETS, lines
 from training.inspector import accuracy
 from training.losses import look_loss, pixel_loss, texture_loss

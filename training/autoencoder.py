@@ -25,11 +25,12 @@ from mrflow.vista import inspector
 from training import guide, norms
 from training.critic import Contest
 from training.data import crops, read, to_tensor
+from training.latents import LATENTS, encode, project, read_projection
 from training.losses import edge_energy, look_loss, pixel_loss, strengths, texture_loss
 from training.optim import Average, make_optimizers, set_lr
+from training.redraw import DRAFTED, REFINED, repaint_all
 from training.track import Log, load_state, save_state
 
-LATENTS = 24
 CHANNELS = 32
 WHITENING = 0.6
 """A component of spread d is divided by d**WHITENING: 1 would make fine texture as loud as the layout."""
@@ -141,32 +142,6 @@ def prepare_decoder(decoder: nn.Module) -> None:
     norms.begin(decoder)
 
 
-def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Return latents (B, LATENTS, H/8, W/8) of images (B, 3, H, W) in [-1, 1]."""
-    return vae.encode(images).latent_dist.mode()
-
-
-@torch.no_grad()
-def read_projection(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the encoder as what it is, a linear map of 8x8 patches: rows (LATENTS, 192) and offset (LATENTS,).
-
-    By least squares on images (N, 3, H, W) in [-1, 1], N of 16 or more. A hundred times faster than the encoder.
-    """
-    patches = unfold(images, 8, stride=8).mT.reshape(-1, 192)
-    latents = encode(vae, images).permute(0, 2, 3, 1).reshape(-1, LATENTS)
-    ones = torch.ones(len(patches), 1)
-    solution = torch.linalg.lstsq(
-        torch.cat([patches, ones], 1).double(), latents.double(), driver="gelsd"
-    ).solution
-    return solution[:-1].T.float(), solution[-1].float()
-
-
-def project(images: Tensor, rows: Tensor, offset: Tensor) -> Tensor:
-    """Return latents (B, LATENTS, H/8, W/8) of images (B, 3, H, W) in [-1, 1], by the map of `read_projection`."""
-    height, width = images.shape[2] // 8, images.shape[3] // 8
-    return (rows @ unfold(images, 8, stride=8) + offset[:, None]).view(len(images), LATENTS, height, width)
-
-
 def repainted_crops(
     pictures: np.ndarray, latents: tuple[Tensor, Tensor], rng: np.random.Generator, count: int, side: int
 ) -> tuple[Tensor, Tensor]:
@@ -233,8 +208,6 @@ def main(
     projection = read_projection(vae, held_out)
     repainted = None
     if repaint:
-        from training.redraw import DRAFTED, REFINED, repaint_all
-
         first = pictures[: min(repaint, len(pictures) - keep)]
         repainted = (
             repaint_all(first, captions, projection, False, REFINED, seed),

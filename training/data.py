@@ -21,7 +21,10 @@ from torch.nn.functional import avg_pool2d
 from training.world import ATTRIBUTES, caption, labels, paint, sample_scene
 
 DATA = Path("data")
-SHARES = {(256, 256): 0.80, (320, 192): 0.06, (192, 320): 0.06, (288, 224): 0.04, (224, 288): 0.04}
+SHARES = {
+    (256, 256): 0.72, (320, 192): 0.05, (192, 320): 0.05, (288, 224): 0.04, (224, 288): 0.04,
+    (384, 256): 0.02, (256, 384): 0.02, (384, 384): 0.02, (512, 512): 0.04,
+}  # fmt: skip
 """Share of the pictures painted at each (width, height)."""
 CHUNK = 256
 

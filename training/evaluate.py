@@ -20,10 +20,17 @@ from transformers import PreTrainedTokenizerFast
 
 from mrflow import Plan
 from mrflow.vista import inspector
-from training.flow import Flow, shift, tokenize, unpack
-from training.world import ATTRIBUTES, caption, labels, sample_scene
+from training.flow_model import WEIGHTS, Flow, load_flow, shift, unpack
+from training.text import make_tokenizer, tokenize
+from training.world import ATTRIBUTES, Scene, caption, labels, sample_scene
 
-__all__ = ["draw", "prompts", "score"]
+__all__ = ["draw", "prompts", "scenes", "score"]
+
+
+def scenes(count: int, seed: int) -> list[Scene]:
+    """Return the scenes that `prompts` of the same count and seed are captions of."""
+    rng = np.random.default_rng(seed)
+    return [sample_scene(rng) for _ in range(count)]
 
 
 def prompts(count: int, seed: int = 2 * 10**6) -> tuple[list[str], Tensor]:
@@ -93,8 +100,6 @@ def main(
     sheet: Annotated[Path, typer.Option(help="Where to draw the pictures.")] = Path("runs/evaluate.png"),
 ) -> None:
     """Score the shipped weights and print the shares as JSON."""
-    from training.flow import WEIGHTS, load_flow
-    from training.text import make_tokenizer
 
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", dtype=torch.float32)
     drawing = {"side": side, "steps": steps, "guidance": guidance, "guidance_stop": guidance_stop}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
 from mrflow.vista.inspector import SIDE, Inspector, load
-from training.data import folder, read, to_tensor
+from training.data import DATA, folder, read, to_tensor
 
 FILE = Path("training/guide.safetensors")
 CHANNELS = 128
@@ -32,12 +32,12 @@ def feature_maps(inspector: Inspector, images: Tensor) -> Tensor:
     return features
 
 
-def read_maps(size: tuple[int, int]) -> Tensor:
+def read_maps(size: tuple[int, int], root: Path = DATA) -> Tensor:
     """Return standardised features (N, CHANNELS, 8, 8) fp16 of all pictures of a size (once: kept on disk)."""
-    file = folder(size) / "guide.pt"
+    file = folder(size, root) / "guide.pt"
     if not file.exists():
         inspector = load(FILE)
-        pictures, _, _ = read(size)
+        pictures, _, _ = read(size, root)
         parts = [feature_maps(inspector, to_tensor(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
         features = torch.cat([part.half() for part in parts])
         some = features[:500].float()
@@ -59,7 +59,11 @@ class Alignment(nn.Module):
 
     def forward(self, maps: Tensor, rows: int, columns: int) -> Tensor:
         """Return 1 - cosine, averaged, for the tokens (B, rows * columns, width) that the block last gave."""
-        tokens = self.project(self._seen.pop())
-        self._seen.clear()
+        tokens = self.project(self._seen.pop().float())
+        self.forget()
         wanted = interpolate(maps.float(), (rows, columns), mode="bilinear").flatten(2).mT
         return 1 - cosine_similarity(tokens, wanted, dim=2).mean()
+
+    def forget(self) -> None:
+        """Drop what the block gave without a look at it."""
+        self._seen.clear()

@@ -12,9 +12,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from training.autoencoder import project
 from training.data import to_tensor
-from training.flow import Flow, load_flow, pack, unpack
+from training.flow_model import Flow, load_flow, pack, unpack
+from training.latents import project
 from training.text import make_tokenizer, tokenize
 
 REFINED = ((0.12, 0.12), 1)

@@ -11,6 +11,21 @@ import torch
 from torch import nn
 
 LOGS = Path("training/logs")
+PAUSE = 60.0
+"""Seconds between two ticks of which no more count: a training may be stopped (SIGSTOP) while others measure."""
+
+
+class Clock:
+    """Seconds of work since the start: long gaps between ticks, which are pauses, count for PAUSE seconds."""
+
+    def __init__(self) -> None:
+        self.seconds, self.last = 0.0, time.monotonic()
+
+    def tick(self) -> None:
+        """Count the time since the last tick."""
+        now = time.monotonic()
+        self.seconds += min(now - self.last, PAUSE)
+        self.last = now
 
 
 class Log:
@@ -24,11 +39,12 @@ class Log:
         self.path = LOGS / f"{name}.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         last = json.loads(lines[-1]) if lines else {"seconds": 0.0, "step": 0}
-        self.before, self.steps_before, self.start = last["seconds"], last["step"], time.monotonic()
+        self.before, self.steps_before, self.clock = last["seconds"], last["step"], Clock()
         self.sums: dict[str, list[float]] = {}
 
     def mean(self, values: dict[str, float]) -> None:
         """Remember values of one step; the next report gives their means."""
+        self.clock.tick()
         for name, value in values.items():
             self.sums.setdefault(name, []).append(value)
 
@@ -36,7 +52,8 @@ class Log:
         """Report the means since the last report, and `values`."""
         means = {name: sum(v) / len(v) for name, v in self.sums.items()}
         self.sums = {}
-        seconds = self.before + time.monotonic() - self.start
+        self.clock.tick()
+        seconds = self.before + self.clock.seconds
         line = {"step": self.steps_before + step, "seconds": round(seconds, 1)}
         line |= {name: round(value, 5) for name, value in (means | values).items()}
         with self.path.open("a") as file:

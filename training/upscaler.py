@@ -25,9 +25,9 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 from mrflow.vista import inspector
 from training import guide
 from training.autoencoder import FOLDER as VAE
-from training.autoencoder import project, read_projection
 from training.critic import Contest
 from training.data import read, to_tensor
+from training.latents import project, read_projection
 from training.losses import edge_energy, look_loss, pixel_loss, spreads, strengths, texture_loss
 from training.optim import Average, make_optimizers, set_lr
 from training.redraw import DRAFTED, repaint_all
