@@ -7,14 +7,38 @@ from mrflow.errors import PlanError
 from mrflow.plan import PRESETS, Plan, get_plan
 
 
-def test_presets_are_the_published_ones_and_name_their_source() -> None:
+def test_presets_name_their_source_and_whose_numbers_they_are() -> None:
     assert list(PRESETS)[:3] == ["12+1", "20+1", "4+1"]
     for name, preset in PRESETS.items():
         assert preset.name == name
-        assert name.rpartition("-")[2] == preset.plan.label
-        assert preset.plan.refine_sigma == 0.12
-        assert preset.plan.true_cfg_scale == (1.0 if "-" in name else None)  # distilled: no guidance
+        ours = name.removesuffix("-published")
+        assert ours.rpartition("-")[2] == preset.plan.label
+        assert (preset.plan.refine_sigma == 0.12) is (ours == name)
+        undistilled = ours in ("12+1", "20+1", "4+1", "piflow-4+1", "klein-base-12+1")
+        assert preset.plan.true_cfg_scale == (None if undistilled else 1.0)
         assert any(word in preset.source for word in ("2607.01642", "diffusers", "huggingface.co"))
+
+
+def test_published_sigmas_are_what_the_published_scripts_really_mix_in() -> None:
+    """Their nominal values through diffusers' own schedulers, as their pipelines set them."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    def effective(nominal: float, mu: float | None = None, **scheduler: object) -> float:
+        made = FlowMatchEulerDiscreteScheduler(**scheduler)
+        made.set_timesteps(sigmas=[nominal], mu=mu)
+        return float(made.sigmas[0])
+
+    mu = compute_empirical_mu(1024 * 1024 // 16**2, num_steps=1)
+    expected = {
+        "klein-base-12+1-published": effective(0.12, mu, use_dynamic_shifting=True),
+        "klein-4+1-published": effective(0.25, mu, use_dynamic_shifting=True),
+        "piflow-4+1-published": effective(0.25, shift=3.2),
+        "z-image-turbo-8+1-published": effective(1 / 9, shift=3.0),
+    }
+    for name, sigma in expected.items():
+        assert PRESETS[name].plan.refine_sigma == pytest.approx(sigma, abs=6e-4), name
+    assert effective(0.10, mu, use_dynamic_shifting=True) == pytest.approx(0.528, abs=6e-4)
 
 
 def test_presets_cannot_be_changed() -> None:
