@@ -96,7 +96,7 @@ def run_pipeline(
         result = pipe(**arguments, output_type="latent", callback_on_step_end=after_step)
     if getattr(pipe, "_interrupt", False):  # by another thread: the loop then leaves out what is left
         raise StoppedError(_STOPPED)
-    return result.images, held[0]
+    return result.images, held[0] if held else result.images
 
 
 @contextmanager

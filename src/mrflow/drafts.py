@@ -16,7 +16,7 @@ from mrflow.errors import ImageError, RequestError, SizeError
 from mrflow.files import load_image, read_recipe, save_image
 from mrflow.images import crop_to_aspect, make_grid, pixels_sha256, to_pil, to_tensor
 from mrflow.jobs import Job, Prompts, Seeds, ask, check_size, fit_size
-from mrflow.plan import Plan, get_plan
+from mrflow.plan import NATIVE, Plan, get_plan
 from mrflow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -258,12 +258,15 @@ def _plan_for(draft: Draft, plan: Plan | str | None) -> Plan:
 
 def _replan(model: Model, draft: Draft, plan: Plan) -> Draft:
     base = draft.base_recipe
-    new = replace(model.resolve_plan(plan), steps=base.plan.steps)
+    new = replace(model.resolve_plan(plan), steps=base.plan.steps, noise=base.plan.noise)  # as it was drafted
     width, height = base.size
     if new.ratio != base.plan.ratio:
         width, height = _enlarged(model, draft, new)
     negative = model.defaults.negative_prompt if new.guided and not base.plan.guided else base.negative_prompt
+    noise = (base.noise_width or base.width, base.noise_height or base.height)
     recipe = replace(base, plan=new, width=width, height=height, negative_prompt=negative)
+    if new.noise == NATIVE and noise != recipe.size:
+        recipe = replace(recipe, noise_width=noise[0], noise_height=noise[1])
     return Draft(draft.pixels, recipe, draft.embeds if base.plan.guided or not new.guided else None)
 
 

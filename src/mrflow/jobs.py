@@ -38,6 +38,8 @@ class Asked:
     width: int | None = None
     height: int | None = None
     max_sequence_length: int | None = None
+    noise_width: int | None = None
+    noise_height: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,8 @@ class Job:
 
     negative_prompt: None where no classifier-free guidance runs. plan: resolved, that is with the guidance and
     solver really used. width, height: pixels of the finished picture. max_sequence_length: text tokens, None for
-    the pipeline's default.
+    the pipeline's default. noise_width, noise_height: the size of which a draft takes the plain pipeline's noise;
+    None is the finished one.
     """
 
     prompt: str
@@ -56,6 +59,8 @@ class Job:
     plan: Plan
     negative_prompt: str | None = None
     max_sequence_length: int | None = None
+    noise_width: int | None = None
+    noise_height: int | None = None
 
     @property
     def size(self) -> Size:
@@ -69,15 +74,13 @@ def ask(
     seed: Seeds = None,
     num_images: int = 1,
     *,
-    plan: Plan | None = None,
-    width: int | None = None,
-    height: int | None = None,
     max_sequence_length: int | None = None,
+    **more: Any,
 ) -> list[Asked]:
     """Return what is asked for, picture by picture, the `num_images` of each prompt side by side.
 
     negative_prompt: one for all, or one per prompt. seed: see `make_seeds`; a sequence of seeds for a single
-    prompt makes one picture per seed. Raises PromptError or RequestError.
+    prompt makes one picture per seed. more: further fields of Asked. Raises PromptError or RequestError.
     """
     prompts = check_prompts(prompt)
     negatives = _check_negatives(negative_prompt, len(prompts))
@@ -92,15 +95,7 @@ def ask(
         max_sequence_length = _check_count("max_sequence_length", max_sequence_length, 65536)
     pairs = [pair for pair in zip(prompts, negatives, strict=True) for _ in range(count)]
     return [
-        Asked(
-            prompt=text,
-            negative_prompt=negative,
-            seed=one,
-            plan=plan,
-            width=width,
-            height=height,
-            max_sequence_length=max_sequence_length,
-        )
+        Asked(prompt=text, negative_prompt=negative, seed=one, max_sequence_length=max_sequence_length, **more)
         for (text, negative), one in zip(pairs, make_seeds(seed, total), strict=True)
     ]
 

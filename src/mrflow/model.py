@@ -61,6 +61,8 @@ class Model:
             own, plan = self.defaults, plans[one.plan]
             guided = plan.guided
             values: dict[str, Any] = {
+                "noise_width": one.noise_width,
+                "noise_height": one.noise_height,
                 "negative_prompt": _first(one.negative_prompt, own.negative_prompt) if guided else None,
                 "max_sequence_length": _first(one.max_sequence_length, own.max_sequence_length),
             }

@@ -32,6 +32,10 @@ from mrflow.recipe import Recipe, warn_of_difference
 from mrflow.steps import Run
 from mrflow.upscaler import Upscaler
 
+_TOLD = (  # by a recipe, of what is asked
+    *("negative_prompt", "width", "height", "plan", "seed", "max_sequence_length", "noise_width", "noise_height"),
+)
+
 
 class MrFlow:
     """Staged sampling over a diffusers text-to-image pipeline, which stays the caller's own.
@@ -284,27 +288,22 @@ class MrFlow:
         """
         extra = self._read(others).extra
         warn_of_difference(recipe.conditions, Run.over(self.model, extra=extra).conditions, "The picture")
-        settings: dict[str, Any] = {
-            "negative_prompt": recipe.negative_prompt,
-            "width": recipe.width,
-            "height": recipe.height,
-            "plan": recipe.plan,
-            "seed": recipe.seed,
-            "max_sequence_length": recipe.max_sequence_length,
-            "callback": callback,
-            **extra,
-        }
+        told = {name: getattr(recipe, name) for name in _TOLD}
         with cpu_threads(recipe.threads):
-            if recipe.mode == "staged":
-                return self(recipe.prompt, **settings)
-            if recipe.mode == "native":
-                return self.native(recipe.prompt, steps=recipe.plan.steps, **settings)
             if recipe.mode == "enhance":
-                return self.enhance(check_input(recipe, image), recipe.prompt, **settings)
-            drafts = self.draft(recipe.prompt, **settings)
-            if recipe.mode == "draft":
-                return Result(drafts.images, drafts.recipes, drafts.seconds, drafts)
-            return self.finish(drafts[0].rounded(), callback=callback, **extra)
+                given = check_input(recipe, image)
+                told = {name: told[name] for name in told if not name.startswith("noise_")}
+                return self.enhance(given, recipe.prompt, **told, callback=callback, **extra)
+            jobs = self.model.resolve(ask(recipe.prompt, **told), native=recipe.mode == "native")
+            with self._running(callback, extra) as run:
+                if recipe.mode == "native":
+                    return make_natives(run, jobs)
+                drafts = make_drafts(run, jobs)
+                if recipe.mode == "draft":
+                    made = Drafts(tuple(drafts), run.clock.totals())
+                    return Result(made.images, made.recipes, made.seconds, made)
+                rounded = recipe.mode == "finish"  # a draft that went through a file
+                return finish_drafts(run, [draft.rounded() for draft in drafts] if rounded else drafts)
 
     def _read(self, others: Arguments, **ours: Any) -> Call:
         base = self._base  # whose solver the model's resolving puts back where it fits

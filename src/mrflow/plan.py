@@ -30,7 +30,7 @@ from mrflow.errors import PlanError
 MAX_STEPS = 1000
 MAX_SCALE = 8.0
 SOLVERS = ("dpm++2m", "unipc")
-OWN = "own"
+OWN, NATIVE = "own", "native"
 _MAX_DENOMINATOR = 8  # 1.5 = 3/2 and 1.333 = 4/3 pass; finer ratios would leave hardly any size that fits
 _RATIO_TOLERANCE = 1e-3
 
@@ -224,6 +224,18 @@ class Plan:
         options=("--solver",),
         metavar="NAME",
         http="solver",
+    )
+    noise: str = _number(
+        OWN,
+        kind=str,
+        text="What a draft begins from: native, the plain pipeline's noise at full size brought down, so that the "
+        "same seed shows the same scene; or own, noise of its own size.",
+        more="A finished draft keeps the size that its noise came from.",
+        choices=(NATIVE, OWN),
+        hint=f"{NATIVE} or {OWN}.",
+        options=("--noise",),
+        metavar="NAME",
+        http="noise",
     )
 
     def __post_init__(self) -> None:

@@ -79,7 +79,7 @@ class Recipe(Job):
         _check_range("width", self.width, 1, 65536)
         _check_range("height", self.height, 1, 65536)
         _check_range("batch", self.batch, 1, 65536)
-        for name in ("max_sequence_length", "threads"):
+        for name in ("max_sequence_length", "threads", "noise_width", "noise_height"):
             if getattr(self, name) is not None:
                 _check_range(name, getattr(self, name), 1, 65536)
         _check("plan", self.plan, Plan)

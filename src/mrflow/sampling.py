@@ -16,11 +16,13 @@ the same noise on every device, and picture k of a batch gets the noise it would
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from mrflow.errors import PlanError
 
@@ -84,6 +86,31 @@ def mix_noise(latents: Tensor, sigma: float, steps: int, seeds: Iterable[int]) -
     generators = refine_generators(seeds)
     noise = make_noise(latents.shape[1:], generators, latents.device)
     return Noised(add_noise(latents, sigma, noise), refine_sigmas(sigma, steps), generators)
+
+
+def shrink_noise(noise: Tensor, height: int, width: int) -> Tensor:
+    """Return white noise (B, C, H, W) brought down to (B, C, height, width), as white and of the same variance.
+
+    Where both ratios are whole, averages times the root of the number averaged; else the lowest frequencies of an
+    orthonormal cosine transform, in which white noise is white, too. float32.
+    """
+    rows, columns = noise.shape[-2:]
+    if rows % height == 0 and columns % width == 0:
+        window = (rows // height, columns // width)
+        pooled: Tensor = avg_pool2d(noise.float(), window)
+        return pooled * float(math.prod(window)) ** 0.5
+    down = [_cosines(few)[:, :few].T @ _cosines(many)[:few] for few, many in ((height, rows), (width, columns))]
+    above, beside = (each.to(noise.device) for each in down)
+    low: Tensor = above @ noise.double() @ beside.T
+    return low.float()
+
+
+def _cosines(size: int) -> Tensor:
+    """Return the orthonormal cosine transform of `size` values as a matrix, a frequency in each row."""
+    k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)[None]
+    matrix = torch.cos(math.pi * (n + 0.5) * k / size) * (2 / size) ** 0.5
+    matrix[0] /= 2**0.5
+    return cast("Tensor", matrix)
 
 
 def _refine_seed(seed: int) -> int:

@@ -20,9 +20,9 @@ from mrflow.backbones.family import Embeds
 from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.jobs import Job, Size
 from mrflow.model import Model
-from mrflow.plan import Plan
+from mrflow.plan import NATIVE, Plan
 from mrflow.progress import Callback, Clock, timed
-from mrflow.sampling import Noised, draft_generators, mix_noise
+from mrflow.sampling import Noised, draft_generators, mix_noise, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
 
 
@@ -81,6 +81,12 @@ class Batch:
     def size(self) -> Size:
         """Width and height of the finished pictures."""
         return self.jobs[0].width, self.jobs[0].height
+
+    @property
+    def noise_size(self) -> Size:
+        """Of which the plain pipeline's noise is taken."""
+        first = self.jobs[0]
+        return first.noise_width or first.width, first.noise_height or first.height
 
     @property
     def seeds(self) -> list[int]:
@@ -145,7 +151,9 @@ def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
     In one run of the pipeline, or in two, of which only the first is guided.
     """
     backbone, pipe, plan, seeds = run.model.backbone, run.model.pipe, batch.plan, batch.seeds
-    more = {"generator": draft_generators(seeds)}
+    more: dict[str, Any] = {"generator": draft_generators(seeds)}
+    if plan.noise == NATIVE and size != (noise_size := batch.noise_size):
+        more["latents"] = _native_noise(run, batch, noise_size, size)
     cfg, guided = plan.true_cfg_scale or 1.0, plan.guided_steps
     whole = _Pass(batch, size, draft_scheduler(pipe, plan.solver), cfg)
     if cfg <= 1 or guided == plan.steps:
@@ -156,6 +164,21 @@ def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
     take_tail(whole.scheduler)
     rest = replace(whole, cfg=1.0, begin=share, before=guided)
     return _run_pipeline(run, rest, {**more, "latents": backbone.resume(pipe, held, *size)})[0]
+
+
+def _native_noise(run: Run, batch: Batch, native: Size, size: Size) -> Tensor:
+    """Return the noise that the pipeline draws for a picture of `native` size, brought down to `size`, packed.
+
+    The pipeline itself is asked for it: its loop is run without a step.
+    """
+    backbone, pipe, plan = run.model.backbone, run.model.pipe, batch.plan
+    asked = _Pass(batch, native, draft_scheduler(pipe, plan.solver), 1.0)
+    take_head(asked.scheduler, 0)
+    given, _ = _run_pipeline(run, asked, {"generator": draft_generators(batch.seeds)})
+    noise = backbone.noise(pipe, given, *native)
+    rows, columns = (int(side) for side in noise.shape[-2:])
+    small = shrink_noise(noise, rows * size[1] // native[1], columns * size[0] // native[0])
+    return backbone.pack(pipe, small.to(given.dtype))
 
 
 @timed("upscale")

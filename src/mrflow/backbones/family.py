@@ -145,6 +145,11 @@ class Backbone:
         """Return what `encode` gave in the form that the pipeline takes as `latents=`."""
         return self.layout.pack(pipe, latents)
 
+    def noise(self, pipe: Pipeline, given: Tensor, width: int, height: int) -> Tensor:
+        """Return what the pipeline gave for output_type="latent" after no step, as `pack` takes it: its noise."""
+        latents = self.layout.unpack(pipe, given, width, height)
+        return latents.squeeze(2) if latents.ndim == 5 else latents
+
     def resume(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
         """Return what the pipeline's loop holds, of a width x height picture, as it takes `latents=`."""
         return latents

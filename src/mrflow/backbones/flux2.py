@@ -34,16 +34,17 @@ class BatchNormVae:
     def encode(self, vae: Any, pixels: Tensor) -> Tensor:
         """Return pixels as latents (B, 4C, H/2, W/2)."""
         mode = vae.encode((pixels * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
-        mean, std = self._statistics(vae, mode)
+        mean, std = self.statistics(vae, mode)
         return (_patchify(mode) - mean) / std
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Return (B, 4C, H/2, W/2) latents as pixels."""
-        mean, std = self._statistics(vae, latents)
+        mean, std = self.statistics(vae, latents)
         raw = _unpatchify(latents * std + mean)
         return to_unit(vae.decode(raw.to(vae.dtype)).sample)
 
-    def _statistics(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    def statistics(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation of each channel, as `like` is."""
         mean = vae.bn.running_mean.view(1, -1, 1, 1)
         return mean.to(like.device, like.dtype), self.deviation(vae).to(like.device, like.dtype)
 
@@ -121,6 +122,11 @@ class Flux2KleinBackbone(Flux2Backbone):
         """Return what is cut off inside the chat template."""
         before, after = chat_template(pipe.tokenizer, prompt, enable_thinking=False)
         return read_text(pipe.tokenizer, prompt, max_sequence_length or self.text_length, before, after)
+
+    def noise(self, pipe: Pipeline, given: Tensor, width: int, height: int) -> Tensor:
+        """Return Klein's latents, which it gives as the autoencoder's own, as the patches that it drew."""
+        mean, std = self.autoencoder.statistics(pipe.vae, given)
+        return (_patchify(given) - mean) / std
 
     def decode(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
         """Return Klein's latents, which it gives as the autoencoder's own, as pixels."""
