@@ -97,8 +97,8 @@ def shrink_noise(noise: Tensor, height: int, width: int) -> Tensor:
     rows, columns = noise.shape[-2:]
     if rows % height == 0 and columns % width == 0:
         window = (rows // height, columns // width)
-        pooled: Tensor = avg_pool2d(noise.float(), window)
-        return pooled * float(math.prod(window)) ** 0.5
+        pooled: Tensor = avg_pool2d(noise.float(), window) * math.sqrt(math.prod(window))
+        return pooled
     down = [_cosines(few)[:, :few].T @ _cosines(many)[:few] for few, many in ((height, rows), (width, columns))]
     above, beside = (each.to(noise.device) for each in down)
     low: Tensor = above @ noise.double() @ beside.T
