@@ -13,7 +13,7 @@ import torch
 
 from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow, Plan
-from mrflow.errors import RequestError, StoppedError
+from mrflow.errors import MrFlowWarning, RequestError, StoppedError
 from mrflow.sampling import draft_generators
 
 
@@ -275,3 +275,81 @@ def test_the_pipelines_stop_signal_ends_the_call(fast: MrFlow, guidance_stop: fl
 def test_only_what_differs_is_in_the_recipe(fast: MrFlow) -> None:
     recipe = fast("a boat", seed=1).recipes[0]
     assert replace(recipe, plan=Plan()).plan.to_dict() == {}
+
+
+# --- what a verb has no use for ---
+
+
+@pytest.mark.parametrize(
+    ("verb", "given"),
+    [
+        ("finish", {"num_images_per_prompt": 3}),
+        ("finish", {"generator": torch.Generator()}),
+        ("finish", {"max_sequence_length": 8}),
+        ("finish", {"steps": 9}),
+        ("finish", {"width": 128}),
+        ("finish", {"seed": 3}),
+        ("finish", {"prompt": "x"}),
+        ("enhance", {"num_images_per_prompt": 3}),
+        ("enhance", {"num_images": 3}),
+        ("enhance", {"num_inference_steps": 3}),
+        ("native", {"refine_sigma": 0.4}),
+        ("native", {"scale": 3}),
+        ("draft", {"output_type": "pt"}),
+        ("draft", {"return_dict": False}),
+        ("draft", {"keep_upscaled": True}),
+        ("replay", {"steps": 2}),
+        ("replay", {"width": 96}),
+        ("replay", {"output_type": "pt"}),
+    ],
+    ids=lambda value: re.sub(r"<.*?>", "", str(value)),
+)
+def test_what_a_verb_has_no_use_for_is_refused_by_its_name(fast: MrFlow, verb: str, given: dict[str, Any]) -> None:
+    draft = fast.draft("a boat", seed=1)[0]
+    first = {"finish": [draft], "enhance": [draft.image, "a boat"], "replay": [draft.recipe]}.get(verb, ["a boat"])
+    with pytest.raises(RequestError, match=f"{verb} takes no {next(iter(given))}"):
+        getattr(fast, verb)(*first, **given)
+
+
+def test_a_refused_call_uses_up_no_seed(fast: MrFlow) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for refused in ({"width": 70}, {"plan": Plan(solver="unipc"), "height": 1}):
+        with pytest.raises(RequestError):
+            fast("a boat", generator=generator, **refused)
+    assert fast.draft("a boat", generator=generator)[0].base_recipe.seed == 7
+
+
+@pytest.mark.parametrize("given", [{"seed": []}, {"generator": []}])
+def test_no_seeds_at_all_are_refused(fast: MrFlow, given: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="0 seeds"):
+        fast("a boat", **given)
+
+
+def test_seeds_and_generators_are_compared_one_by_one(fast: MrFlow) -> None:
+    generators = draft_generators([1, 2])
+    both = fast.draft(["a boat", "a lake"], seed=np.array([1, 2]), generator=generators)
+    assert [draft.base_recipe.seed for draft in both] == [1, 2]
+    with pytest.raises(RequestError, match="they mean the same"):
+        fast(["a boat", "a lake"], seed=[1, 3], generator=draft_generators([1, 2]))
+    with pytest.raises(RequestError, match="steps is"):
+        fast("a boat", plan="4+1", steps=np.array([1, 2]))
+
+
+def test_none_says_nothing(fast: MrFlow) -> None:
+    assert fast("a boat", seed=1, joint_attention_kwargs=None, latents=None).recipes[0].conditions == {}
+    with pytest.raises(AttributeError):  # the pipeline's own answer to a number there
+        fast("a boat", seed=1, joint_attention_kwargs=3)
+
+
+@pytest.mark.parametrize("verb", ["__call__", "draft", "finish", "enhance"])
+def test_a_warning_points_at_the_callers_line(fast: MrFlow, verb: str) -> None:
+    draft = fast.draft("a boat", seed=1)[0]
+    first = {"finish": [draft], "enhance": [draft.image, "a boat"]}.get(verb, ["a boat"])
+    with pytest.warns(MrFlowWarning, match="no guidance embeddings") as caught:
+        getattr(fast, verb)(*first, plan=Plan(steps=1, guidance_scale=3.5))
+    assert {each.filename for each in caught} == {__file__}
+
+
+def test_negative_prompts_may_be_given_for_some(fast: MrFlow) -> None:
+    result = fast(["a boat", "a lake"], negative_prompt=[None, "a house"], seed=1)
+    assert [recipe.negative_prompt for recipe in result.recipes] == ["", "a house"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,10 @@ OWNED: Mapping[str, str] = {
     **dict.fromkeys(("callback", "callback_steps"), "Give callback_on_step_end=, or our own callback=."),
 }
 _OURS = ("prompt", "negative_prompt", "width", "height", "plan", "seed", "num_images", "keep_upscaled", "callback")
+REFINING = {"scale", "guidance_scale", "true_cfg_scale", *(name for name in ABOUT if name.startswith("refine_"))}
+DRAFTING = {"num_inference_steps", *(set(ABOUT) - REFINING)}
+SEEDING = {"generator", "num_images_per_prompt", "max_sequence_length"}
+GIVING = {"output_type", "return_dict"}
 _READ = (  # ours in the field's words
     *(
         "num_inference_steps",
@@ -88,13 +92,19 @@ def read_call(
     base: Plan = DEFAULT_PLAN,
     seed: Seeds = None,
     num_images: int = 1,
+    verb: str = "The call",
+    without: Collection[str] = (),
 ) -> Call:
     """Return the arguments of a call; others: those that its verb has no name for. base: what mere numbers change.
 
+    verb, without: what the call is, and names that it has no use for and refuses.
     The field's names mean what they mean to the pipeline: num_inference_steps (the draft's), guidance_scale (of
     whichever kind the pipeline so calls), num_images_per_prompt, generator. Raises RequestError for names that
     nobody knows, for what is not the caller's to set, and for the same thing said twice with different values.
     """
+    for name in others:
+        if name in _OURS or (name in without and others[name] is not None):
+            raise RequestError(f"{verb} takes no {name}. Leave it out.")
     rest = dict(others)
     signature = inspect.signature(type(pipe).__call__).parameters
     numbers = {name: rest.pop(name) for name in ABOUT if rest.get(name) is not None}
@@ -122,9 +132,8 @@ def read_call(
 
 def lora_scale(extra: Arguments) -> float | None:
     """Return the weight that the caller gives LoRAs for a call (diffusers 0.42.1, pipeline_flux.py)."""
-    given = extra.get("joint_attention_kwargs") or extra.get("attention_kwargs") or {}
-    scale: float | None = given.get("scale")
-    return scale
+    given = extra.get("joint_attention_kwargs") or extra.get("attention_kwargs")
+    return given.get("scale") if isinstance(given, Mapping) else None
 
 
 def fit_arguments(extra: Arguments, size: Size, begin: float = 0.0, end: float = 1.0) -> dict[str, Any]:
@@ -140,7 +149,8 @@ def fit_arguments(extra: Arguments, size: Size, begin: float = 0.0, end: float =
 
 def describe_arguments(extra: Arguments) -> dict[str, str]:
     """Return for each argument a short text that tells values apart: images and tensors by their hash."""
-    return {f"argument.{name}": _describe(value)[:_MAX_TEXT] for name, value in extra.items()}
+    said = {name: value for name, value in extra.items() if value is not None}
+    return {f"argument.{name}": _describe(value)[:_MAX_TEXT] for name, value in said.items()}
 
 
 def _put(numbers: dict[str, Any], name: str, value: Any, called: str) -> None:
@@ -149,9 +159,19 @@ def _put(numbers: dict[str, Any], name: str, value: Any, called: str) -> None:
 
 def _same(name: str, said: Any, called: str, value: Any, *, unsaid: Any) -> Any:
     """Return what two names of one thing say; raises RequestError if they say different things."""
-    if said is not unsaid and said != unsaid and said != getattr(value, "initial_seed", lambda: value)():
+    if said is not None and _plain(said) not in (unsaid, _plain(value)):
         raise RequestError(f"{name} is {said!r:.80} and {called} is {value!r:.80}; they mean the same. Give one.")
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers, one or several, of whatever kind, as they can be compared; generators by their seeds."""
+    if hasattr(value, "initial_seed"):
+        return value.initial_seed()
+    if isinstance(value, (list, tuple, range)) or getattr(value, "shape", None):
+        return [_plain(each) for each in value]
+    number = real(value)
+    return value if number is None else number
 
 
 def _as_true_cfg(pipe: Pipeline, backbone: Backbone, value: Any) -> tuple[Any, str]:
@@ -174,7 +194,7 @@ def _chosen(plan: Plan | str | None, base: Plan, numbers: Mapping[str, Any]) -> 
     if isinstance(plan, str):
         said |= {"steps", "refine_steps"}
     for name in said & set(numbers):
-        if numbers[name] != getattr(chosen, name):
+        if ABOUT[name].check(name, numbers[name]) != getattr(chosen, name):
             value = f"{name} is {numbers[name]!r:.80} and the plan says {getattr(chosen, name)!r}"
             raise RequestError(f"{value}; they mean the same. Give one.")
     return replace(chosen, **numbers)

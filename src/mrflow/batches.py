@@ -253,9 +253,7 @@ class Work(Generic[Asking]):
             groups.setdefault((kind, shape, self.model.backbone.batch_key(each.row)), []).append(each)
         for group in groups.values():
             size = self.sizes.of(stage, (group[0].item.job.size, group[0].item.job.plan))
-            yield from in_batches(
-                group, size, work, lambda one, error: self.failed(one.item, error), self.clean_up
-            )
+            yield from in_batches(group, size, work, failed, self.clean_up)
 
 
 def _rows(part: list[Read[Any]]) -> list[Embeds]:

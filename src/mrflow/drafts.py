@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mrflow.model import Model
 
 ImageSource = Image.Image | str | Path | Tensor
+_SHOWN = 2048  # pixels of the longer side of what a notebook shows
 _PATCHES = (1, 2, 4, 8, 16, 32, 64)  # sides of patches, in pixels, that a draft's size may have been fitted to
 
 
@@ -101,8 +102,8 @@ class Drafts(Sequence[Draft]):
     def __repr__(self) -> str:
         return f"Drafts({_summary(self.recipes, self.seconds)})"
 
-    def _repr_png_(self) -> bytes:
-        return _png(self.images)
+    def _repr_png_(self) -> bytes | None:
+        return _png(self.images) if self.drafts else None
 
     @property
     def images(self) -> list[Image.Image]:
@@ -282,8 +283,9 @@ def _enlarged(model: Model, draft: Draft, plan: Plan) -> tuple[int, int]:
 
 def _png(images: Sequence[Image.Image]) -> bytes:
     """Return pictures as one PNG, for notebooks."""
-    file = BytesIO()
-    make_grid(images).save(file, "PNG")
+    file, sheet = BytesIO(), make_grid(images)
+    sheet.thumbnail((_SHOWN, _SHOWN))
+    sheet.save(file, "PNG")
     return file.getvalue()
 
 

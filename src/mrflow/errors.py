@@ -6,6 +6,9 @@ mrflow. A message gives the value, the rule and the way out.
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class MrFlowError(Exception):
     """The root of all errors that mrflow raises."""
@@ -93,3 +96,11 @@ class PromptWarning(MrFlowWarning):
 
 class UpscalerWarning(MrFlowWarning):
     """A plain interpolation stands in for an upscaler network."""
+
+
+def warn(text: str, category: type[MrFlowWarning]) -> None:
+    """Warn at the line that called mrflow, however deep within it this is."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "mrflow":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)

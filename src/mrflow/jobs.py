@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,8 @@ def ask(
         seed = _as_list(seed)
         count = len(seed) if len(prompts) == 1 and count == 1 else count
     total = len(prompts) * count
+    if not total:
+        raise RequestError("There are 0 seeds; give at least one, or none at all for drawn ones.")
     if total > MAX_IMAGES:
         raise RequestError(f"{total} pictures are asked for; one call makes at most {MAX_IMAGES}.")
     if max_sequence_length is not None:
@@ -98,6 +101,19 @@ def ask(
         Asked(prompt=text, negative_prompt=negative, seed=one, max_sequence_length=max_sequence_length, **more)
         for (text, negative), one in zip(pairs, make_seeds(seed, total), strict=True)
     ]
+
+
+@contextmanager
+def generators_kept(seed: Seeds) -> Iterator[None]:
+    """Give torch's generators their state back if the body raises: what is refused uses up no seed."""
+    given = [each for each in (seed if isinstance(seed, (list, tuple)) else [seed]) if hasattr(each, "get_state")]
+    states = [each.get_state() for each in given]
+    try:
+        yield
+    except BaseException:
+        for generator, state in zip(given, states, strict=True):
+            generator.set_state(state)
+        raise
 
 
 def check_prompts(prompt: Prompts) -> list[str]:
@@ -209,7 +225,8 @@ def _check_negatives(negative: Prompts | None, count: int) -> list[str | None]:
     if len(texts) != count:
         raise PromptError(f"There are {len(texts)} negative prompts for {count} prompts; give one or one each.")
     for text in texts:
-        _check_text("negative prompt", text)
+        if text is not None:
+            _check_text("negative prompt", text)
     return list(texts)
 
 

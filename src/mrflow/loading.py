@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from mrflow import vista
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
 from mrflow.backbones.family import Pipeline
-from mrflow.errors import DeviceError, ModelError, MrFlowError, UpscalerWarning
+from mrflow.errors import DeviceError, ModelError, MrFlowError, UpscalerWarning, warn
 from mrflow.model import Model
 from mrflow.plan import Defaults
 from mrflow.upscaler import Upscaler
@@ -84,12 +83,11 @@ def choose_upscaler(upscaler: Upscaler | str | Path | None) -> Upscaler:
     Real-ESRGAN, Qwen-Image, arXiv 2607.01642) but leaves pictures softer.
     """
     if upscaler is None:
-        warnings.warn(
+        text = (
             "No upscaler is given: bicubic stands in and pictures come out softer. Pass upscaler='realesrgan-x2', "
-            "which is fetched once, or the path of a file; or 'bicubic' to be content with it.",
-            UpscalerWarning,
-            stacklevel=4,
+            "which is fetched once, or the path of a file; or 'bicubic' to be content with it."
         )
+        warn(text, UpscalerWarning)
         upscaler = "bicubic"
     return Upscaler.load(upscaler)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from mrflow.backbones.family import Backbone, Pipeline, Reading
-from mrflow.errors import MrFlowWarning, PlanError, PromptWarning
+from mrflow.errors import MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
 from mrflow.plan import Defaults, Plan, get_plan
 from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
@@ -74,7 +73,7 @@ class Model:
                 texts[text, values["max_sequence_length"]] = None
         if unheard:
             text = "The negative prompt has no effect without classifier-free guidance."
-            warnings.warn(f"{text} Set true_cfg_scale above 1.", PromptWarning, stacklevel=4)
+            warn(f"{text} Set true_cfg_scale above 1.", PromptWarning)
         for text, length in texts:
             reading = self.backbone.read_prompt(self.pipe, text, length)
             if reading.cut or reading.unknown:
@@ -161,14 +160,14 @@ class Model:
         else:
             if plan.guidance_scale:  # 0 asks for none, as diffusers' examples of FLUX.1-schnell do
                 text = f"guidance_scale has no effect: {self.name} has no guidance embeddings."
-                warnings.warn(f"{text} Set true_cfg_scale instead.", MrFlowWarning, stacklevel=6)
+                warn(f"{text} Set true_cfg_scale instead.", MrFlowWarning)
             embedded, cfg = None, _first(cfg, usual)
         refine = _first(plan.refine_true_cfg_scale, own.refine_true_cfg_scale, cfg)
         stop = _first(plan.guidance_stop, own.guidance_stop, 1.0)
         if not takes_cfg:
             if max(plan.true_cfg_scale or 1.0, plan.refine_true_cfg_scale or 1.0) > 1:
                 text = f"true_cfg_scale has no effect: {self.name} takes no classifier-free guidance."
-                warnings.warn(text, MrFlowWarning, stacklevel=6)
+                warn(text, MrFlowWarning)
             cfg = refine = stop = 1.0
         order = getattr(self.pipe.scheduler, "order", 1)
         if stop < 1 and cfg > 1 and order != 1:
@@ -185,14 +184,11 @@ class Model:
 
     def _warn_of_loss(self, reading: Reading) -> None:
         if reading.cut:
-            warnings.warn(
-                f"The prompt is too long for {self.name}; this end is cut off: {reading.cut[:500]!r}",
-                PromptWarning,
-                stacklevel=5,
-            )
+            text = f"The prompt is too long for {self.name}; this end is cut off: {reading.cut[:500]!r}"
+            warn(text, PromptWarning)
         if reading.unknown:
             names = ", ".join(map(repr, reading.unknown[:20]))
-            warnings.warn(f"{self.name} does not know: {names}", PromptWarning, stacklevel=5)
+            warn(f"{self.name} does not know: {names}", PromptWarning)
 
 
 def _first(*values: Any) -> Any:

@@ -9,20 +9,20 @@ checked before any work; the steps themselves are in `mrflow.steps`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mrflow.arguments import Arguments, Call, read_call
+from mrflow.arguments import DRAFTING, GIVING, REFINING, SEEDING, Arguments, Call, read_call
 from mrflow.backbones.family import Pipeline
 from mrflow.borrowing import borrowed
 from mrflow.calls import OnPicture, finish_drafts, make_drafts, make_natives
 from mrflow.drafts import Draft, Drafts, ImageSource, Result, check_input, drafts_from_images, replan_drafts
 from mrflow.errors import RequestError
-from mrflow.jobs import Job, Prompts, Seeds, ask
+from mrflow.jobs import Job, Prompts, Seeds, ask, generators_kept
 from mrflow.lanes import cpu_threads
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.model import Model
@@ -160,7 +160,7 @@ class MrFlow:
         **others: Any,
     ) -> Drafts:
         """Return drafts, `plan.scale` times smaller than width x height, ready to be finished."""
-        call = self._read(others, plan=plan, seed=seed, num_images=num_images)
+        call = self._read(others, plan=plan, seed=seed, num_images=num_images, verb="draft", without=GIVING)
         jobs = self._jobs(call, prompt, negative_prompt, width, height)
         with self._running(callback, call.extra) as run:
             drafts = make_drafts(run, jobs)
@@ -182,7 +182,7 @@ class MrFlow:
         among the others, changes the refine pass, and with its scale the final size. Give again what else the
         drafts were made with.
         """
-        call = self._read(others, plan=plan)
+        call = self._read(others, plan=plan, verb="finish", without=DRAFTING | SEEDING)
         planned = replan_drafts(self.model, drafts, plan if plan is None else call.plan, call.numbers)
         with self._running(callback, call.extra) as run:
             for draft in planned:
@@ -219,18 +219,12 @@ class MrFlow:
         neither. An image of another shape is cropped to the aspect ratio, evenly on both sides.
         Raises ImageError for an image that cannot be read.
         """
-        call = self._read(others, plan=plan, seed=seed)
-        drafts = drafts_from_images(
-            self.model,
-            image,
-            prompt,
-            negative_prompt,
-            call.seed,
-            plan=call.plan,
-            width=width,
-            height=height,
-            max_sequence_length=call.max_sequence_length,
-        )
+        unused = DRAFTING | {"num_images_per_prompt"}
+        call = self._read(others, plan=plan, seed=seed, verb="enhance", without=unused)
+        told: dict[str, Any] = {"plan": call.plan, "width": width, "height": height}
+        told["max_sequence_length"] = call.max_sequence_length
+        with generators_kept(call.seed):
+            drafts = drafts_from_images(self.model, image, prompt, negative_prompt, call.seed, **told)
         with self._running(callback, call.extra) as run:
             result = finish_drafts(
                 run,
@@ -262,7 +256,9 @@ class MrFlow:
         stepped by the pipeline's own scheduler, unless the plan itself says otherwise.
         """
         chosen = replace(get_plan(plan), steps=DEFAULT_PLAN.steps, refine_steps=DEFAULT_PLAN.refine_steps)
-        call = self._read({**others, "steps": steps}, plan=chosen, seed=seed, num_images=num_images)
+        unused = REFINING - {"guidance_scale", "true_cfg_scale"}
+        others["steps"] = steps
+        call = self._read(others, plan=chosen, seed=seed, num_images=num_images, verb="native", without=unused)
         if "steps" not in call.numbers:
             call = replace(call, plan=replace(chosen, steps=self.model.defaults.native_steps))
         jobs = self._jobs(call, prompt, negative_prompt, width, height, native=True)
@@ -286,7 +282,7 @@ class MrFlow:
         Warns (MrFlowWarning) where these are not what the recipe says, for then the pixels will differ. Raises
         ImageError where the image is missing or another one.
         """
-        extra = self._read(others).extra
+        extra = self._read(others, verb="replay", without=DRAFTING | REFINING | SEEDING | GIVING).extra
         warn_of_difference(recipe.conditions, Run.over(self.model, extra=extra).conditions, "The picture")
         told = {name: getattr(recipe, name) for name in _TOLD}
         with cpu_threads(recipe.threads):
@@ -320,17 +316,11 @@ class MrFlow:
         native: bool = False,
     ) -> list[Job]:
         """Return what is asked for as jobs; raises RequestError and its kin before any work."""
-        asked = ask(
-            prompt,
-            negative_prompt,
-            call.seed,
-            call.num_images,
-            plan=call.plan,
-            width=width,
-            height=height,
-            max_sequence_length=call.max_sequence_length,
-        )
-        return self.model.resolve(asked, native=native)
+        told = {"plan": call.plan, "width": width, "height": height}
+        length = call.max_sequence_length
+        with nullcontext() if isinstance(call.seed, (int, type(None))) else generators_kept(call.seed):
+            asked = ask(prompt, negative_prompt, call.seed, call.num_images, max_sequence_length=length, **told)
+            return self.model.resolve(asked, native=native)
 
     @contextmanager
     def _running(self, callback: Callback | None, extra: Arguments) -> Iterator[Run]:

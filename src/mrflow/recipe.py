@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -12,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
-from mrflow.errors import MrFlowError, MrFlowWarning, RecipeError
+from mrflow.errors import MrFlowError, MrFlowWarning, RecipeError, warn
 from mrflow.jobs import MAX_SEED, Job
 from mrflow.plan import Plan, whole
 
@@ -164,7 +163,7 @@ def warn_of_difference(recorded: Mapping[str, str], here: Mapping[str, str], who
     if names:
         told = "; ".join(f"{n} {recorded.get(n, 'none')[:80]}, here {here.get(n, 'none')[:80]}" for n in names)
         text = f"{whose} was made with other settings than the pipeline has now, and its pixels depend on them"
-        warnings.warn(f"{text}: {told}.", MrFlowWarning, stacklevel=4)
+        warn(f"{text}: {told}.", MrFlowWarning)
 
 
 def _parse(text: str) -> dict[str, Any]:

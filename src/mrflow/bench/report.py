@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from mrflow.bench.records import Json, write_record
 from mrflow.bench.report_tables import columns_of, stage_rows
 from mrflow.bench.scores import complete_prompts, score
 from mrflow.bench.timing import OnRun
-from mrflow.errors import ModelError, MrFlowWarning
+from mrflow.errors import ModelError, MrFlowWarning, warn
 from mrflow.files import encode_image, load_image, save_image, write_text
 
 if TYPE_CHECKING:
@@ -135,6 +134,6 @@ def _load_inspector() -> tuple[Inspector, Renders | None]:
     try:
         renders: Any = read_renders(inspector.FILE)
     except ModelError as error:
-        warnings.warn(f"There will be no Frechet distance: {error}", MrFlowWarning, stacklevel=3)
+        warn(f"There will be no Frechet distance: {error}", MrFlowWarning)
         renders = None
     return inspector.load(), renders
