@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mrflow.cli.outputs import Subject, companion, plan_outputs, subjects_of
-from mrflow.errors import OutputError, OutputExistsError, OutputNameError, RequestError
+from mrflow.errors import FileNameError, OutputError, OutputExistsError, RequestError
 from mrflow.files import save_image
 from mrflow.jobs import ask
 
@@ -134,7 +134,7 @@ def test_the_longest_name_is_one_that_can_be_written(tmp_path):
         path = tmp_path / f"{letter * count}.png"
         assert plan_outputs(str(path), DEFAULT, TWO[:1]) == [path]
         save_image(Image.new("RGB", (8, 8)), path)
-        with pytest.raises(OutputNameError, match="too long"):
+        with pytest.raises(FileNameError, match="too long"):
             plan_outputs(str(tmp_path / f"{letter * (count + 1)}.png"), DEFAULT, TWO[:1])
 
 

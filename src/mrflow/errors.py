@@ -43,7 +43,7 @@ class OutputError(MrFlowError, OSError):
     """A file cannot be written."""
 
 
-class OutputNameError(OutputError, RequestError):
+class FileNameError(OutputError, RequestError):
     """A name that no picture can have: of another kind of file, too long."""
 
 
@@ -55,7 +55,7 @@ class ModelError(MrFlowError, RuntimeError):
     """A model cannot be found or loaded."""
 
 
-class UnknownModelError(ModelError, RequestError):
+class ModelNameError(ModelError, RequestError):
     """A name that stands for no model: neither vista nor a folder nor a hub id."""
 
 
@@ -67,7 +67,7 @@ class UpscalerError(ModelError):
     """An upscaler is unknown, is no upscaler, or holds more than weights."""
 
 
-class UnknownUpscalerError(UpscalerError, RequestError):
+class UpscalerNameError(UpscalerError, RequestError):
     """A name that stands for no upscaler: neither a known one nor a file of weights."""
 
 
@@ -75,7 +75,7 @@ class DeviceError(MrFlowError, RuntimeError):
     """A device or dtype is unknown or not available here."""
 
 
-class UnknownDeviceError(DeviceError, RequestError):
+class DeviceNameError(DeviceError, RequestError):
     """A name that stands for no device, or for no dtype that a model can have."""
 
 

@@ -19,14 +19,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from mrflow.errors import (
-    ImageError,
-    MissingImageError,
-    OutputError,
-    OutputExistsError,
-    OutputNameError,
-    RecipeError,
-)
+from mrflow.errors import FileNameError, ImageError, MissingImageError, OutputError, OutputExistsError, RecipeError
 from mrflow.jobs import MAX_SIDE
 from mrflow.recipe import Recipe
 
@@ -89,14 +82,14 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise OutputError unless `save_image` could write to `path` now; leaves nothing behind."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise OutputNameError(f"{path} ends in {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}.")
+        raise FileNameError(f"{path} ends in {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}.")
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass  # told below, by what stands in the way
     except (OSError, ValueError) as error:  # too long, for this file system; or not to be written in its letters
         reason = getattr(error, "strerror", None) or error
-        raise OutputNameError(f"{str(path)!a:.80} cannot be a file's name: {reason}. Choose another.") from None
+        raise FileNameError(f"{str(path)!a:.80} cannot be a file's name: {reason}. Choose another.") from None
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; it must be a file name.")
     if not overwrite and os.path.lexists(path):
