@@ -100,6 +100,7 @@ def test_names_that_cannot_be_written(tmp_path, name):
         ("ශ්\u200dරී", "ශ්\u200dරී"),
         ("❤\ufe0f lake", "lake"),
         ("x" * 39 + "कि" * 9, "x" * 39),
+        ("a" + "\u0301" * 99 + " lake", "lake"),
         ("CON", "con_"),
         ("com1", "com1_"),
         ("𠀀" * 99, "𠀀" * 40),

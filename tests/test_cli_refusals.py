@@ -194,6 +194,8 @@ def test_drafts_that_cannot_be_finished_together():
         (["--model", "."], 1, ["model_index.json"]),
         (["--model", "TINY", "--size", "250"], 2, ["250x250", "256x256"]),
         (["--model", "TINY", "--device", "quantum"], 2, ["quantum", "Try cpu"]),
+        (["--model", "TINY", "--device", "cuda:99"], 1, ["not available here", "Try cpu"]),
+        (["--model", "TINY", "--upscaler", "nope"], 2, ["nope", "realesrgan-x2"]),
         (["--model", "TINY", "--dtype", "int8"], 2, ["int8", "float32"]),
         (["--model", "TINY", "--upscaler", "missing.pth"], 2, ["missing.pth"]),
         (["--model", "TINY", "--upscaler", "text.pth"], 1, ["text.pth"]),

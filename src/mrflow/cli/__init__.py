@@ -44,9 +44,8 @@ def _settle() -> None:
 
 def _heed_signals() -> None:
     """End at SIGTERM and SIGHUP as at Ctrl-C, nothing half-written, with the signal's own exit code."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
+        if signal.getsignal(number) == signal.SIG_DFL:  # and nohup ignores it
             signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mrflow import Result
 
 _SLUG_LENGTH = 40  # characters; a name stays readable in a listing, and below the 255 bytes of most file systems
+_LETTERS = rf"(?:\X(?<=^.{{1,{_SLUG_LENGTH}}}))*"  # as many as fit, whole with their marks
 _FORMAT = re.compile(r"(.?[<>^])?0?\d{0,3}(\.\d{1,3})?[dsx]?")  # of a field: a name has no room for wider ones
 _DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d")  # no file's name on Windows, whatever the suffix
 
@@ -159,8 +160,7 @@ def _expand(pattern: str, subject: Subject) -> Path:
                 known = ", ".join(f"{{{name}}}" for name in fields)
                 raise RequestError(f"--out {pattern} holds {{{field}}}; it may hold {known}.")
             if conversion or not _FORMAT.fullmatch(form or ""):
-                asked = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-                raise RequestError(f"--out {pattern:.80} holds {{{field}{asked:.40}}}. Try {{index:03}}.")
+                raise RequestError(f"--out {pattern:.80} writes {{{field}}} as no name is. Try {{index:03}}.")
         return Path(pattern.format(**fields))
     except ValueError as error:
         if isinstance(error, RequestError):
@@ -184,14 +184,8 @@ def _slug(text: str) -> str:
     for word in words:
         if slug and len(slug) + 1 + len(word) > _SLUG_LENGTH:
             break
-        slug = f"{slug}-{word}" if slug else _cut(word)
+        slug = f"{slug}-{word}" if slug else regex.match(_LETTERS, word)[0]
     return os.fsdecode((f"{slug}_" if _DEVICE.fullmatch(slug) else slug or "picture").encode())
-
-
-def _cut(word: str) -> str:
-    """Return as much of a word as a name has room for, whole letters with their marks."""
-    start = regex.match(rf"(?:\X(?<=^.{{1,{_SLUG_LENGTH}}}))*", word)[0]
-    return start or word[:_SLUG_LENGTH]
 
 
 class Written:
