@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mrflow import MrFlow, load_image, save_image
+from mrflow import MrFlow, MrFlowError, load_image, save_image
 
 if len(sys.argv) != 3:
     sys.exit(f"usage: python {sys.argv[0]} PICTURE PROMPT, the prompt in quotes: what the picture shows")
@@ -19,7 +19,9 @@ if not path.is_file():
 
 fast = MrFlow.from_pretrained("vista")
 plan = replace(fast.model.defaults.plan, refine_sigma=0.2)
-result = fast.enhance(load_image(path), prompt, plan=plan, seed=7)
-
 enhanced = path.with_name(f"{path.stem}-enhanced.png")
-print(save_image(result.images[0], enhanced, result.recipes[0], overwrite=True))
+try:
+    result = fast.enhance(load_image(path), prompt, plan=plan, seed=7)
+    print(save_image(result.images[0], enhanced, result.recipes[0], overwrite=True))
+except MrFlowError as error:  # a file that is no picture, a prompt that is none
+    sys.exit(str(error))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mrflow.cli.outputs import Subject, companion, plan_outputs, subjects_of
-from mrflow.errors import OutputError, OutputExistsError, RequestError
+from mrflow.errors import FileNameError, OutputError, OutputExistsError, RequestError
+from mrflow.files import save_image
 from mrflow.jobs import ask
 
 TWO = [Subject(prompt="a-lake", seed=7, index=1), Subject(prompt="a-lake", seed=8, index=2)]
@@ -62,7 +64,14 @@ def test_companions_must_be_free_too(tmp_path):
         ("{seed.real}.png", r"\{seed.real\}"),
         ("{}.png", "may hold"),
         ("{seed.png", "no pattern"),
-        ("{seed:zz}.png", "no pattern"),
+        ("{seed:zz}.png", "Try"),
+        ("{seed:>99999999}.png", "Try"),
+        ("{seed:{index}}.png", "Try"),
+        ("{seed!r}.png", "Try"),
+        ("{index:c}.png", "Try"),
+        ("{0}.png", "may hold"),
+        ("{index.__class__}.png", "may hold"),
+        ("{seed:.3}.png", "no pattern"),
     ],
 )
 def test_patterns_that_make_no_sense(tmp_path, pattern, words):
@@ -85,10 +94,49 @@ def test_names_that_cannot_be_written(tmp_path, name):
         ("???", "picture"),
         ("word " * 30, "word-word-word-word-word-word-word-word"),
         ("x" * 99, "x" * 40),
+        ("पहाड़ों में झील", "पहाड़ों-में-झील"),
+        ("น้ำตก", "น้ำตก"),
+        ("mo\u0302\u0323t ho\u0302\u0300 nu\u031bo\u031b\u0301c", "một-hồ-nước"),
+        ("ශ්\u200dරී", "ශ්\u200dරී"),
+        ("❤\ufe0f lake", "lake"),
+        ("x" * 39 + "कि" * 9, "x" * 39),
+        ("a" + "\u0301" * 99 + " lake", "lake"),
+        ("CON", "con_"),
+        ("com1", "com1_"),
+        ("𠀀" * 99, "𠀀" * 40),
     ],
 )
 def test_a_prompt_becomes_a_short_file_name(prompt, slug):
     assert subjects_of(ask(prompt, seed=1))[0].prompt == slug
+
+
+def test_names_that_are_one_on_other_systems_are_two_pictures(tmp_path):
+    names = ["Lake", "lake", "e\u0301", "\u00e9"]
+    four = [Subject(prompt="a", seed=k, index=k, name=name) for k, name in enumerate(names)]
+    made = plan_outputs(str(tmp_path), "{name}.png", four)
+    assert [path.stem for path in made] == ["Lake", "lake-2", "e\u0301", "\u00e9-2"]
+    with pytest.raises(RequestError, match="to two pictures"):
+        plan_outputs(f"{tmp_path}/{{name}}.png", DEFAULT, four[:2])
+
+
+def test_a_picture_takes_no_name_of_anothers_stage(tmp_path):
+    two = [Subject(prompt="a", seed=k, index=k, name=name) for k, name in enumerate(["lake", "lake-draft"])]
+    with pytest.raises(RequestError, match="to two pictures"):
+        plan_outputs(f"{tmp_path}/{{name}}.png", DEFAULT, two, companions=["draft"])
+
+
+def test_a_folder_with_braces_in_its_name(tmp_path):
+    (tmp_path / "{x}").mkdir()
+    assert plan_outputs(str(tmp_path / "{x}"), DEFAULT, TWO[:1]) == [tmp_path / "{x}" / "a-lake-7.png"]
+
+
+def test_the_longest_name_is_one_that_can_be_written(tmp_path):
+    for letter, count in (("x", 251), ("湖", 83), ("𠀀", 62)):
+        path = tmp_path / f"{letter * count}.png"
+        assert plan_outputs(str(path), DEFAULT, TWO[:1]) == [path]
+        save_image(Image.new("RGB", (8, 8)), path)
+        with pytest.raises(FileNameError, match="too long"):
+            plan_outputs(str(tmp_path / f"{letter * (count + 1)}.png"), DEFAULT, TWO[:1])
 
 
 def test_companion():

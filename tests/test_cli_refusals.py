@@ -109,7 +109,8 @@ def test_a_corrupt_image(command, content, words):
         Path("x.png").write_bytes(bomb())
     elif content is not None:
         Path("x.png").write_bytes(content)
-    refuse([command, "x.png", *(["--prompt", "a lake"] if command == "enhance" else [])], 1, words)
+    code = 1 if content else 2
+    refuse([command, "x.png", *(["--prompt", "a lake"] if command == "enhance" else [])], code, words)
 
 
 def bomb() -> bytes:
@@ -136,9 +137,26 @@ def test_a_stage_that_exists():
 
 
 @pytest.mark.usefixtures("no_model")
-@pytest.mark.parametrize("out", ["nowhere/lake.png", "lake.bmp", "lake"])
-def test_an_output_that_cannot_be_written(out):
-    refuse([*LAKE, "--out", out], 1, out.split("/")[0])
+@pytest.mark.parametrize(
+    ("out", "code"),
+    [("nowhere/lake.png", 1), ("lake.bmp", 2), ("lake", 2), ("湖" * 84 + ".png", 2), ("{prompt:500}.png", 2)],
+)
+def test_an_output_that_cannot_be_written(out, code):
+    refuse([*LAKE, "--out", out], code)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [[*LAKE], ["draft", "a lake"], ["enhance", "a.png", "--prompt", "a lake"], ["finish", "a.png"]]
+)
+def test_a_folder_that_ends_in_a_slash_is_made(arguments, monkeypatch):
+    def load(self: ModelOptions) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ModelOptions, "load", load)
+    save_image(Image.new("RGB", (32, 32)), "a.png", RECIPE)
+    assert invoke([*arguments, "--out", "deep/new/"]).exit_code == 130
+    assert Path("deep/new").is_dir()
 
 
 @pytest.mark.usefixtures("no_model")
@@ -172,12 +190,14 @@ def test_drafts_that_cannot_be_finished_together():
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--model", "no such model"], 1, ["'no such model'", "vista"]),
+        (["--model", "no such model"], 2, ["'no such model'", "vista"]),
         (["--model", "."], 1, ["model_index.json"]),
         (["--model", "TINY", "--size", "250"], 2, ["250x250", "256x256"]),
-        (["--model", "TINY", "--device", "quantum"], 1, ["quantum", "Try cpu"]),
-        (["--model", "TINY", "--dtype", "int8"], 1, ["int8", "float32"]),
-        (["--model", "TINY", "--upscaler", "missing.pth"], 1, ["missing.pth"]),
+        (["--model", "TINY", "--device", "quantum"], 2, ["quantum", "Try cpu"]),
+        (["--model", "TINY", "--device", "cuda:99"], 1, ["not available here", "Try cpu"]),
+        (["--model", "TINY", "--upscaler", "nope"], 2, ["nope", "realesrgan-x2"]),
+        (["--model", "TINY", "--dtype", "int8"], 2, ["int8", "float32"]),
+        (["--model", "TINY", "--upscaler", "missing.pth"], 2, ["missing.pth"]),
         (["--model", "TINY", "--upscaler", "text.pth"], 1, ["text.pth"]),
         (
             ["--model", "TINY", "--upscaler", "bicubic", "--guidance", "2", "--true-cfg-scale", "2"],

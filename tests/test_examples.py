@@ -75,6 +75,16 @@ def test_an_example_says_what_it_wants(name, arguments, tmp_path, monkeypatch):
         start(name, arguments, tmp_path, monkeypatch)
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("prompt", "words"), [(" ", "prompt is empty"), ("a lake", "no image")])
+def test_an_example_ends_in_a_line(prompt, words, tmp_path, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    if words == "no image":
+        (tmp_path / "photo.png").write_text("no picture")
+    with pytest.raises(SystemExit, match=words):
+        start("enhance_photo.py", ["photo.png", prompt], tmp_path, monkeypatch)
+
+
 def start(name, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *arguments])

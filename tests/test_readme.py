@@ -124,3 +124,9 @@ def test_speed_is_as_recorded():
     for (label, method), row in zip(BENCHED.items(), group["methods"], strict=True):
         faster = "1" if method == "native" else interval(row["speedup"], "#.3g")
         assert f"| {label} | {figure(row['seconds']['total']['median'], '.2f')} | {faster} |" in README
+
+
+def test_exit_codes_are_all_named():
+    """Each is held by a test of its own: test_cli_process.py, test_cli_refusals.py."""
+    told = " ".join(README.split()).partition("The exit code is ")[2].partition(" Input and output")[0]
+    assert re.findall(r"\d+", told) == ["0", "2", "1", "130", "143", "129"]

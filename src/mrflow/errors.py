@@ -34,12 +34,20 @@ class ImageError(MrFlowError, ValueError):
     """An image cannot be read: not an image, broken, too large, of the wrong kind."""
 
 
+class MissingImageError(ImageError, RequestError):
+    """There is no such image file."""
+
+
 class RecipeError(MrFlowError, ValueError):
     """A recipe is missing, malformed or written by a later version."""
 
 
 class OutputError(MrFlowError, OSError):
     """A file cannot be written."""
+
+
+class FileNameError(OutputError, RequestError):
+    """A name that no picture can have: of another kind of file, too long."""
 
 
 class OutputExistsError(OutputError, FileExistsError):
@@ -50,6 +58,10 @@ class ModelError(MrFlowError, RuntimeError):
     """A model cannot be found or loaded."""
 
 
+class ModelNameError(ModelError, RequestError):
+    """A name that stands for no model: neither vista nor a folder nor a hub id."""
+
+
 class UnsupportedPipelineError(ModelError):
     """No backbone is registered for this pipeline class."""
 
@@ -58,8 +70,16 @@ class UpscalerError(ModelError):
     """An upscaler is unknown, is no upscaler, or holds more than weights."""
 
 
+class UpscalerNameError(UpscalerError, RequestError):
+    """A name that stands for no upscaler: neither a known one nor a file of weights."""
+
+
 class DeviceError(MrFlowError, RuntimeError):
     """A device or dtype is unknown or not available here."""
+
+
+class DeviceNameError(DeviceError, RequestError):
+    """A name that stands for no device, or for no dtype that a model can have."""
 
 
 class BusyError(MrFlowError, RuntimeError):

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from mrflow.errors import ImageError, OutputError, OutputExistsError, RecipeError
+from mrflow.errors import FileNameError, ImageError, MissingImageError, OutputError, OutputExistsError, RecipeError
 from mrflow.jobs import MAX_SIDE
 from mrflow.recipe import Recipe
 
@@ -82,7 +82,14 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise OutputError unless `save_image` could write to `path` now; leaves nothing behind."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise OutputError(f"{path} ends in {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}.")
+        raise FileNameError(f"{path} ends in {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}.")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # told below, by what stands in the way
+    except (OSError, ValueError) as error:  # too long, for this file system; or not to be written in its letters
+        reason = getattr(error, "strerror", None) or error
+        raise FileNameError(f"{str(path)!a:.80} cannot be a file's name: {reason}. Choose another.") from None
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; it must be a file name.")
     if not overwrite and os.path.lexists(path):
@@ -136,7 +143,7 @@ def save_bytes(data: bytes, path: str | Path, *, overwrite: bool = False) -> Pat
     written.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name[:64]}.{secrets.token_hex(6)}.part")
+    draft = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
     try:
         with open(draft, "xb") as file:
             file.write(data)
@@ -245,8 +252,9 @@ def _opened(source: str | Path | IO[bytes] | Image.Image, max_pixels: int = MAX_
 
 def _check_file(path: Path) -> None:
     if not os.path.isfile(path):  # os.path, for it takes any text, however long
-        what = "is no regular file" if os.path.exists(path) else "does not exist"
-        raise ImageError(f"{path} {what}. Give the path of an image.")
+        if os.path.exists(path):
+            raise ImageError(f"{path} is no regular file. Give the path of an image.")
+        raise MissingImageError(f"{path} does not exist. Give the path of an image.")
     if path.stat().st_size > MAX_BYTES:
         raise ImageError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")
 

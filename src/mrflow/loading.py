@@ -15,7 +15,15 @@ from mrflow import vista
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
 from mrflow.backbones.family import Pipeline
-from mrflow.errors import DeviceError, ModelError, MrFlowError, UpscalerWarning, warn
+from mrflow.errors import (
+    DeviceError,
+    DeviceNameError,
+    ModelError,
+    ModelNameError,
+    MrFlowError,
+    UpscalerWarning,
+    warn,
+)
 from mrflow.model import Model
 from mrflow.plan import Defaults
 from mrflow.upscaler import Upscaler
@@ -96,12 +104,15 @@ def check_device(device: str | torch.device) -> torch.device:
     """Return the torch device; raises DeviceError if it is unknown or not available here."""
     try:
         checked = torch.device(device)
+    except RuntimeError:
+        raise DeviceNameError(f"device is {device!r:.80}; there is none of that name. Try cpu.") from None
+    try:
         torch.empty(0, device=checked)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(f"device is {device}; it is not available here ({reason}). Try cpu.") from None
     if checked.type == "meta":
-        raise DeviceError("device is meta; it holds no data. Try cpu.")
+        raise DeviceNameError("device is meta; it holds no data. Try cpu.")
     return checked
 
 
@@ -111,7 +122,7 @@ def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     checked = DTYPES.get(str(dtype).removeprefix("torch."))
     if checked is None:
-        raise DeviceError(f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}.")
+        raise DeviceNameError(f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}.")
     return checked
 
 
@@ -123,7 +134,7 @@ def _check_source(source: str | Path) -> str:
             raise ModelError(f"The folder {path} holds no model_index.json; it must be in diffusers' layout.")
         return str(path.resolve())
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, flags=re.ASCII):
-        raise ModelError(
+        raise ModelNameError(
             f"There is no model {name[:200]!r}. Give 'vista', an existing folder in diffusers' layout, "
             "or a Hugging Face id such as 'black-forest-labs/FLUX.1-dev'."
         )

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrflow.errors import UpscalerError
+from mrflow.errors import UpscalerError, UpscalerNameError
 from mrflow.known_upscalers import KNOWN, check, fetch
 
 METHODS = ("bicubic", "bilinear", "lanczos")
@@ -40,7 +40,7 @@ class Upscaler:
     def __init__(self, name: str, network: Any = None, sha256: str | None = None, *, tile: int = TILE) -> None:
         """Wrap a spandrel image network, or the interpolation method `name` if there is none."""
         if network is None and name not in METHODS:
-            raise UpscalerError(f"There is no method {name!r}. {_NAMES}")
+            raise UpscalerNameError(f"There is no method {name!r}. {_NAMES}")
         if tile <= 2 * OVERLAP:
             raise UpscalerError(f"tile is {tile}; it must be more than {2 * OVERLAP} pixels. Try {TILE}.")
         self.name = name
@@ -173,9 +173,11 @@ def _lanczos_weights(before: int, after: int) -> Tensor:
 def check_file(path: Path) -> None:
     """Raise UpscalerError unless `path` may be a weights file: there, of a known kind, not too large."""
     if not os.path.isfile(path):  # os.path, for it takes any text, however long
-        raise UpscalerError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {_NAMES}")
+        raise UpscalerNameError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {_NAMES}")
     if path.suffix.lower() not in (".safetensors", ".pth"):
-        raise UpscalerError(f"{path} ends in {path.suffix!r}; it must be a .safetensors or .pth file. {_NAMES}")
+        raise UpscalerNameError(
+            f"{path} ends in {path.suffix!r}; it must be a .safetensors or .pth file. {_NAMES}"
+        )
     if path.stat().st_size > MAX_FILE_BYTES:
         raise UpscalerError(f"{path} has {path.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read.")
 

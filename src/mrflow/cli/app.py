@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import sys
 import traceback
@@ -86,28 +85,19 @@ def run(arguments: Sequence[str]) -> int:
         with warnings_as_lines(debug):
             code = app(_arrange(arguments), console=Console())
         sys.stdout.flush()
-        return code or 0
+        lost: OSError | None = getattr(sys.stdout, "lost", None)
+        if lost is not None and not isinstance(lost, BrokenPipeError):  # who reads with head has seen enough
+            say(f"stdout cannot be written: {lost.strerror}.", "Error", "red")
+        return code or (0 if lost is None else FAILURE)
     except KeyboardInterrupt:
         say("stopped; no half-written file is left.", "Interrupted", "yellow")
         return INTERRUPTED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return FAILURE
         if debug:
             traceback.print_exc(file=sys.stderr)
         message = _explain(error, debug)
         say(" ".join(message.split()), "Error", "red")
         return WRONG_USAGE if isinstance(error, CycloptsError | RequestError) else FAILURE
-
-
-def _nobody_reads() -> bool:
-    """Return whether who read stdout has seen enough, as head does; Python then writes the rest nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _arrange(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from mrflow.bench.measure import Course, check_batches, measure_group, missing_g
 from mrflow.bench.methods import read_methods
 from mrflow.bench.plots import check_plotting, draw_bars
 from mrflow.cli.loading import ModelOptions, best_device
-from mrflow.cli.options import HOW, MODEL, OUTPUT, WHAT, Streams, Whole
+from mrflow.cli.options import HOW, MODEL, OUTPUT, WHAT, Streams, Text, Whole
 from mrflow.cli.outputs import tell_json, tell_paths
 from mrflow.cli.progress import run_bar
 from mrflow.cli.report_tables import print_group, print_overview
@@ -30,7 +30,7 @@ _PROMPT = "a lake at sunset with mountains, many pine trees and a red boat"
 
 def bench(
     *method: Annotated[str, Parameter(show_default="native 12+1")],
-    prompt: Annotated[str, Parameter(group=WHAT, allow_leading_hyphen=True)] = _PROMPT,
+    prompt: Annotated[Text, Parameter(group=WHAT, allow_leading_hyphen=True)] = _PROMPT,
     size: Annotated[
         str | None, Parameter(alias="-s", metavar="SIZES", group=WHAT, show_default="the model's")
     ] = None,

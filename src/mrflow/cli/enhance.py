@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mrflow.cli.loading import ModelOptions
-from mrflow.cli.options import WHAT, Negative, Seed, Streams
+from mrflow.cli.options import WHAT, Negative, Seed, Streams, Text
 from mrflow.cli.outputs import StagedOutput, Written, tell_pictures
 from mrflow.cli.planning import EnhanceOptions
 from mrflow.cli.progress import StageBars
@@ -18,7 +18,7 @@ from mrflow.jobs import ask, parse_size
 
 def enhance(
     *image: Annotated[Path, Parameter(required=True)],
-    prompt: Annotated[str, Parameter(group=WHAT, allow_leading_hyphen=True)],
+    prompt: Annotated[Text, Parameter(group=WHAT, allow_leading_hyphen=True)],
     negative: Negative = None,
     size: Annotated[
         str | None, Parameter(alias="-s", metavar="SIZE", group=WHAT, show_default="the image's own times --scale")
@@ -38,7 +38,7 @@ def enhance(
 
     Examples:
       mrflow enhance photo.jpg --prompt "a lake at noon with mountains and pine trees"
-      mrflow enhance old/*.png --prompt "a beach at sunset" --sigma 0.2 --out "new/{name}.png"
+      mrflow enhance old/*.png --prompt "a beach at sunset" --sigma 0.2 --out new/
     """
     jobs = ask([prompt] * len(image), negative, seed)
     width, height = parse_size(size)

@@ -5,6 +5,7 @@ Options are plain text and numbers here; what they may be is checked by the code
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -29,12 +30,21 @@ def _to_whole(_kind: type, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{text[:80]!r} is no whole number.") from None
 
 
+def _to_text(_kind: type, tokens: Sequence[Token]) -> str:
+    text = tokens[0].value
+    try:
+        return os.fsencode(text).decode()  # UTF-8 also where the locale is another
+    except UnicodeError:
+        return text  # in the locale's own letters, or refused by whoever takes prompts
+
+
+Text = Annotated[str, Parameter(converter=_to_text)]
 Whole = Annotated[int, Parameter(converter=_to_whole)]
 Count = Annotated[int, Parameter(converter=_to_whole, validator=Number(gte=1))]
 
-Prompt = Annotated[str, Parameter(required=True, help="What the picture shows; quote each prompt.")]
+Prompt = Annotated[Text, Parameter(required=True, help="What the picture shows; quote each prompt.")]
 Negative = Annotated[
-    str | None,
+    Text | None,
     Parameter(
         alias="--negative-prompt",
         help="What it should not show. Needs classifier-free guidance.",

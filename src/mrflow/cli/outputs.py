@@ -2,7 +2,8 @@
 
 A pattern holds {prompt} (its first words, fit for a file name), {seed}, {index} (from 1) and {name} (of the
 file read), each with a format where wanted: {index:03}. Without --out, or where it is a folder, names are
-made up and kept free by a number: lake-7.png, lake-7-2.png. A name that was asked for is taken as it is.
+made up and kept free by a number: lake-7.png, lake-7-2.png. A folder that ends in / is made. A name that was
+asked for is taken as it is.
 """
 
 from __future__ import annotations
@@ -10,26 +11,31 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any
 
+import regex
 from cyclopts import Parameter
 
 from mrflow.cli.options import OUTPUT
 from mrflow.cli.progress import STAGE_NAMES
 from mrflow.cli.reporting import say
 from mrflow.errors import RequestError
-from mrflow.files import check_output, save_image
+from mrflow.files import check_output, make_folder, save_image
 from mrflow.jobs import Asked
 from mrflow.recipe import Recipe
 
 if TYPE_CHECKING:
     from mrflow import Result
 
-_SLUG_LENGTH = 40  # characters; a name stays readable in a listing
+_SLUG_LENGTH = 40  # characters; a name stays readable in a listing, and below the 255 bytes of most file systems
+_LETTERS = rf"(?:\X(?<=^.{{1,{_SLUG_LENGTH}}}))*"  # as many as fit, whole with their marks
+_FORMAT = re.compile(r"(.?[<>^])?0?\d{0,3}(\.\d{1,3})?[dsx]?")  # of a field: a name has no room for wider ones
+_DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d")  # no file's name on Windows, whatever the suffix
 
 
 @Parameter(name="*", group=OUTPUT)
@@ -111,17 +117,23 @@ def plan_outputs(
     companions: labels of files saved beside each, see `companion`; they must be free too.
     Raises RequestError for a pattern that makes no sense, OutputError or OutputExistsError as check_output does.
     """
-    asked = out is not None and not _is_folder(out)
-    pattern = str(out) if asked else os.path.join(out or "", default)
+    folder = out is None or out.endswith(("/", os.sep)) or os.path.isdir(out)
+    literal = out.replace("{", "{{").replace("}", "}}") if out and os.path.isdir(out) else out or ""
+    asked, pattern = not folder, os.path.join(literal, default) if folder else literal
     paths: list[Path] = []
+    taken: set[str] = set()
     for subject in subjects:
         path = _expand(pattern, subject)
         if not asked:
-            path = _free(path, companions, taken=paths)
-        elif path in paths:
+            path = _free(path, companions, taken)
+        files = _with_companions(path, companions)
+        if not taken.isdisjoint(map(_key, files)):
             raise RequestError(f"--out {out} gives {path} to two pictures. Add {{seed}} or {{index}} to it.")
-        for each in (path, *(companion(path, label) for label in companions)):
+        if out and out.endswith(("/", os.sep)):
+            make_folder(path.parent)
+        for each in files:
             check_output(each, overwrite=force and asked)
+        taken.update(map(_key, files))
         paths.append(path)
     return paths
 
@@ -131,17 +143,24 @@ def companion(path: Path, label: str) -> Path:
     return path.with_name(f"{path.stem}-{label}{path.suffix}")
 
 
-def _is_folder(out: str) -> bool:
-    return out.endswith(("/", os.sep)) or Path(out).is_dir()
+def _with_companions(path: Path, labels: Sequence[str]) -> list[Path]:
+    return [path, *(companion(path, label) for label in labels)]
+
+
+def _key(path: Path) -> str:
+    """Return what two names share that are one file on some system: upper and lower case, composed and not."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _expand(pattern: str, subject: Subject) -> Path:
     fields = asdict(subject)
     try:
-        for _, field, _, _ in Formatter().parse(pattern):
+        for _, field, form, conversion in Formatter().parse(pattern):
             if field is not None and field not in fields:
                 known = ", ".join(f"{{{name}}}" for name in fields)
                 raise RequestError(f"--out {pattern} holds {{{field}}}; it may hold {known}.")
+            if conversion or not _FORMAT.fullmatch(form or ""):
+                raise RequestError(f"--out {pattern:.80} writes {{{field}}} as no name is. Try {{index:03}}.")
         return Path(pattern.format(**fields))
     except ValueError as error:
         if isinstance(error, RequestError):
@@ -149,25 +168,24 @@ def _expand(pattern: str, subject: Subject) -> Path:
         raise RequestError(f"--out {pattern} is no pattern: {error}. Write a brace as {{{{ or }}}}.") from None
 
 
-def _free(path: Path, companions: Sequence[str], taken: Sequence[Path]) -> Path:
+def _free(path: Path, companions: Sequence[str], taken: Container[str]) -> Path:
     """Return `path`, numbered if it or one of its companions exists or is taken."""
     candidate, number = path, 1
-    while candidate in taken or any(
-        os.path.lexists(each) for each in (candidate, *(companion(candidate, label) for label in companions))
-    ):
+    while any(_key(each) in taken or os.path.lexists(each) for each in _with_companions(candidate, companions)):
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
 
 
 def _slug(text: str) -> str:
-    words = re.findall(r"\w+", text.lower())
+    """Return the first words in lower case, marks and joiners with their letters, in UTF-8 whatever the locale."""
+    words = regex.findall(r"(?!\p{M})\w+", unicodedata.normalize("NFC", text.lower()))
     slug = ""
     for word in words:
         if slug and len(slug) + 1 + len(word) > _SLUG_LENGTH:
             break
-        slug = f"{slug}-{word}" if slug else word[:_SLUG_LENGTH]
-    return slug or "picture"
+        slug = f"{slug}-{word}" if slug else regex.match(_LETTERS, word)[0]
+    return os.fsdecode((f"{slug}_" if _DEVICE.fullmatch(slug) else slug or "picture").encode())
 
 
 class Written:

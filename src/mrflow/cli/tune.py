@@ -22,7 +22,7 @@ from mrflow.cli.outputs import tell_json, tell_paths
 from mrflow.cli.progress import run_bar
 from mrflow.cli.report_tables import print_findings
 from mrflow.cli.reporting import FAILURE, each_warning_once, say
-from mrflow.errors import OutputError, OutputExistsError, RequestError
+from mrflow.errors import FileNameError, OutputExistsError, RequestError
 from mrflow.files import write_text
 from mrflow.jobs import make_seeds, parse_size
 from mrflow.plan import plan_to_json
@@ -85,7 +85,7 @@ def tune(
         max_memory=None if max_memory is None else _to_bytes(max_memory),
     )
     if out.suffix.lower() != ".json":
-        raise OutputError(f"{out} ends in {out.suffix!r}; it must be .json.")
+        raise FileNameError(f"{out} ends in {out.suffix!r}; it must be .json.")
     if os.path.lexists(out) and not force:
         raise OutputExistsError(f"{out} exists and is not overwritten. Choose another --out or give --force.")
     given = _check(read_methods(method)) if method else None
