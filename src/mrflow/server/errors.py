@@ -69,6 +69,11 @@ def invalid_field(error: dict[str, Any]) -> ApiError:
         text, code = f"Missing required parameter: {param!r}.", "missing_required_parameter"
     elif error["type"] == "extra_forbidden":
         text, code = f"Unknown parameter: {param!r}.", "unknown_parameter"
+    elif error["type"] == "string_unicode":
+        text, code = (
+            f"{param or 'A name'!r} holds half a character (a lone surrogate), which is no text.",
+            "invalid_value",
+        )
     elif error["type"] == "json_invalid" or param is None:
         return ApiError(400, "The body is not a JSON object of the fields in /docs.", code="invalid_json")
     else:
