@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import socket
@@ -17,6 +18,9 @@ import pytest
 from mrflow.errors import RequestError
 from mrflow.server.address import Address
 from mrflow.server.guard import Guard
+from mrflow.server.requests import OLDER_QUALITY, QUALITY
+from mrflow.server.settings import MAX_DRAFTS, MAX_N, Settings
+from support.cli import invoke
 from support.serving import ROUTES, Server, check_error, serving, until
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
@@ -313,3 +317,62 @@ def test_json_is_read_whatever_it_is_called(http: httpx.Client, kind: str | None
     text = '{"prompt": "a boat", "plan": "1+1"}'
     assert http.post(ROUTES[0], content=text, headers=headers).status_code == 200
     assert check_error(http.post(ROUTES[0], content="prompt=x", headers=headers), 400)["code"] == "invalid_json"
+
+
+def test_the_limits_of_the_guide_are_the_servers() -> None:
+    told, limits = GUIDE.partition("## Limits")[2].partition("\n## ")[0], Settings()
+    for text in (
+        f"| pictures of a request | {MAX_N}, drafts {MAX_DRAFTS} |",
+        f"| {limits.max_waiting}, half of them for one client | `--queue` |",
+        f"| {limits.timeout:g} s | `--timeout` |",
+        f"| {limits.max_pixels**0.5:g} x {limits.max_pixels**0.5:g} | `--max-pixels` |",
+        f"| {limits.max_prompt} characters |",
+        f"| {limits.max_steps} |",
+        f"| {limits.max_body // 2**20} MiB, {limits.max_upload // 2**20} MiB,",
+        f"| {limits.max_input_pixels**0.5:g} x {limits.max_input_pixels**0.5:g} pixels,",
+        f"{limits.keep_bytes // 2**20} MiB of each",
+    ):
+        assert text in told, text
+    assert limits.keep_seconds == 600  # ten minutes
+    assert limits.max_waiting_per_client == limits.max_waiting / 2
+
+
+def test_the_qualities_of_the_guide_are_the_servers() -> None:
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\S+) \| (\d+)\+1 \| (\d+)\+1 \|$", GUIDE, re.MULTILINE)
+    told = {name.strip("`"): row[1:] for row in rows for name in row[0].split(", ")}
+    assert set(told) == {*QUALITY, *OLDER_QUALITY, "auto"}
+    for name, (share, twelve, four) in told.items():
+        value = QUALITY[OLDER_QUALITY.get(name, name) if name != "auto" else "medium"]
+        top, _, bottom = share.partition("/")
+        assert value == int(top) / int(bottom or 1)
+        assert [math.ceil(round(steps * value, 6)) for steps in (12, 4)] == [int(twelve), int(four)]
+
+
+def test_every_option_and_route_of_the_guide_exists(http: httpx.Client) -> None:
+    shown = invoke(["serve", "--help"]).stdout
+    missing = {
+        each for each in re.findall(r"mrflow serve[^\n]*", GUIDE) for each in re.findall(r"--[a-z-]+", each)
+    }
+    missing |= set(re.findall(r"`(--[a-z-]+)", GUIDE))
+    assert {each for each in missing if each not in shown} <= {"--clients"}
+    paths = http.get("/openapi.json").json()["paths"]
+    for verb, path in re.findall(r"`(POST|GET) (/[\w/]+)`", GUIDE):
+        assert verb.lower() in paths[path]
+    assert "mrflow_requests_total" in GUIDE
+    metrics = http.get("/metrics").text
+    for name in set(re.findall(r"`(mrflow_\w+)`", GUIDE)):
+        assert name in metrics, name
+
+
+def test_what_uvicorn_refuses_itself_is_what_the_guide_says(server: Server) -> None:
+    for raw in (
+        b"garbage\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
+    ):
+        with socket.create_connection(server.host.split(":")) as line:
+            line.sendall(raw)
+            line.settimeout(30)
+            assert line.recv(4096).startswith(b"HTTP/1.1 400 ")
+    long = httpx.get(f"{server.url}/health", headers={"X": "a" * 100_000})
+    assert long.status_code == 200  # no 431

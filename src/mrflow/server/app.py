@@ -16,7 +16,7 @@ import mrflow
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
 from mrflow.server.address import Address
-from mrflow.server.errors import ApiError, invalid_field
+from mrflow.server.errors import ApiError, internal, invalid_field
 from mrflow.server.guard import Guard
 from mrflow.server.information import documentation_routes, information_routes
 from mrflow.server.keys import Keys
@@ -97,6 +97,9 @@ def _answer_errors(app: FastAPI) -> None:
         answer = ApiError(error.status_code, message, code=code)
         answer.headers = error.headers  # Allow, for one
         return answer.response()
+
+    # the page's own bugs; the guard is in front of ours
+    app.add_exception_handler(Exception, lambda request, error: internal().response())
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -58,7 +58,8 @@ def from_error(error: MrFlowError, param: str | None = None) -> ApiError:
     if isinstance(error, (ImageError, RecipeError)):
         return ApiError(400, str(error), param=param or "image", code="invalid_image")
     if isinstance(error, OutputError):
-        return ApiError(422, str(error), param="output_format", code="unprocessable")
+        text = str(error).partition(": ")[0]  # what follows are words of a library, which may hold paths
+        return ApiError(422, text, param="output_format", code="unprocessable")
     return failed(error)
 
 
