@@ -56,10 +56,9 @@ def from_error(error: MrFlowError, param: str | None = None) -> ApiError:
     if isinstance(error, RequestError):
         return ApiError(422, str(error), param=param, code="unprocessable")
     if isinstance(error, (ImageError, RecipeError)):
-        return ApiError(400, str(error), param=param or "image", code="invalid_image")
+        return ApiError(400, _own_words(error), param=param or "image", code="invalid_image")
     if isinstance(error, OutputError):
-        text = str(error).partition(": ")[0]  # what follows are words of a library, which may hold paths
-        return ApiError(422, text, param="output_format", code="unprocessable")
+        return ApiError(422, _own_words(error), param="output_format", code="unprocessable")
     return failed(error)
 
 
@@ -117,6 +116,11 @@ def internal() -> ApiError:
 def gone() -> ApiError:
     """Return that the client went away; nobody reads it."""
     return ApiError(499, "The client closed the connection.", code="client_closed_request")
+
+
+def _own_words(error: MrFlowError) -> str:
+    """Return what an error says, without what a library said, for that may hold paths."""
+    return str(error) if error.__cause__ is None else str(error).partition(": ")[0] + "."
 
 
 def _unavailable(message: str, code: str, retry_after: float = 5) -> ApiError:
