@@ -10,11 +10,17 @@ import sys
 from importlib import util
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
+from starlette.testclient import TestClient
 
+from conftest import make_fast, make_pipe
 from mrflow import read_recipe, vista
+from mrflow.cli.loading import ServedModel
+from mrflow.errors import RequestError
+from mrflow.server import running
 from support.cli import invoke
 
 PROMPT = "a lake at sunset with mountains"
@@ -30,7 +36,16 @@ def test_other_addresses_need_a_key(host: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--keys", "no such file"], ["--queue", "1"], ["--timeout", "0"], ["--port", "99999"], ["--lanes", "0"]],
+    [
+        ["--keys", "no such file"],
+        ["--queue", "1"],
+        ["--timeout", "0"],
+        ["--port", "99999"],
+        ["--lanes", "0"],
+        ["--root-path", "images"],
+        ["--trusted-proxy", "proxy.example"],
+        ["--keep-alive", "0"],
+    ],
 )
 def test_wrong_usage_is_told_before_a_model_is_loaded(arguments: list[str]) -> None:
     result = invoke(["serve", "--model", "no such model", *arguments])
@@ -44,6 +59,45 @@ def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> N
     result = invoke(["serve"])
     assert result.exit_code == 1
     assert "pip install 'mrflow[server]'" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ("--host 127.0.0.2", "127.0.0.2 localhost LOCALHOST:1"),
+        ("--host LOCALHOST", "localhost 127.0.0.1 [::1]:80"),
+        ("--host [::1]", "[::1] localhost"),
+        ("--host 0.0.0.0 --keys", "anything.example 10.0.0.1:8000"),
+        ("--allow-anyone", "anything.example"),
+        ("--root-path https://Pictures.Example.Org/images", "pictures.example.org 127.0.0.1:8000"),
+    ],
+)
+def test_what_it_was_told_to_be_it_answers_to(
+    options: str, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-good-key-of-24-letters\n")
+    monkeypatch.delenv("MRFLOW_API_KEYS", raising=False)
+    started: list[Any] = []
+    monkeypatch.setattr(ServedModel, "load", lambda _: make_fast(make_pipe()).model)
+    monkeypatch.setattr(running, "run", lambda *arguments, **named: started.append((arguments, named)))
+    told = options.replace("--keys", f"--keys {keys}").split()
+    result = invoke(["serve", "--no-page", "--keep-alive", "75", "--trusted-proxy", "10.0.0.0/8", *told])
+    assert result.exit_code == 0, result.stderr
+    (((app, host, _, _), named),) = started
+    assert named == {"keep_alive": 75}
+    assert host == host.strip("[]").lower()
+    with TestClient(app) as client:
+        for name in status.split():
+            assert client.get("/health", headers={"Host": name}).status_code == 200, name
+        if "0.0.0.0" not in options and "anyone" not in options:
+            assert client.get("/health", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_a_host_that_no_name_can_be_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("a..b", "x" * 70, "no such host"):
+        with pytest.raises(RequestError, match="can't be listened on"):
+            running.listen(host, 0)
 
 
 class Process:

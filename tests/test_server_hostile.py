@@ -232,3 +232,73 @@ def test_docs_and_metrics(http: httpx.Client) -> None:
         'mrflow_peak_memory_bytes{device="cpu"}',
     ):
         assert name in numbers, name
+
+
+HALVES = ["\ud83d", "a lake \ud83d at dawn", "\udfff\ud800"]
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_half_a_character_is_refused_in_every_text_of_every_route(http: httpx.Client, half: str) -> None:
+    document = http.get("/openapi.json").json()
+    for route in ROUTES:
+        name = document["paths"][route]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        fields = document["components"]["schemas"][name.rpartition("/")[2]]["properties"]
+        for field in fields:
+            value = [half] if field == "drafts" else half
+            body = {"prompt": "a boat", "drafts": ["x"], field: value}
+            body = {name: value for name, value in body.items() if name in fields}
+            error = check_error(http.post(route, content=json.dumps(body)), 400)
+            assert (error["param"] or "").startswith(field), (route, field)
+        check_error(http.post(route, content=json.dumps({"prompt": "a boat", half: 1})), 400)
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "size", "user", "model", "no such"])
+@pytest.mark.parametrize("kind", ["", "; charset=unicode_escape", "; charset=utf-16"])
+def test_a_form_is_utf_8(http: httpx.Client, field: str, kind: str) -> None:
+    """Half a character, cp1252 and what only another codec could read are refused, not read as latin-1."""
+    for raw in (b"\xed\xa0\xbd", b"caf\xe9", b"\\ud800\xff"):
+        parts = {"image": PIXEL, "prompt": b"a boat", field: raw}
+        body = b"".join(
+            b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+            % (name.encode(), b'; filename="x"' if name == "image" else b"", value)
+            for name, value in parts.items()
+        )
+        headers = {"Content-Type": f"multipart/form-data; boundary=x{kind}"}
+        answer = http.post("/v1/images/edits", content=body + b"--x--\r\n", headers=headers)
+        assert "UTF-8" in check_error(answer, 400)["message"]
+
+
+def test_a_form_in_any_script(http: httpx.Client) -> None:
+    answer = http.post(
+        "/v1/images/edits", files={"image": PIXEL}, data={"prompt": "ein Hügel, 山, 😀", "plan": "1+1"}
+    )
+    assert answer.json()["data"][0]["recipe"]["prompt"] == "ein Hügel, 山, 😀"
+
+
+def test_empty_fields_of_a_form_are_absent(http: httpx.Client) -> None:
+    empty = dict.fromkeys(
+        ["negative_prompt", "size", "seed", "n", "quality", "refine_sigma", "stream", "mask"], ""
+    )
+    data = {"prompt": "a boat", "plan": "1+1", **empty}
+    files = [("image", ("a.png", PIXEL)), ("mask", ("", b"")), ("image[]", ("", b""))]
+    assert http.post("/v1/images/edits", files=files, data=data).status_code == 200
+    missing = http.post("/v1/images/edits", files={"image": PIXEL}, data={"prompt": ""})
+    assert check_error(missing, 400)["code"] == "missing_required_parameter"
+    unknown = http.post("/v1/images/edits", files={"image": PIXEL}, data={"prompt": "a boat", "none": ""})
+    assert check_error(unknown, 400)["code"] == "unknown_parameter"
+    none = http.post("/v1/images/edits", files={"image": ("", b"")}, data={"prompt": "a boat"})
+    assert check_error(none, 400)["param"] == "image"
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"GET /v1/models?\xed\xa0\x80", b"GET /v1/models/%ED%A0%80", b"GET /v1/models?x=%ED%A0%80", b"GET /\xff"],
+)
+@pytest.mark.parametrize("header", [b"X: y", b"Authorization: Bearer \xed\xa0\x80", b"Cookie: \xed\xa0\x80=\xff"])
+def test_bytes_that_are_no_text_in_queries_and_headers(server: Server, request_line: bytes, header: bytes) -> None:
+    with socket.create_connection(server.host.split(":")) as line:
+        line.sendall(request_line + b" HTTP/1.1\r\nHost: x\r\n" + header + b"\r\nConnection: close\r\n\r\n")
+        line.settimeout(30)
+        answer = b"".join(iter(lambda: line.recv(4096), b""))
+    assert answer[9:12] in (b"200", b"400", b"404")
+    assert b"Traceback" not in answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -75,6 +76,56 @@ def test_keys_from_file_and_environment(tmp_path: Any, monkeypatch: pytest.Monke
             Keys.read(file)
     with pytest.raises(RequestError):
         Keys.read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        f"\ufeff{GOOD}\n{OTHER}".encode(),
+        f"{GOOD}\r\n\r\n{OTHER}\r\n".encode(),
+        f"\ufeff# ours\r\n  {GOOD}  # the team\r\n\t{OTHER}\t#\r\n".encode(),
+        f"{GOOD}\r{OTHER}\r".encode(),
+    ],
+)
+def test_key_files_as_editors_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
+    monkeypatch.delenv("MRFLOW_API_KEYS", raising=False)
+    (tmp_path / "keys").write_bytes(raw)
+    keys = Keys.read(tmp_path / "keys")
+    assert keys.client(GOOD)
+    assert keys.client(OTHER)
+    assert not keys.client("#")
+
+
+def test_a_key_is_never_cut_at_a_sign_within_it(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"{GOOD}#more\n")
+    keys = Keys.read(tmp_path / "keys")
+    assert keys.client(f"{GOOD}#more")
+    assert not keys.client(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        ("ein-schlüssel-mit-umlaut\n".encode(), "API key 1 .* odd characters"),
+        ("ein-schlüssel-mit-umlaut\n".encode("cp1252"), "no UTF-8 text"),
+        (f"{GOOD}\n".encode("utf-16"), "no UTF-8 text"),
+        (b"\xef\xbb\xbf\r\n# nothing", "holds no keys"),
+        (f"{GOOD}\x00\n".encode(), "odd characters"),
+    ],
+)
+def test_key_files_that_are_none(tmp_path: Path, raw: bytes, why: str) -> None:
+    (tmp_path / "keys").write_bytes(raw)
+    with pytest.raises(RequestError, match=why):
+        Keys.read(tmp_path / "keys")
+
+
+def test_keys_of_other_letters_are_wrong_keys(locked: Server) -> None:
+    for key in ("schlüssel", "\ud800", "鍵"):
+        header = b"Bearer " + key.encode("utf-8", "surrogatepass")
+        check_error(httpx.get(f"{locked.url}/v1/models", headers={"Authorization": header}), 401)
+    for form in (b"key=schl%C3%BCssel", b"key=%ED%A0%80", b"key=\xff"):
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert httpx.post(f"{locked.url}/login", content=form, headers=kind).status_code == 401
 
 
 def test_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:

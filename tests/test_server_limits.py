@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
-from support.serving import ROUTES, check_error, serving, tiny_model, until
+from support.serving import ROUTES, Server, check_error, serving, tiny_model, until
+
+
+@pytest.fixture(scope="module")
+def paged() -> Iterator[Server]:
+    with serving(page=True) as running:
+        yield running
 
 
 def test_a_client_killed_in_the_middle_of_a_stream_frees_its_place() -> None:
@@ -62,6 +72,80 @@ def test_a_model_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         answer = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}, timeout=60)
         assert answer.status_code == 200
+
+
+SECRET = "of a library, in /home/somebody/src/x.py"
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "path"),
+    [
+        ("PIL.Image.Image.save", OSError, ROUTES[0]),
+        ("PIL.Image.Image.save", OSError, "/v1/images/drafts"),
+        ("PIL.Image.open", OSError, "/v1/images/edits"),
+        ("PIL.Image.open", struct.error, "/v1/images/edits"),
+        ("PIL.ImageFile.ImageFile.load", SyntaxError, "/v1/images/edits"),
+        ("starlette.requests.Request.form", RuntimeError, "/v1/images/edits"),
+        ("starlette.requests.Request.json", RecursionError, ROUTES[0]),
+        ("pydantic.main.BaseModel.model_validate", TypeError, "/v1/images/edits"),
+        ("mrflow.server.service.Service.check_model", KeyError, ROUTES[0]),
+        ("mrflow.server.metrics.generate_latest", ValueError, "/metrics"),
+        ("fastapi.FastAPI.openapi", AssertionError, "/docs"),
+        ("gradio.routes.App.get_blocks", AttributeError, "/"),
+        ("gradio.route_utils.get_root_url", ValueError, "/"),
+        ("gradio.route_utils.GradioMultiPartParser.parse", OSError, "/gradio_api/upload"),
+    ],
+)
+def test_what_a_library_raises_is_an_answer_in_shape(
+    target: str, error: type[Exception], path: str, paged: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error(SECRET)
+
+    png = BytesIO()
+    Image.new("RGB", (32, 32)).save(png, "PNG")
+    monkeypatch.setattr(target, fail)
+    if path.startswith("/v1/images/edits") or "upload" in path:
+        answer = httpx.post(
+            f"{paged.url}{path}", files={"image": png.getvalue()}, data={"prompt": "a boat"}, timeout=60
+        )
+    elif path.startswith("/v1"):
+        answer = httpx.post(f"{paged.url}{path}", json={"prompt": "a boat", "plan": "1+1"}, timeout=60)
+    else:
+        answer = httpx.get(f"{paged.url}{path}", timeout=60)
+    check_error(answer, 400, 422, 500)
+    assert "somebody" not in answer.text
+
+
+def test_a_stream_ends_with_an_event_whatever_a_library_raises(
+    paged: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(SECRET)
+
+    monkeypatch.setattr("PIL.Image.Image.save", fail)
+    body = {"prompt": "a boat", "plan": "1+1", "stream": True, "partial_images": 2}
+    events = httpx.post(f"{paged.url}{ROUTES[0]}", json=body, timeout=60).text
+    assert events.rpartition("event: ")[2].startswith("error\ndata: ")
+    assert "somebody" not in events
+
+
+def test_the_page_tells_nothing_of_what_a_library_raises(paged: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked as the page itself asks: join the queue, then listen."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(SECRET)
+
+    config = httpx.get(f"{paged.url}/config").json()
+    number = next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 1)
+    monkeypatch.setattr("mrflow.server.visit.recipe_of", fail)
+    asked = {"data": [None], "fn_index": number, "session_hash": "s"}
+    joined = httpx.post(f"{paged.url}/gradio_api/queue/join", json=asked)
+    assert joined.status_code == 200, joined.text
+    with httpx.stream("GET", f"{paged.url}/gradio_api/queue/data?session_hash=s", timeout=60) as answer:
+        news = next(line for line in answer.iter_lines() if "process_completed" in line)
+    assert '"success":false' in news
+    assert "somebody" not in news
 
 
 def test_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from mrflow.jobs import ask
 from mrflow.model import Model
 from mrflow.plan import Plan, get_plan
 from mrflow.progress import Callback
+from mrflow.server.address import Address
 from mrflow.server.app import create_app
 from mrflow.server.keys import Keys
 from mrflow.server.metrics import Metrics
@@ -99,7 +100,13 @@ class Server:
 
     def __init__(self, app: Any) -> None:
         config = uvicorn.Config(
-            app, port=0, log_level="warning", timeout_graceful_shutdown=20, timeout_keep_alive=60, ws="none"
+            app,
+            port=0,
+            log_level="warning",
+            timeout_graceful_shutdown=20,
+            timeout_keep_alive=60,
+            ws="none",
+            proxy_headers=False,
         )
         self.app = app
         self._server = uvicorn.Server(config)
@@ -125,10 +132,17 @@ class Server:
 
 @contextmanager
 def serving(
-    model: Model | None = None, *, keys: Sequence[str] = (), page: bool = False, lanes: int = 1, **settings: Any
+    model: Model | None = None,
+    *,
+    keys: Sequence[str] = (),
+    page: bool = False,
+    lanes: int = 1,
+    address: Address | None = None,
+    **settings: Any,
 ) -> Iterator[Server]:
     """Give a running server; settings as in Settings."""
-    app = create_app(model or tiny_model(), Settings(lanes=lanes, **settings), keys=Keys(keys), page=page)
+    given = Settings(lanes=lanes, **settings)
+    app = create_app(model or tiny_model(), given, keys=Keys(keys), page=page, address=address)
     server = Server(app)
     try:
         yield server

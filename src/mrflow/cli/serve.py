@@ -20,7 +20,7 @@ from mrflow.errors import MissingExtraError, RequestError
 if TYPE_CHECKING:
     from mrflow.server.keys import Keys
 
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @Parameter(name="*", group=WHERE)
@@ -34,6 +34,9 @@ class Door:
         keys: API keys, one a line; more may stand in the variable MRFLOW_API_KEYS.
         allow_anyone: Listen beyond this machine without any key.
         page: Serve the page at /.
+        root_path: Below which a proxy shows the server: a path, or a whole address.
+        trusted_proxy: Address or network of a proxy whose X-Forwarded headers are believed.
+        keep_alive: How long an idle connection is kept.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +44,9 @@ class Door:
     keys: Annotated[str | None, Parameter(metavar="FILE", show_default="none")] = None
     allow_anyone: bool = False
     page: Annotated[bool, Parameter(negative="--no-page", show_default="page")] = True
+    root_path: Annotated[str, Parameter(metavar="/PATH", show_default="/")] = ""
+    trusted_proxy: Annotated[tuple[str, ...], Parameter(metavar="ADDRESS", show_default="none")] = ()
+    keep_alive: Annotated[Count, Parameter(metavar="SECONDS")] = 5
 
 
 @Parameter(name="*", group=SHARING)
@@ -85,25 +91,29 @@ def serve(
       mrflow serve
       mrflow serve --model black-forest-labs/FLUX.1-dev --upscaler RealESRGAN_x2plus.pth --device cuda:0
       mrflow serve --host 0.0.0.0 --port 80 --keys keys.txt --alias gpt-image-1
+      mrflow serve --root-path /images --trusted-proxy 127.0.0.1 --keys keys.txt
       mrflow serve --ray --replicas 4
     """
     _check_installed(door.page and ray.ray is None)
+    from mrflow.server.address import Address
     from mrflow.server.keys import Keys
     from mrflow.server.settings import Settings
 
     settings = Settings(**vars(sharing))
     keys = Keys.read(door.keys)
-    local = _check_host(door.host, keys, anyone=door.allow_anyone)
+    host = door.host.strip("[]").lower()
+    local = _check_host(host, keys, anyone=door.allow_anyone)
     # beside the names of this machine nobody calls a local server, but other sites through a browser
-    known: dict[str, Any] = {"keys": keys, "aliases": model.alias}
-    known["hosts"] = _LOOPBACK_NAMES if local and not keys else None
+    hosts = (*_LOOPBACK_NAMES, host) if local and not keys and not door.allow_anyone else None
+    address = Address(hosts=hosts, root_path=door.root_path, trusted_proxies=door.trusted_proxy)
+    known: dict[str, Any] = {"keys": keys, "aliases": model.alias, "address": address}
     if len(model.devices) > 1 and ray.ray is not None:
         raise RequestError("--device is given several times; with --ray there are --replicas instead.")
     replicas = ray.make(replace(model, device=next(iter(model.devices), None)))
     if replicas is not None:
         from mrflow.server.replicas import serving
 
-        with serving(replicas, settings, door.host, door.port, **known) as url:
+        with serving(replicas, settings, host, door.port, **known, keep_alive=door.keep_alive) as url:
             _tell(url)
             _wait()
         return
@@ -111,7 +121,8 @@ def serve(
     from mrflow.server.app import create_app
     from mrflow.server.running import run
 
-    run(create_app(models, settings, **known, page=door.page), door.host, door.port, _tell)
+    app = create_app(models, settings, **known, page=door.page)
+    run(app, host, door.port, _tell, keep_alive=door.keep_alive)
 
 
 def _tell(url: str) -> None:

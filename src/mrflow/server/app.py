@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,8 @@ from starlette.responses import Response
 import mrflow
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
-from mrflow.server.errors import ApiError, invalid_field
+from mrflow.server.address import Address
+from mrflow.server.errors import ApiError, internal, invalid_field
 from mrflow.server.guard import Guard
 from mrflow.server.information import documentation_routes, information_routes
 from mrflow.server.keys import Keys
@@ -31,7 +32,7 @@ def create_app(
     *,
     keys: Keys | None = None,
     aliases: Sequence[str] = (),
-    hosts: Collection[str] | None = None,
+    address: Address | None = None,
     page: bool = True,
     kept: Kept | None = None,
 ) -> FastAPI:
@@ -40,7 +41,7 @@ def create_app(
     models: one for each device, the same otherwise; the application uses them alone from then on. A single small
         one on a CPU gets a worker for each core, see Settings.lanes.
     keys: None or empty lets everybody in. aliases: further names that requests may give for the model.
-    hosts: names under which the server may be called, None for any. page: serve the page at `/`.
+    address: where clients find the server, None for anywhere. page: serve the page at `/`.
     kept: stores for drafts and files, where they are shared with other processes.
     `app.state.service` holds the parts; `app.state.service.scheduler.stop()` begins an orderly end.
     """
@@ -55,6 +56,7 @@ def create_app(
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to an address of the proxy's making
     )
     app.state.service = service
     errors: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, "description": "No success."}}
@@ -67,7 +69,8 @@ def create_app(
         from mrflow.server.page import mount_page
 
         app = mount_page(app, service)
-    app.add_middleware(Guard, service=service, hosts=hosts)
+        _answer_errors(app.router.default)  # type: ignore[arg-type]
+    app.add_middleware(Guard, service=service, address=address or Address())
     return app
 
 
@@ -83,18 +86,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _answer_errors(app: FastAPI) -> None:
     """Have every error answered in OpenAI's shape."""
-    what = {404: "There is no such route; /docs lists them.", 405: "The route does not take this method."}
-
-    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def unknown(rest: str) -> Response:
-        raise ApiError(404, what[404], code="not_found")
+    missing = "There is no such route; /docs lists them. The API is under /v1, which belongs into base_url."
+    what = {404: (missing, "not_found"), 405: ("The route does not take this method.", "method_not_allowed")}
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         if isinstance(error, ApiError):
             return error.response()
-        message = what.get(error.status_code, "The request could not be read.")
-        return ApiError(error.status_code, message).response()
+        message, code = what.get(error.status_code, ("The request can't be answered as it is.", None))
+        answer = ApiError(error.status_code, message, code=code)
+        answer.headers = error.headers  # Allow, for one
+        return answer.response()
+
+    # the page's own bugs; the guard is in front of ours
+    app.add_exception_handler(Exception, lambda request, error: internal().response())
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -56,9 +56,9 @@ def from_error(error: MrFlowError, param: str | None = None) -> ApiError:
     if isinstance(error, RequestError):
         return ApiError(422, str(error), param=param, code="unprocessable")
     if isinstance(error, (ImageError, RecipeError)):
-        return ApiError(400, str(error), param=param or "image", code="invalid_image")
+        return ApiError(400, _own_words(error), param=param or "image", code="invalid_image")
     if isinstance(error, OutputError):
-        return ApiError(422, str(error), param="output_format", code="unprocessable")
+        return ApiError(422, _own_words(error), param="output_format", code="unprocessable")
     return failed(error)
 
 
@@ -69,6 +69,11 @@ def invalid_field(error: dict[str, Any]) -> ApiError:
         text, code = f"Missing required parameter: {param!r}.", "missing_required_parameter"
     elif error["type"] == "extra_forbidden":
         text, code = f"Unknown parameter: {param!r}.", "unknown_parameter"
+    elif error["type"] == "string_unicode":
+        text, code = (
+            f"{param or 'A name'!r} holds half a character (a lone surrogate), which is no text.",
+            "invalid_value",
+        )
     elif error["type"] == "json_invalid" or param is None:
         return ApiError(400, "The body is not a JSON object of the fields in /docs.", code="invalid_json")
     else:
@@ -111,6 +116,11 @@ def internal() -> ApiError:
 def gone() -> ApiError:
     """Return that the client went away; nobody reads it."""
     return ApiError(499, "The client closed the connection.", code="client_closed_request")
+
+
+def _own_words(error: MrFlowError) -> str:
+    """Return what an error says, without what a library said, for that may hold paths."""
+    return str(error) if error.__cause__ is None else str(error).partition(": ")[0] + "."
 
 
 def _unavailable(message: str, code: str, retry_after: float = 5) -> ApiError:

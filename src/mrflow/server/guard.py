@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from mrflow.server.address import Address
 from mrflow.server.errors import ApiError, internal
 from mrflow.server.service import Service
 
@@ -35,9 +36,10 @@ _POLICY = (
 class Guard:
     """ASGI middleware. `scope["state"]["client"]` says who asks: a key, or an address where there are no keys."""
 
-    def __init__(self, app: ASGIApp, service: Service, hosts: Collection[str] | None) -> None:
-        """hosts: names under which the server may be called; None is any."""
-        self._app, self._service, self._settings, self._hosts = app, service, service.settings, hosts
+    def __init__(self, app: ASGIApp, service: Service, address: Address) -> None:
+        """address: where clients find the server."""
+        self._app, self._service, self._settings, self._address = app, service, service.settings, address
+        self._proxied = ProxyHeadersMiddleware(self._answer, address.trusted_proxies)  # type: ignore[arg-type]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here speaks it
@@ -46,10 +48,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = dict(scope)  # the web server keeps its own, by which it leaves the body of a HEAD away
+        scope["method"] = "GET" if scope["method"] == "HEAD" else scope["method"]
         reply = _Reply(send, self._settings.body_seconds)
         try:
-            self._admit(scope)
-            await self._app(scope, self._limited(scope, receive), reply)
+            peer = scope["client"][0] if scope.get("client") else None
+            self._address.find_host(scope, peer in self._proxied.trusted_hosts)
+            await self._proxied(scope, receive, reply)  # type: ignore[arg-type]
         except ApiError as error:
             if not reply.begun:
                 await error.response()(scope, receive, reply)
@@ -59,15 +64,23 @@ class Guard:
                 raise  # the connection ends, so that a cut answer is not taken for a whole one
             await internal().response()(scope, receive, reply)
         finally:
-            self._service.metrics.requests.labels(_route(scope["path"]), str(reply.status)).inc()
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            self._service.metrics.requests.labels(_route(path), str(reply.status)).inc()
 
-    def _admit(self, scope: Scope) -> None:
-        headers, path = Headers(scope=scope), scope["path"]
-        host = headers.get("host", "")
-        if self._hosts is not None and _name(host) not in self._hosts:
-            raise ApiError(400, "This server is not known by that name.", code="unknown_host")
-        origin = headers.get("origin")
-        if origin is not None and scope["method"] != "GET" and urlsplit(origin).netloc != host:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request whose client and scheme are known."""
+        path = self._address.find_path(scope)
+        self._admit(scope, path)
+        headers = MutableHeaders(scope=scope)
+        if path.endswith("/edits"):  # else starlette reads as latin-1, without a word, what is no UTF-8
+            headers["content-type"] = headers.get("content-type", "") + "; charset=latin-1"
+        elif path in _IMAGES:  # whatever clients call it: curl -d says that it is a form
+            headers["content-type"] = "application/json"
+        await self._app(scope, self._limited(scope, path, receive), send)
+
+    def _admit(self, scope: Scope, path: str) -> None:
+        headers = Headers(scope=scope)
+        if scope["method"] != "GET" and _from_elsewhere(headers):
             raise ApiError(403, "Requests from other sites are not answered.", code="cross_site")
         state = scope.setdefault("state", {})
         state["client"] = scope["client"][0] if scope.get("client") else "local"
@@ -76,10 +89,10 @@ class Guard:
         client = self._client(headers, path)
         if client is not None:
             state["client"] = client
-        elif path.startswith("/v1/") or path == "/metrics" or scope["method"] not in ("GET", "HEAD"):
+        elif path.startswith("/v1/") or path == "/metrics" or scope["method"] != "GET":
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
         else:
-            raise ApiError(303, LOGIN)
+            raise ApiError(303, scope["root_path"] + LOGIN)
 
     def _client(self, headers: Headers, path: str) -> str | None:
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -87,16 +100,11 @@ class Guard:
             return self._service.keys.client(key.strip())
         if path.startswith("/v1/") or path == "/metrics":
             return None  # a browser's cookie opens the page, not the API
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return None
-        return None if cookie is None else self._service.sessions.client(cookie.value)
+        return self._service.sessions.client(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
 
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+    def _limited(self, scope: Scope, path: str, receive: Receive) -> Receive:
         """Return `receive` that refuses bodies too large, whether they say so before or not, and slow ones."""
-        upload = any(scope["path"].startswith(path) for path in _UPLOADS)
-        most = self._settings.max_upload if upload else self._settings.max_body
+        most = self._settings.max_upload if path.startswith(_UPLOADS) else self._settings.max_body
         stated = Headers(scope=scope).get("content-length", "0")
         if not stated.isascii() or not stated.isdigit() or len(stated) > 18 or int(stated) > most:
             raise _too_large(most)
@@ -142,9 +150,12 @@ def _too_large(most: int) -> ApiError:
     return ApiError(413, f"The body has more than {most} bytes.", code="request_too_large")
 
 
-def _name(host: str) -> str:
-    """Return a Host header without its port."""
-    return host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+def _from_elsewhere(headers: Headers) -> bool:
+    """Return whether a browser asks for another site; those that say so themselves know it behind any proxy."""
+    if site := headers.get("sec-fetch-site"):
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers["host"].lower()
 
 
 def _route(path: str) -> str:

@@ -97,9 +97,9 @@ def documentation_routes(service: Service) -> APIRouter:
         client = service.keys.client(key) if isinstance(key, str) else None
         if client is None:
             return HTMLResponse(login_page("That key is not known here."), 401)
-        answer, secure = RedirectResponse("/", 303), request.url.scheme == "https"
-        session = service.sessions.begin(client)
-        answer.set_cookie(COOKIE, session, httponly=True, samesite="strict", secure=secure)
+        top, secure = f"{request.scope['root_path']}/", request.scope["scheme"] == "https"
+        answer, session = RedirectResponse(top, 303), service.sessions.begin(client)
+        answer.set_cookie(COOKIE, session, path=top, httponly=True, samesite="strict", secure=secure)
         return answer
 
     return router
@@ -107,7 +107,7 @@ def documentation_routes(service: Service) -> APIRouter:
 
 def login_page(problem: str = "") -> str:
     """Return the login form as HTML, with a word on what went wrong."""
-    return _TEMPLATES.get_template("login.html").render(title="mrflow", action=LOGIN, problem=problem)
+    return _TEMPLATES.get_template("login.html").render(title="mrflow", action=LOGIN[1:], problem=problem)
 
 
 def docs_page(schema: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import threading
 import time
@@ -46,17 +47,19 @@ class Keys:
 
     @classmethod
     def read(cls, file: str | Path | None) -> Keys:
-        """Return the keys in a file, one a line ('#' begins a comment), and in the environment's MRFLOW_API_KEYS.
+        """Return the keys in a file, one a line, and in the environment's MRFLOW_API_KEYS.
 
+        '#' begins a comment, at the begin of a line or after a space.
         Raises RequestError for a file that can't be read or holds none, and for a key that is too short.
         """
         keys = os.environ.get(VARIABLE, "").replace(",", " ").split()
         if file is not None:
             try:
-                lines = Path(file).read_text(encoding="utf-8").splitlines()
+                lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                raise RequestError(f"The key file {file} cannot be read: {error}.") from None
-            found = [key for line in lines if (key := line.split("#")[0].strip())]
+                why = getattr(error, "strerror", "it is no UTF-8 text; save it as such")
+                raise RequestError(f"The key file {file} cannot be read: {why}.") from None
+            found = [key for line in lines if (key := re.split(r"(?:^|\s)#", line)[0].strip())]
             if not found:
                 raise RequestError(f"The key file {file} holds no keys; write one a line.")
             keys += found

@@ -33,8 +33,9 @@ _LABELS = {"draft": "Draft", "upscaled": "Upscaled draft", "final": "Final", "na
 
 
 def mount_page(app: FastAPI, service: Service) -> FastAPI:
-    """Return the application with the page at `/`, behind its own routes.
+    """Return the application with the page at `/`, where it answers what no route does.
 
+    It is no mount any more, which would also take requests whose method a route does not.
     Built inside an event loop: without one running, gradio 6.31 (utils.py, safe_get_lock) makes four and leaves
     them, with their sockets, to the collector.
     """
@@ -60,17 +61,19 @@ def _mounted(app: FastAPI, service: Service) -> FastAPI:
         block_label_text_color="*primary_800",
         block_title_text_color="*primary_800",
     )
-    mounted: FastAPI = gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         _blocks(service),
         "/",
         theme=theme,
         css=_CSS,
         footer_links=[],
+        show_error=False,  # whose words may hold paths
         max_file_size=service.settings.max_upload,
         **dict.fromkeys(("run_history", "ssr_mode", "pwa", "mcp_server", "enable_monitoring"), False),
     )
-    return mounted
+    app.router.default = app.routes.pop().app  # type: ignore[attr-defined]
+    return app
 
 
 def _blocks(service: Service) -> Any:

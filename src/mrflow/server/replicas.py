@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from mrflow.errors import ClusterError
 from mrflow.pipeline import MrFlow
 from mrflow.ray_connection import LOCAL, check_ray, check_workers, connected, describe_reason, worker_gpus
+from mrflow.server.address import Address
 from mrflow.server.app import create_app
 from mrflow.server.keys import Keys
 from mrflow.server.running import listen, url_of
@@ -118,12 +119,12 @@ def make_application(
     call: Callable[..., Any],
     keys: Keys,
     aliases: Sequence[str],
-    hosts: Collection[str] | None,
+    address: Address | None,
 ) -> FastAPI:
     """Return a replica's application. call: as SharedStore has it. No page: it needs one process."""
     seconds = settings.keep_seconds
     kept = Kept(files=SharedStore(call, "files", seconds), drafts=SharedStore(call, "drafts", seconds))
-    return create_app(load(device), settings, keys=keys, aliases=aliases, hosts=hosts, page=False, kept=kept)
+    return create_app(load(device), settings, keys=keys, aliases=aliases, address=address, page=False, kept=kept)
 
 
 @contextmanager
@@ -135,7 +136,8 @@ def serving(
     *,
     keys: Keys,
     aliases: Sequence[str] = (),
-    hosts: Collection[str] | None = None,
+    address: Address | None = None,
+    keep_alive: int = 5,
 ) -> Iterator[str]:
     """Give the address once all replicas take requests; they and what was started for them end with the block.
 
@@ -155,7 +157,7 @@ def serving(
         shelf = ray.remote(Shelf).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(settings)
         make = partial(
             make_application,
-            *(replicas.load, "cuda" if gpus else "cpu", settings, partial(_ask, shelf), keys, aliases, hosts),
+            *(replicas.load, "cuda" if gpus else "cpu", settings, partial(_ask, shelf), keys, aliases, address),
         )
         deployment = ray.serve.deployment(
             ray.serve.ingress()(Replica),
@@ -166,15 +168,15 @@ def serving(
             ray_actor_options={"num_cpus": threads, "num_gpus": gpus},
         )
         try:
-            _start(ray, deployment.bind(make), host, port)
+            _start(ray, deployment.bind(make), {"host": host, "port": port, "keep_alive_timeout_s": keep_alive})
             yield url_of(host, port)
         finally:
             ray.serve.shutdown()
 
 
-def _start(ray: Any, application: Any, host: str, port: int) -> None:
+def _start(ray: Any, application: Any, http_options: dict[str, Any]) -> None:
     try:
-        ray.serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        ray.serve.start(proxy_location="HeadOnly", http_options=http_options)
         ray.serve.run(application, name=NAME, route_prefix="/")
     except (RuntimeError, ray.exceptions.RayError) as error:  # so Ray Serve says that a deployment failed
         raise ClusterError(f"The replicas can't start: {describe_reason(error)}") from error

@@ -104,7 +104,8 @@ class StreamedBody(ImageBody):
 class PromptBody(ImageBody):
     """OpenAI's fields of a prompt, and ours, which its clients pass as `extra_body`."""
 
-    prompt: str = Field(description="What the picture shows.")
+    # min_length has pydantic look into texts, and refuse halves of characters; so it does where there is a most
+    prompt: str = Field(min_length=0, description="What the picture shows.")
     size: str | None = Field(
         None, max_length=20, description='Pixels, "WIDTHxHEIGHT"; "auto": the model\'s own, or twice the image\'s.'
     )
@@ -112,7 +113,7 @@ class PromptBody(ImageBody):
     safety_identifier: str | None = Field(None, max_length=1000, description="Accepted and not used.")
     background: Literal["auto", "opaque"] | None = Field(None, description="Pictures are opaque.")
     moderation: Literal["auto", "low"] | None = Field(None, description="Accepted; nothing is moderated.")
-    negative_prompt: str | None = Field(None, description="What the picture should not show; needs guidance.")
+    negative_prompt: str | None = Field(None, min_length=0, description="What it should not show; needs guidance.")
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Of the first picture; the others take seed + 1, ... Drawn if absent."
     )

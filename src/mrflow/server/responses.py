@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
@@ -31,6 +32,8 @@ from mrflow.server.requests import OLDER_QUALITY, Checked, Format, ImageBody, St
 from mrflow.server.service import Service
 from mrflow.server.store import Store, StoredFile
 from mrflow.server.tickets import Made, News, TicketGroup
+
+log = logging.getLogger("mrflow.server")
 
 Outcome = TypeVar("Outcome")
 Verb = Literal["image_generation", "image_edit"]
@@ -196,6 +199,9 @@ class Answer:
                     yield b": still at it\n\n"
         except ApiError as error:
             yield _event("error", error.body())
+        except Exception as error:  # of encoding, for one
+            log.exception("a stream failed")
+            yield _event("error", errors.failed(error).body())
 
     def _partial(self, news: News, number: int) -> bytes:
         assert news.image is not None

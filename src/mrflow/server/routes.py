@@ -24,6 +24,8 @@ _EDIT_SCHEMA = {
     "required": ["image", "prompt"],
     "properties": {"image": _IMAGE, **requests.EditBody.model_json_schema()["properties"]},
 }
+_PICTURE = ("image", "image[]")
+_KNOWN = (*requests.EditBody.model_fields, *_PICTURE, "mask", "markup")
 _MULTIPART = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _EDIT_SCHEMA}}}}
 
 
@@ -115,17 +117,28 @@ def _finishing(
 
 def _read_form(fields: FormData) -> tuple[requests.EditBody, UploadFile]:
     """Return the text fields and the one image of an edit; raises an ApiError or RequestValidationError."""
-    images = [value for name, value in fields.multi_items() if name in ("image", "image[]")]
-    texts = {name: value for name, value in fields.multi_items() if name not in ("image", "image[]")}
+    # an empty one, text or file, is what browsers and tools send for nothing
+    given = [(name, each) for name, each in fields.multi_items() if name not in _KNOWN or not _is_empty(each)]
+    images = [value for name, value in given if name in _PICTURE]
+    texts = {name: value for name, value in given if name not in _PICTURE}
     if "mask" in texts or "markup" in texts:
         text = "Masks are not supported: the whole picture is enhanced."
         raise ApiError(400, text, param="mask", code="unsupported")
     if len(images) != 1 or not isinstance(images[0], UploadFile):
         text = f"There are {len(images)} images; give one, as a file."
         raise ApiError(400, text, param="image", code="invalid_image")
-    try:
+    try:  # see the guard for latin-1
+        texts = {
+            name: it if isinstance(it, UploadFile) else it.encode("latin-1").decode() for name, it in texts.items()
+        }
         return requests.EditBody.model_validate(texts), images[0]
+    except UnicodeError:
+        raise ApiError(400, "A field of the form is no UTF-8 text.", code="invalid_value") from None
     except ValidationError as error:
         raise RequestValidationError(
             [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_input=False)]
         ) from None
+
+
+def _is_empty(value: str | UploadFile) -> bool:
+    return not (value.filename if isinstance(value, UploadFile) else value)

@@ -47,10 +47,12 @@ class _Server(uvicorn.Server):
         self._scheduler.stop()
 
 
-def run(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None]) -> None:
+def run(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None], keep_alive: int = 5) -> None:
     """Serve until SIGTERM or Ctrl-C; what is queued then has the time set for it, a second signal ends it at once.
 
-    on_ready: told the address once requests are taken. Raises RequestError if the port can't be had.
+    on_ready: told the address once requests are taken.
+    keep_alive: seconds that idle connections are kept; 5 is uvicorn's own.
+    Raises RequestError if the port can't be had.
     """
     config = uvicorn.Config(
         app,
@@ -60,6 +62,8 @@ def run(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None]) -> 
         access_log=False,
         server_header=False,
         ws="none",
+        proxy_headers=False,  # the guard believes the proxies that it was told of, uvicorn all on this machine
+        timeout_keep_alive=keep_alive,
         timeout_graceful_shutdown=_ANSWERING,
     )
     with listen(host, port) as listening:
@@ -72,8 +76,9 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise RequestError(f"{host}:{port} can't be listened on: {error.strerror}. Take another --port.") from None
+    except (OSError, UnicodeError) as error:  # the latter for labels that no name may have
+        why = getattr(error, "strerror", None) or error
+        raise RequestError(f"{host}:{port} can't be listened on: {why}. Take another --host or --port.") from None
 
 
 def url_of(host: str, port: int) -> str:
