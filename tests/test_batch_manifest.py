@@ -86,3 +86,10 @@ def test_differences(tmp_path):
     entry = make_entry("a")
     assert entry.differences(make_recipe()) == {}
     assert entry.differences(replace(make_recipe(), seed=99)) == {"seed": (entry.seed, 99)}
+
+
+def test_a_manifest_with_a_local_models_path_is_continued():
+    recipe = replace(make_recipe(), model="tiny", revision="0123456789ab")
+    for old, same in (("/home/somebody/tiny", True), ("models/tiny", True), ("/home/somebody/other", False)):
+        entry = Entry.of("a", "a.png", "0" * 64, 1, replace(recipe, model=old, revision=None))
+        assert (entry.differences(recipe) == {}) is same

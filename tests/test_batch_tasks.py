@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -118,3 +120,40 @@ def test_what_the_model_settles(fast):
     ]
     assert "50x64" in failures[0].error
     assert [(text.split(": ")[1], rows) for text, rows in warned.items()] == [("'zebra'", 1)]
+
+
+@pytest.mark.parametrize("value", [7.0, "7.0", "7", Decimal("7.00")])
+def test_whole_numbers_come_as_pandas_writes_them(value):
+    request = read_request([Row(1, {"prompt": "a lake", "seed": value, "width": 256.0, "height": "256.0"})])
+    assert (request.failures, request.wanted[0].asked.seed) == ([], 7)
+    for wrong in (7.5, "7.5", "9007199254740993.0", float("inf"), Decimal("7.1")):
+        assert "whole number" in read_request([Row(1, {"prompt": "a", "seed": wrong})]).failures[0].error
+
+
+def test_ids_and_plans_of_columns_with_gaps():
+    plan = {"steps": 8.0, "refine_steps": None, "scale": float("nan"), "solver": None}
+    rows = [Row(1, {"prompt": "a", "id": 3.0, "plan": plan}), Row(2, {"prompt": "a", "plan": {"steps": None}})]
+    request = read_request(rows)
+    assert request.failures == []
+    assert [(each.id, each.asked.plan) for each in request.wanted] == [("3", Plan(steps=8)), ("000002", None)]
+
+
+class Strange(str):
+    def strip(self, *args):
+        raise OverflowError("too large")
+
+
+def test_a_row_that_raises_anything_fails_alone():
+    request = request_of({"prompt": Strange("a")}, {"prompt": "b"})
+    assert [each.error for each in request.failures] == ["OverflowError: too large"]
+    assert [each.asked.prompt for each in request.wanted] == ["b"]
+
+
+def test_half_characters_fail_their_row_alone():
+    half = "\ud83d"
+    rows = [{"prompt": half}, {"prompt": "a", "id": half}, {"prompt": "a", "plan": half}, {"prompt": "a", half: 1}]
+    rows += [{"prompt": "a", "negative_prompt": half}, {"prompt": "a", "plan": {half: 1}}]
+    request = read_request([Row(number, row) for number, row in enumerate(rows, 1)])
+    assert [each.row for each in request.wanted] == [4]
+    assert [each.row for each in request.failures] == [1, 2, 3, 5, 6]
+    assert all(json.dumps(each.to_dict()) for each in request.failures)

@@ -85,16 +85,18 @@ HEAD = "category,id,prompt_en\n"
 @pytest.mark.parametrize(
     ("name", "file", "text", "words"),
     [
-        ("oneig", "a.csv", HEAD + "Portrait,../../etc/passwd,x\n", "line 2: the id"),
+        ("oneig", "a.csv", HEAD + "Portrait,../../etc/passwd,x\n", "row 1: the id"),
         ("oneig", "a.csv", HEAD + "Portrait,,x\n", "the id is ''"),
         ("oneig", "a.csv", HEAD + "../Portrait,000,x\n", "the category"),
-        ("oneig", "a.csv", HEAD + "Portrait\n", "the id"),
+        ("oneig", "a.csv", HEAD + "Portrait\n", "has 1 fields"),
         ("oneig", "a.csv", HEAD + "Portrait,00,x\nPortrait,001,y\n", "begins with"),
         ("oneig", "a.csv", HEAD + "Portrait,00,x\nPortrait,00,y\n", "begins with"),
         ("oneig", "a.csv", HEAD + "Portrait,00,\n", "empty"),
-        ("oneig", "a.csv", "category,prompt_en\nPortrait,x\n", "lacks a column"),
+        ("oneig", "a.csv", "category,prompt_en\nPortrait,x\n", "the id is ''"),
         ("oneig", "a.csv", HEAD, "holds no prompts"),
-        ("oneig", "a.csv", "", "lacks a column"),
+        ("oneig", "a.csv", "prompt_en,id\nx,1\n", "one must be category"),
+        ("oneig", "a.csv", HEAD + 'Portrait,00,"a lake\n', "lines 2 to 2"),
+        ("oneig", "a.csv", "", "holds no prompts"),
         ("geneval", "a.jsonl", "", "line 1 is no JSON"),
         ("geneval", "a.jsonl", '{"prompt": "x"}\n\n{"prompt": "y"}', "line 2 is no JSON"),
         ("geneval", "a.jsonl", "[" * 100_000, "line 1 is no JSON"),
@@ -103,7 +105,8 @@ HEAD = "category,id,prompt_en\n"
         ("geneval", "a.jsonl", '{"tag": "x"}', "must be text"),
         ("t2i-compbench", "a.txt", "a/b\n", "slash"),
         ("t2i-compbench", "a.txt", "../../up\n", "slash"),
-        ("t2i-compbench", "a.txt", "a\x00b\n", "control character"),
+        ("t2i-compbench", "a.txt", "a\x00b\n", "NUL"),
+        ("t2i-compbench", "a.txt", "a\x01b\n", "control character"),
         ("t2i-compbench", "a.txt", "fine\n\nfine\n", "line 2"),
         ("t2i-compbench", "a.txt", "x" * 250, "too long"),
         ("t2i-compbench", "a b.txt", "x", "its name"),
@@ -111,7 +114,7 @@ HEAD = "category,id,prompt_en\n"
     ],
 )
 def test_hostile_prompt_files_are_refused(tmp_path, name, file, text, words):
-    with pytest.raises(PromptError, match=words):
+    with pytest.raises((PromptError, RequestError), match=words):
         read(name, write(tmp_path, file, text))
 
 

@@ -63,3 +63,11 @@ def test_what_is_no_prompt_file_is_refused(tmp_path: Path, name: str, text: str,
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="no prompt file"):
         read_questions(tmp_path / "none.txt")
+
+
+def test_tables_are_read_by_their_column_and_refused_where_a_batch_fails_a_row(tmp_path: Path) -> None:
+    assert read_questions(write(tmp_path, "a.csv", "id,prompt\n1,a lake\n")) == [Question("a lake")]
+    with pytest.raises(PromptError, match="row 2: The record has 1 fields"):
+        read_questions(write(tmp_path, "b.csv", "id,prompt\n1,a lake\n2\n"))
+    with pytest.raises(PromptError, match="row 1: The prompt is empty"):
+        read_questions(write(tmp_path, "c.csv", "id,prompt\n1,\n"))

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
 from conftest import make_pipe
-from mrflow import load_image, read_recipe, save_image
+from mrflow import read_recipe, save_image
+from mrflow.drafts import check_input
+from mrflow.errors import ImageError
+from mrflow.files import load_image
+from mrflow.images import pixels_sha256
 from support.cli import Result, invoke
 
 PROMPT = "a red boat at dusk"
@@ -26,9 +33,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    """Run each test in an empty folder of its own."""
+def workplace(tmp_path, monkeypatch, tiny):
+    """Run each test in an empty folder of its own; recorded models are looked for beside the tiny one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRFLOW_MODELS_DIR", str(tiny.parent))
 
 
 def run(*arguments: str | Path, code: int = 0) -> Result:
@@ -283,3 +291,40 @@ def test_replay_asks_for_what_the_recipe_cannot_hold(tiny, network_file):
 def test_replay_of_a_file_without_a_recipe():
     save_image(Image.new("RGB", (32, 32)), "plain.png")
     assert "no recipe" in run("replay", "plain.png", code=1).stderr
+
+
+def test_a_recipe_names_no_folder_and_its_model_is_found_by_name_and_hash(tiny, monkeypatch, tmp_path):
+    path = generate(tiny, "--seed", "7")
+    recipe = read_recipe(path)
+    assert recipe.model == "tiny"
+    assert str(tiny.parent) not in recipe.to_json()
+    monkeypatch.delenv("MRFLOW_MODELS_DIR")
+    assert "give it as --model" in run("replay", path, code=1).stderr
+    other = tmp_path / "others" / "tiny"
+    shutil.copytree(tiny, other)
+    (other / "model_index.json").write_text((other / "model_index.json").read_text() + " ")
+    assert "--models-dir" in run("replay", path, "--models-dir", other.parent, code=1).stderr
+    where = ["--models-dir", other.parent, "--models-dir", tiny.parent.parent]
+    assert run_json("replay", path, *where)["same_pixels"]
+
+
+def test_recipes_with_paths_still_replay(tiny, monkeypatch):
+    monkeypatch.delenv("MRFLOW_MODELS_DIR")
+    path = generate(tiny, "--seed", "7")
+    save_image(load_image(path), "old.png", replace(read_recipe(path), model=str(tiny), revision=None))
+    assert run_json("replay", "old.png")["same_pixels"]
+
+
+def test_an_image_with_a_profile_is_replayed_also_from_the_old_reading(tiny):
+    photo = Image.fromarray(np.array([[9, 300, 65000] * 16] * 48, dtype=np.uint16))
+    photo.save("photo.png")
+    run("enhance", "photo.png", "--prompt", PROMPT, "--model", tiny, "--upscaler", "bicubic")
+    assert run_json("replay", "photo-enhanced.png", "--original", "photo.png")["same_pixels"]
+    recipe = read_recipe("photo-enhanced.png")
+    before = load_image("photo.png", as_before=True)
+    assert before.tobytes() != load_image("photo.png").tobytes()
+    assert (
+        check_input(replace(recipe, input_sha256=pixels_sha256(before)), "photo.png").tobytes() == before.tobytes()
+    )
+    with pytest.raises(ImageError, match="is not the one"):
+        check_input(replace(recipe, input_sha256="0" * 64), "photo.png")

@@ -159,7 +159,7 @@ def test_guidance_can_stop_early_and_a_solver_step_staged_and_native(shared):
         (["dpg", "prompts", "--size", "64x96"], "cuts squares. Try 64"),
         (["oneig", "OneIG-Bench.csv", "--size", "8192"], "too large a sheet"),
         (["oneig", "OneIG-Bench.csv", "--native", "--plan", "2+1"], "--native runs no stages"),
-        (["oneig", "missing.csv"], "There is no prompt file"),
+        (["oneig", "missing.csv"], "does not exist"),
         (["imagenet", "prompts"], "There is no benchmark"),
         (["dpg", "prompts", "--seed", "-1"], "seed is -1"),
         (["dpg", "prompts", "--plan", "0+1"], "steps is 0"),

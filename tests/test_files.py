@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import stat
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mrflow import files
-from mrflow.errors import ImageError, OutputError, OutputExistsError, RecipeError
+from mrflow.errors import ImageError, MrFlowWarning, OutputError, OutputExistsError, RecipeError
 from mrflow.files import check_output, load_image, read_recipe, remove_parts, save_bytes, save_image, write_text
 from support.pictures import make_recipe, noise_image
 
@@ -140,14 +141,169 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 32768, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / f"a{suffix}")
     loaded = load_image(tmp_path / f"a{suffix}")
-    assert [loaded.getpixel((x, 0))[0] for x in range(3)] == [0, 127, 255]
+    assert [loaded.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        (np.array([[0, 100, 255]], dtype=np.int32), [0, 100, 255]),
+        (np.array([[0, 32768, 65535]], dtype=np.int32), [0, 128, 255]),
+        (np.array([[0, 128, 255]], dtype=np.uint16), [0, 0, 1]),
+        (np.array([[0, 0.5, 1]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0, 99.6, 255]], dtype=np.float32), [0, 100, 255]),
+    ],
+)
+def test_numbers_are_read_by_their_range(values, read) -> None:
+    loaded = load_image(Image.fromarray(values))
+    assert [loaded.getpixel((x, 0))[0] for x in range(3)] == read
 
 
 def test_wider_values_are_refused() -> None:
-    with pytest.raises(ImageError, match="floating-point"):
-        load_image(Image.new("F", (1, 1)))
-    with pytest.raises(ImageError, match="at most 16 bits"):
-        load_image(Image.new("I", (1, 1), 70_000))
+    for image in (Image.new("F", (1, 1), 256), Image.new("F", (1, 1), -1), Image.new("I", (1, 1), 70_000)):
+        with pytest.raises(ImageError, match="8 or 16 bits are read"):
+            load_image(image)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(*chunks: bytes, colour: tuple[int, ...] = (60, 180, 75), depth: int = 8) -> io.BytesIO:
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, depth, 2 if len(colour) == 3 else 6, 0, 0, 0))
+    row = b"\0" + b"".join(struct.pack(">B" if depth == 8 else ">H", each) for each in colour)
+    end = png_chunk(b"IDAT", zlib.compress(row)) + png_chunk(b"IEND", b"")
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + end)
+
+
+def gama(value: float) -> bytes:
+    return png_chunk(b"gAMA", struct.pack(">I", round(value * 100_000)))
+
+
+def chrm(*values: float) -> bytes:
+    return png_chunk(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in values)))
+
+
+P3 = (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+NARROW = (0.3457, 0.3585, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # another white
+SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+
+
+def fixed(*values: float) -> bytes:
+    return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+
+def profile() -> bytes:
+    """Return Display P3 as an ICC profile."""
+    curve = b"para" + struct.pack(">4xHxx", 3) + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    colours = [(0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407)]
+    parts = {
+        name: b"XYZ \0\0\0\0" + fixed(*xyz) for name, xyz in zip((b"rXYZ", b"gXYZ", b"bXYZ"), colours, strict=True)
+    }
+    parts |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    table, data, begin = struct.pack(">I", len(parts)), b"", 132 + 12 * len(parts)
+    for name, part in parts.items():
+        table += struct.pack(">4sII", name, begin + len(data), len(part))
+        data += part
+    head = struct.pack(">I4xI4s4s4s", begin + len(data), 0x04200000, b"mntr", b"RGB ", b"XYZ ").ljust(36, b"\0")
+    return head + b"acsp" + bytes(28) + fixed(0.9642, 1, 0.8249) + bytes(48) + table + data
+
+
+def close(one, other) -> bool:
+    return all(abs(a - b) <= 1 for a, b in zip(one, other, strict=True))
+
+
+def test_colours_follow_an_embedded_profile(tmp_path: Path) -> None:
+    image = Image.new("RGB", (2, 2), (60, 180, 75))
+    image.save(tmp_path / "a.png", icc_profile=profile())
+    loaded = load_image(tmp_path / "a.png")
+    assert close(loaded.getpixel((0, 0)), (0, 183, 57))  # of Display P3
+    assert load_image(loaded).tobytes() == loaded.tobytes()
+    clear = Image.new("RGBA", (2, 2), (60, 180, 75, 0))
+    clear.save(tmp_path / "b.png", icc_profile=profile())
+    assert load_image(tmp_path / "b.png").getpixel((0, 0)) == (255, 255, 255)
+    image.quantize(4).save(tmp_path / "c.png", icc_profile=profile())
+    assert close(load_image(tmp_path / "c.png").getpixel((0, 0)), (0, 183, 57))
+
+
+@pytest.mark.parametrize("data", [b"no profile", profile()[:200], b"\0" * 300])
+def test_a_broken_profile_is_ignored_with_a_warning(data: bytes) -> None:
+    image = Image.new("RGB", (2, 2), (60, 180, 75))
+    image.info["icc_profile"] = data
+    with pytest.warns(MrFlowWarning, match="colour profile"):
+        assert load_image(image).getpixel((0, 0)) == (60, 180, 75)
+
+
+def test_a_profile_of_another_colour_space_is_ignored_with_a_warning() -> None:
+    image = Image.new("CMYK", (2, 2), (0, 0, 0, 0))
+    image.info["icc_profile"] = profile()
+    with pytest.warns(MrFlowWarning, match="it is of RGB, the image of CMYK"):
+        assert load_image(image).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "read"),
+    [
+        ([gama(0.45455)], (60, 180, 75)),
+        ([gama(0.45455), chrm(*SRGB)], (60, 180, 75)),
+        ([gama(1.0)], (132, 218, 147)),  # linear light
+        ([chrm(*P3)], (0, 183, 57)),
+        ([gama(0.45455), chrm(*P3)], (0, 183, 57)),
+        ([png_chunk(b"sRGB", b"\0"), gama(1.0), chrm(*P3)], (60, 180, 75)),
+    ],
+)
+def test_colours_follow_gama_and_chrm(chunks: list[bytes], read: tuple[int, ...]) -> None:
+    assert close(load_image(png(*chunks)).getpixel((0, 0)), read)
+
+
+def test_white_stays_white_and_senseless_primaries_are_ignored() -> None:
+    assert close(load_image(png(chrm(*NARROW), colour=(255, 255, 255))).getpixel((0, 0)), (255, 255, 255))
+    for points in ((0.3, 0.0, 0.6, 0.3, 0.3, 0.6, 0.1, 0.1), (0.3, 0.3) * 4):
+        with pytest.warns(MrFlowWarning, match="colour profile"):
+            assert load_image(png(chrm(*points))).getpixel((0, 0)) == (60, 180, 75)
+
+
+@pytest.mark.parametrize("alpha", [(), (65535,)])
+def test_16_bit_colours_are_rounded(alpha: tuple[int, ...], tmp_path: Path) -> None:
+    file = png(colour=(0x40FF, 0x8000, 0xFF00, *alpha), depth=16)
+    path = tmp_path / "a.png"
+    path.write_bytes(file.getvalue())
+    for source in (file, path):
+        assert load_image(source).getpixel((0, 0)) == (65, 128, 254)
+    assert load_image(path, as_before=True).getpixel((0, 0)) == (64, 128, 255)
+
+
+def test_images_can_be_read_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(gama(1.0)).getvalue())
+    assert load_image(path, as_before=True).getpixel((0, 0)) == (60, 180, 75)
+    Image.fromarray(np.array([[32768]], dtype=np.uint16)).save(path)
+    assert load_image(path, as_before=True).getpixel((0, 0)) == (127, 127, 127)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES])
+def test_folders_that_cannot_be_synced_are_lived_with(tmp_path: Path, monkeypatch, code: int) -> None:
+    real = os.fsync
+
+    def sync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    monkeypatch.setattr(files.os, "fsync", sync)
+    assert save_bytes(b"x", tmp_path / "a").read_bytes() == b"x"
+    code = errno.EIO
+    with pytest.raises(OutputError, match="cannot be written"):
+        save_bytes(b"x", tmp_path / "b")
+
+
+def test_a_png_holds_its_recipe_as_ascii_text_and_older_ones_are_read(tmp_path: Path) -> None:
+    recipe = make_recipe()
+    assert b"tEXtmrflow\0{" in files.encode_image(noise_image(4, 4), ".png", recipe)
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("mrflow", recipe.to_json())
+    noise_image(4, 4).save(tmp_path / "old.png", pnginfo=info)
+    assert read_recipe(tmp_path / "old.png") == recipe
 
 
 def test_an_animation_is_refused(tmp_path: Path) -> None:

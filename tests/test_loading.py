@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from conftest import make_pipe
 from mrflow import MrFlow
 from mrflow.errors import DeviceError, ModelError, UnsupportedPipelineError, UpscalerError
-from mrflow.loading import check_device, check_dtype, load_model
+from mrflow.loading import check_device, check_dtype, find_model, identify, load_model
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,9 @@ def test_a_folder_loads_silently_and_runs(
 ) -> None:
     fast = MrFlow.from_pretrained(str(folder), upscaler=network_file, batch_size=2)
     assert capfd.readouterr().err == ""
-    assert fast.model.name == str(folder)
+    assert fast.model.name == folder.name
+    assert len(fast.model.revision or "") == 12
+    assert MrFlow(fast.pipe, "bicubic").model.revision == fast.model.revision
     assert fast.model.dtype == torch.float32
     assert fast.batch_size == 2
     fast.pipe.set_progress_bar_config(disable=True)
@@ -90,3 +93,18 @@ def test_dtypes() -> None:
     for dtype in ("int8", torch.float64, "half", ""):
         with pytest.raises(DeviceError, match="must be one of"):
             check_dtype(dtype, torch.device("cpu"))
+
+
+def test_a_folder_is_known_by_its_name_and_content(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    assert identify(str(copy)) == identify(str(folder))
+    weights = next(copy.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert identify(str(copy)) != identify(str(folder))
+    assert find_model(*identify(str(folder)), [tmp_path]) is None
+    assert find_model(*identify(str(folder)), [tmp_path / "none", folder.parent]) == str(folder)
+    cached = tmp_path / "models--owner--name" / "snapshots" / "0123abc"
+    cached.mkdir(parents=True)
+    assert identify(str(cached)) == ("owner/name", "0123abc")
+    assert identify("owner/name", "main") == ("owner/name", "main")

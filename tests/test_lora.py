@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import peft
 import pytest
 import torch
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, Plan
+from mrflow.borrowing import describe
 from mrflow.errors import MrFlowWarning
 from mrflow.sampling import draft_generators
 from support.pictures import bytes_of
@@ -130,3 +132,26 @@ def test_a_scale_of_zero_switches_off_for_one_call_and_every_weight_comes_back()
 def scalings(pipe: Any) -> list[dict[str, float]]:
     parts = (pipe.transformer, pipe.text_encoder)
     return [dict(layer.scaling) for part in parts for layer in part.modules() if hasattr(layer, "lora_alpha")]
+
+
+@pytest.mark.parametrize(("kind", "text"), [("LoHa", "loha 1"), ("LoKr", "lokr 1"), ("IA3", "ia3 1")])
+def test_other_adapters_of_peft_are_recorded(kind: str, text: str) -> None:
+    pipe = make_pipe()
+    options = {"target_modules": ["to_q"], "init_ia3_weights" if kind == "IA3" else "init_weights": False}
+    options |= {"feedforward_modules": []} if kind == "IA3" else {"r": 2, "alpha": 2}
+    peft.inject_adapter_in_model(getattr(peft, f"{kind}Config")(**options), pipe.transformer, "style")
+    recipe = make_fast(pipe).draft("a boat", seed=1, plan=PLAN).recipes[0]
+    assert recipe.conditions == {"lora.style": text}
+
+
+def test_weights_stored_in_a_smaller_type_and_compiled_parts_are_recorded() -> None:
+    pipe = make_pipe()
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert describe(pipe) == {"cast": "transformer float8_e4m3fn"}
+    pipe = make_pipe()
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+    pipe.vae.decoder.compile(backend="eager")
+    assert describe(pipe) == {"compiled": "transformer, vae"}
+    pipe = make_pipe()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    assert describe(pipe) == {"compiled": "transformer"}

@@ -96,3 +96,11 @@ def test_differences_names_fields_and_versions() -> None:
 
 def test_versions_name_the_libraries_that_shape_pixels() -> None:
     assert {"mrflow", "torch", "diffusers", "transformers"} <= set(library_versions())
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt", "model", "upscaler", "conditions"])
+def test_half_characters_are_refused(name: str) -> None:
+    half = {"a": "\ud83d"} if name == "conditions" else "\ud83d"
+    text = json.dumps({**json.loads(make_recipe().to_json()), name: half})
+    with pytest.raises(RecipeError, match=f"{name}.*half a character"):
+        Recipe.from_json(text)

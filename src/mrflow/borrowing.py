@@ -144,9 +144,10 @@ def without_caches(pipe: Pipeline) -> Iterator[None]:
 def describe(pipe: Pipeline) -> dict[str, str]:
     """Return what shapes a picture besides checkpoint, plan and prompt, name to short text; usually nothing.
 
-    lora.NAME: its weight, or weights where layers differ. lora: those fused into the weights. scheduler, cache,
-    weights: where they are not the usual ones. vae: "tiled". Making a picture again needs the same; nothing here
-    can put it back.
+    lora.NAME: its weight, or weights where layers differ, behind its kind where that is another, such as loha.
+    lora: those fused into the weights. scheduler, cache, weights: where they are not the usual ones. cast: parts
+    whose weights are stored in a smaller type. compiled: parts that torch.compile runs. vae: "tiled". Making a
+    picture again needs the same; nothing here can put it back.
     """
     found = {f"lora.{name}": weight for name, weight in _adapters(pipe).items()}
     if fused := sorted(getattr(pipe, "fused_loras", ())):
@@ -155,6 +156,15 @@ def describe(pipe: Pipeline) -> dict[str, str]:
         found["scheduler"] = type(pipe.scheduler).__name__
     if cache := describe_cache(pipe):
         found["cache"] = cache
+    casts, compiled = dict[str, str](), set[str]()
+    for name, layer in _layers(pipe):
+        hooks = getattr(layer, "_diffusers_hook", None)
+        if cast := hooks and hooks.get_hook("layerwise_casting"):
+            casts[name] = f"{name} {str(cast.storage_dtype).removeprefix('torch.')}"
+        if hasattr(layer, "_orig_mod") or getattr(layer, "_compiled_call_impl", None) is not None:
+            compiled.add(name)
+    found |= {"cast": ", ".join(casts.values())} if casts else {}
+    found |= {"compiled": ", ".join(sorted(compiled))} if compiled else {}
     kinds = {type(each).__name__ for each in pipe.transformer.parameters()}
     if quantised := sorted(kinds.difference(_PLAIN_WEIGHTS)):
         found["weights"] = ", ".join(quantised)
@@ -208,24 +218,31 @@ def _without_cache_dit(transformer: Any) -> Iterator[None]:
         transformer.forward = cached
 
 
+def _layers(pipe: Pipeline) -> Iterator[tuple[str, Any]]:
+    """Yield each module of the pipeline with the name of its component."""
+    for name, part in pipe.components.items():
+        yield from ((name, layer) for layer in part.modules()) if isinstance(part, torch.nn.Module) else ()
+
+
 def _adapters(pipe: Pipeline) -> dict[str, str]:
-    """Return the active LoRAs and their weights, 1 being the file's own; several where layers differ."""
-    found: dict[str, set[float]] = {}
-    for part in pipe.components.values():
-        if not hasattr(part, "peft_config"):
-            continue
-        for layer in part.modules():
-            for name in getattr(layer, "active_adapters", ()) if hasattr(layer, "lora_alpha") else ():
-                if name in layer.scaling and not layer.disable_adapters:
-                    found.setdefault(name, set()).add(_weight(layer, name))
-    return {
-        name: ", ".join(f"{weight:g}" for weight in sorted(weights)) for name, weights in sorted(found.items())
-    }
+    """Return peft's active adapters and their weights, 1 being the file's own; several where layers differ."""
+    found: dict[tuple[str, str], set[float]] = {}
+    for _, layer in _layers(pipe):
+        kind = type(layer).__module__.removeprefix("peft.tuners.").split(".")[0]
+        for name in layer.active_adapters if hasattr(layer, "adapter_layer_names") else ():
+            holders = (getattr(layer, held, ()) for held in layer.adapter_layer_names)
+            if any(name in holder for holder in holders) and not layer.disable_adapters:
+                found.setdefault((name, kind), set()).add(_weight(layer, name))
+    texts = {key: ", ".join(f"{weight:g}" for weight in sorted(weights)) for key, weights in sorted(found.items())}
+    return {name: text if kind == "lora" else f"{kind} {text}" for (name, kind), text in texts.items()}
 
 
 def _weight(layer: Any, name: str) -> float:
-    rank = layer.r[name] ** 0.5 if layer.use_rslora.get(name) else layer.r[name]
-    return round(float(layer.scaling[name] * rank / layer.lora_alpha[name]), 6)
+    alpha = getattr(layer, "lora_alpha", getattr(layer, "alpha", {}))
+    if name not in alpha:
+        return 1.0  # kinds without one, such as OFT
+    rank = layer.r[name] ** 0.5 if getattr(layer, "use_rslora", {}).get(name) else layer.r[name]
+    return round(float(layer.scaling[name] * rank / alpha[name]), 6)
 
 
 def _is_one_of(sigmas: Tensor, index: int, value: Any) -> bool:

@@ -224,10 +224,12 @@ def check_input(recipe: Recipe, image: ImageSource | None) -> ImageSource:
     """Return the image if it is the one that the recipe began with; raises ImageError otherwise."""
     if image is None:
         raise ImageError("The recipe enhances an image; give that image too.")
-    digest = _read(image)[1]
-    if recipe.input_sha256 not in (None, digest):
+    if recipe.input_sha256 in (None, _read(image)[1]):
+        return image
+    before = image if isinstance(image, Tensor) else load_image(image, as_before=True)
+    if isinstance(before, Tensor) or pixels_sha256(before) != recipe.input_sha256:
         raise ImageError("The image is not the one that the recipe began with: its pixels differ.")
-    return image
+    return before  # as versions to 0.1.0 read it
 
 
 def _from_image(model: Model, job: Job, pixels: Tensor, digest: str) -> Draft:

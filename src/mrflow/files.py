@@ -1,25 +1,35 @@
 """Image files: read with suspicion, written whole or not at all, with the recipe inside. Text written likewise.
 
-The recipe travels as JSON: in PNG as an iTXt chunk named "mrflow", in WebP and JPEG as the EXIF image
-description with the prefix "mrflow:". PNG and WebP are lossless; JPEG (quality 95) is not, so its pixels
-are no longer those of the recipe's hash.
+The recipe travels as JSON: in PNG as a tEXt chunk named "mrflow" (iTXt up to 0.1.0), in WebP
+and JPEG as the EXIF image description with the prefix "mrflow:". PNG and WebP are lossless; JPEG (quality 95) is
+not, so its pixels are no longer those of the recipe's hash.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from mrflow.errors import FileNameError, ImageError, MissingImageError, OutputError, OutputExistsError, RecipeError
+from mrflow.errors import (
+    FileNameError,
+    ImageError,
+    MissingImageError,
+    MrFlowWarning,
+    OutputError,
+    OutputExistsError,
+    RecipeError,
+    warn,
+)
 from mrflow.jobs import MAX_SIDE
 from mrflow.recipe import Recipe
 
@@ -32,14 +42,21 @@ _CHUNK = "mrflow"
 _PREFIX = "mrflow:"
 _DESCRIPTION = 0x010E  # EXIF ImageDescription
 _PART = re.compile(r"\..+\.[0-9a-f]{12}\.part")  # the temporary names of save_bytes
+_CANNOT_SYNC = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
+_SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # x, y of white, red, green, blue
 _MAX_JPEG_EXIF = 65_000  # one APP1 segment holds 65,533 bytes, headers included
 
 
-def load_image(source: str | Path | IO[bytes] | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return an image as 8-bit RGB: turned as its EXIF says, alpha laid on white, 16-bit grey scaled down.
+def load_image(
+    source: str | Path | IO[bytes] | Image.Image, *, max_pixels: int = MAX_PIXELS, as_before: bool = False
+) -> Image.Image:
+    """Return an image as 8-bit sRGB: turned as its EXIF says, alpha laid on white, 16 bits rounded to 8.
 
+    Colours follow the embedded profile, else a PNG's gAMA and cHRM. Values of whole-number and floating-point
+    images are 8 bits, 16 bits or, where they have fractions, from 0 to 1, by their range.
     source: a path, a binary file or a Pillow image. Of a JPEG with several pictures the first is taken.
-    max_pixels: 8192 x 8192 at most; what has more is refused before it is decoded.
+    max_pixels: 8192 x 8192 at most; what has more is refused before it is decoded. as_before: read as versions to
+    0.1.0 did, without profiles and rounding.
     Raises ImageError for what is no image, is broken or cut short, is animated, or has more than 256 MiB or
     `max_pixels`.
     """
@@ -49,12 +66,17 @@ def load_image(source: str | Path | IO[bytes] | Image.Image, *, max_pixels: int 
             frames = getattr(image, "n_frames", 2)
             raise ImageError(f"{name} has {frames} frames; it must be a still image. Save one frame of it.")
         try:
+            tile = getattr(image, "tile", None) if image.format == "PNG" else None
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), name)
+            if tile and not as_before and tile[0].args in ("RGB;16B", "RGBA;16B"):
+                _round_up(image, source, tile[0])
+            rgb = (_to_rgb_before if as_before else _to_rgb)(ImageOps.exif_transpose(image), name)
         except ImageError:
             raise
         except Exception as error:  # Pillow's decoders raise many kinds on hostile data
             raise ImageError(f"{name} is broken or cut short: {error}.") from error
+    rgb.info.clear()  # a profile that is applied must not be applied again
+    return rgb
 
 
 def read_recipe(path: str | Path | IO[bytes]) -> Recipe:
@@ -189,13 +211,19 @@ def remove_parts(folder: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a new name in the folder outlive a power cut. Windows, which can't open folders, sees to it itself."""
-    if os.name == "posix":
+    """Have a new name in the folder outlive a power cut. Windows, which can't open folders, sees to it itself.
+
+    Shares of Windows and of virtual machines can't (EINVAL, EACCES and others): the file itself is safe by then.
+    """
+    try:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def _publish(draft: Path, path: Path, *, overwrite: bool) -> None:
@@ -217,7 +245,7 @@ def _save_options(suffix: str, recipe: Recipe | None) -> dict[str, Any]:
     if suffix == ".png":
         info = PngImagePlugin.PngInfo()
         if text is not None:
-            info.add_itxt(_CHUNK, text)
+            info.add_text(_CHUNK, text)  # not iTXt, which ImageMagick drops
         return {"format": "PNG", "pnginfo": info}
     exif = Image.Exif()
     if text is not None:
@@ -266,15 +294,95 @@ def _check_pixels(image: Image.Image, name: str, most: int) -> None:
         )
 
 
+def _round_up(image: Any, source: Any, tile: Any) -> None:
+    """Round a PNG of 16 bits a channel, of which Pillow (12.3) keeps the upper 8; the lower are read as such."""
+    import numpy as np
+
+    if hasattr(source, "seek"):
+        source.seek(0)
+    with Image.open(source, formats=["PNG"]) as lower:
+        lower.tile = [tile._replace(args=tile.args.replace("16B", "16L"))]
+        high, low = (np.asarray(each).astype(np.int16) for each in (image, lower))
+    rounded = high + (low - high > 128) - (high - low > 128)  # of (256 high + low) / 257
+    image.paste(Image.fromarray(rounded.astype(np.uint8)))
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    info = image.info
+    if image.mode[0] in "IF":
+        low, high = cast("tuple[float, float]", image.getextrema())
+        most = (
+            65535 if image.mode.startswith("I;16") or high > 255 else 1 if image.mode == "F" and high <= 1 else 255
+        )
+        if not (low >= 0 and high <= (255 if image.mode == "F" else 65535)):
+            raise ImageError(f"{name} has values from {low} to {high}; 8 or 16 bits are read. Convert it.")
+        image = image.convert("F").point(lambda value: value * (255 / most) + 0.5).convert("L")
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    try:
+        image = _to_srgb(image, info)
+    except (ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
+        warn(f"The colour profile of {name} is ignored: {error}.", MrFlowWarning)
+    image = image.convert("RGB")
+    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha) if alpha else image
+
+
+def _to_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
+    """Return the image by what it says of its colours, as it is where that is nothing or sRGB."""
+    gamma, points = info.get("gamma"), info.get("chromaticity")
+    if data := info.get("icc_profile"):
+        return _to_srgb_by_profile(image, data)
+    if gamma is None or abs(gamma - 1 / 2.2) < 0.005:  # writers mean sRGB by 0.45455
+        gamma = None
+    if points is None or all(abs(a - b) < 0.002 for a, b in zip(points, _SRGB, strict=True)):
+        points = None
+    plain = "srgb" in info or (gamma is None and points is None)
+    return image if plain else _to_srgb_by_chunks(image, gamma, points)
+
+
+def _to_srgb_by_profile(image: Image.Image, data: bytes) -> Image.Image:
+    """Return the image by its ICC profile; raises what LittleCMS does, or ValueError."""
+    from PIL import ImageCms
+
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(data))
+        space = profile.profile.xcolor_space.strip()
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space, "")
+        if (mode == "CMYK") != (image.mode == "CMYK") or (mode == "L" and image.mode not in ("1", "L", "LA")):
+            raise ValueError(f"it is of {space}, the image of {image.mode}")
+        srgb = ImageCms.createProfile("sRGB")
+        return cast("Image.Image", ImageCms.profileToProfile(image.convert(mode), profile, srgb, outputMode="RGB"))
+    except ImageCms.PyCMSError as error:
+        raise ValueError(error) from error
+
+
+def _to_srgb_by_chunks(image: Image.Image, gamma: float | None, points: Sequence[float] | None) -> Image.Image:
+    """Return an image by a PNG's gAMA and cHRM, None being sRGB's; white stays white."""
+    import numpy as np
+
+    def primaries(points: Sequence[float]) -> Any:
+        x, y = np.reshape(points, (4, 2)).T
+        white, *colours = np.stack([x / y, np.ones(4), (1 - x - y) / y], axis=1)
+        return np.transpose(colours) * np.linalg.solve(np.transpose(colours), white)
+
+    def convert(part: Any) -> Any:
+        light = (linear[part] @ matrix.T).clip(0, 1)
+        levels = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+        return (levels * 255 + 0.5).astype(np.uint8)
+
+    with np.errstate(all="raise", under="ignore"):
+        matrix = np.linalg.inv(primaries(_SRGB)) @ primaries(points or _SRGB)
+        matrix /= matrix.sum(axis=1, keepdims=True)
+        value = np.arange(256) / 255
+        curve = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+        linear = curve if gamma is None else value ** (1 / gamma)
+        parts = np.array_split(np.asarray(image.convert("RGB")), image.height // 64 + 1)  # memory for a few rows
+        return Image.fromarray(np.concatenate([convert(part) for part in parts]))
+
+
+def _to_rgb_before(image: Image.Image, name: str) -> Image.Image:
+    """Return what versions to 0.1.0 read, which the recipes of enhanced pictures hold the hash of."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        low, high = image.getextrema()
-        if low < 0 or high > 65535:  # type: ignore[operator]
-            raise ImageError(f"{name} has values from {low} to {high}; at most 16 bits are read.")
-        # convert() would clip at 255 and give a white picture
         return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
-    if image.mode == "F":
-        raise ImageError(f"{name} holds floating-point values; 8 or 16 bits a channel are read. Convert it.")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

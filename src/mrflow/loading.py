@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from mrflow.plan import Defaults
 from mrflow.upscaler import Upscaler
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_INDEX = "model_index.json"
+_HASHED = (".json", ".txt", ".model", ".safetensors", ".bin")
+_SAMPLE = 2**18  # bytes
 
 
 def load_model(
@@ -48,13 +52,12 @@ def load_model(
     """
     place = check_device(device or "cpu")
     precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, place)
-    name = str(source)
-    revision: str | None
+    name, revision = str(source), kwargs.get("revision")
     if name == "vista":
         path, revision = str(vista.folder()), vista.revision()
         upscaler = upscaler or vista.upscaler()
     else:
-        path, revision = _check_source(source), kwargs.get("revision")
+        path = _check_source(source)
     network = choose_upscaler(upscaler)
     pipe = _load_pipeline(path, precision, kwargs)
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
@@ -63,7 +66,36 @@ def load_model(
         pipe.vae.to(memory_format=torch.channels_last)
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
     backbone = get_backbone(type(pipe).__name__)
+    name, revision = (name, revision) if name == "vista" else identify(path, revision)
     return Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
+
+
+def identify(source: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Return the name and revision that recipes hold of a model, which tell no path of this machine.
+
+    Of a folder its own name and 12 digits of a hash: of its configuration, and of the sizes and samples of its
+    weights. Of one in the hub's cache its id and commit, of anything else `source` and `revision`.
+    """
+    folder = Path(os.path.abspath(source)) if os.path.isdir(source) else None
+    if folder is None:
+        return source, revision
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.rglob("*") if each.suffix in _HASHED):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
+        with path.open("rb") as file:
+            for begin in (0, size // 2, max(size - _SAMPLE, 0)):
+                file.seek(begin)
+                digest.update(file.read(_SAMPLE))
+    return folder.name, digest.hexdigest()[:12]
+
+
+def find_model(name: str, revision: str | None, folders: Iterable[Path]) -> str | None:
+    """Return the model of that name and revision in one of the folders, up to two levels down; else None."""
+    found = (path.parent for each in folders for depth in ("", "*/", "*/*/") for path in each.glob(depth + _INDEX))
+    return next((str(each) for each in found if each.name == name and identify(str(each))[1] == revision), None)
 
 
 def wrap_pipeline(
@@ -74,13 +106,15 @@ def wrap_pipeline(
     defaults: None is those of the checkpoint, as far as the pipeline says which it is.
     Raises UnsupportedPipelineError for a family without a backbone, UpscalerError as Upscaler.load does.
     """
-    name = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
+    source = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
+    name, revision = identify(source)
     return Model(
         pipe=pipe,
         backbone=get_backbone(type(pipe).__name__),
         upscaler=choose_upscaler(upscaler),
-        defaults=defaults or checkpoint_defaults(pipe, name),
+        defaults=defaults or checkpoint_defaults(pipe, source),
         name=name,
+        revision=revision,
     )
 
 
@@ -130,7 +164,7 @@ def _check_source(source: str | Path) -> str:
     """Return the folder or hub id; raises ModelError for what can be neither."""
     path, name = Path(source), str(source)
     if name.strip() and os.path.isdir(path):  # os.path, for it takes any text, however long
-        if not (path / "model_index.json").is_file():
+        if not (path / _INDEX).is_file():
             raise ModelError(f"The folder {path} holds no model_index.json; it must be in diffusers' layout.")
         return str(path.resolve())
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, flags=re.ASCII):

@@ -185,6 +185,8 @@ def _refuse_constant(name: str) -> float:
 def _check(name: str, value: object, kind: type, *, optional: bool = False) -> None:
     if not (isinstance(value, kind) or (optional and value is None)):
         raise RecipeError(f"The recipe's {name} is {type(value).__name__}; it must be {kind.__name__}.")
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise RecipeError(f"The recipe's {name} holds half a character (a lone surrogate), which is no text.")
 
 
 def _check_range(name: str, value: object, low: int, high: int, hint: str = "") -> None:

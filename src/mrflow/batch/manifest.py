@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import PurePath
 from typing import Any
 
 from mrflow.errors import PlanError
@@ -59,6 +60,8 @@ class Entry:
         """Return in what the picture was to be otherwise than `recipe` now says: name to (then, now)."""
         then = {name: getattr(self, name) for name in _SHAPING} | {"plan": _whole(self.plan)}
         now = {name: getattr(recipe, name) for name in _SHAPING} | {"plan": recipe.plan}
+        if self.revision is None and self.model != recipe.model and PurePath(self.model).name == recipe.model:
+            then |= {"model": recipe.model, "revision": recipe.revision}  # 0.1.0 wrote a local model's path
         return {name: (then[name], value) for name, value in now.items() if then[name] != value}
 
 

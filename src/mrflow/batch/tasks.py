@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +103,8 @@ def read_request(rows: Iterable[Row], defaults: RowDefaults | None = None, *, do
                 else:
                     taken[key] = row.number
                     request.wanted.append(wanted)
-        except MrFlowError as error:
-            request.failures.append(Failure(row.number, _plain_id(row), str(error)))
+        except Exception as error:  # whatever it is, the rows around it are unharmed
+            request.failures.append(Failure(row.number, _plain_id(row), _reason(error)))
     return request
 
 
@@ -123,8 +124,8 @@ def resolve_wanted(
             warnings.simplefilter("always")
             try:
                 tasks += [Task(one.id, one.row, job) for job in model.resolve([asked])]
-            except MrFlowError as error:
-                failures.append(Failure(one.row, one.id, str(error)))
+            except Exception as error:
+                failures.append(Failure(one.row, one.id, _reason(error)))
         warned.update({str(each.message) for each in caught if issubclass(each.category, MrFlowWarning)})
     return tasks, failures, warned
 
@@ -179,6 +180,10 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, MrFlowError) else describe_error(error)
+
+
 def make_seed(base: int, id: str) -> int:
     """Return the seed of a picture whose row has none: the same for the same base and id, wherever it is made."""
     digest = hashlib.sha256(f"mrflow batch {base} {id}".encode()).digest()
@@ -197,7 +202,7 @@ def _read_row(row: Row, defaults: RowDefaults, *, dots: bool) -> list[Wanted]:
     for side in (width, height):
         if side is not None:
             check_size(side, side, multiple=1)
-    plan = _read_plan(values["plan"]) if "plan" in values else None
+    plan = _read_plan(values.get("plan"))
     # one call of the code that checks for everyone; seeds that are made up come below
     count = 1 if count is None else count
     some = 0 if seed is None else seed
@@ -215,6 +220,7 @@ def _make_ids(id: str, count: int) -> Sequence[str]:
 
 
 def _check_id(value: object, *, dots: bool) -> str:
+    value = _exact(value)
     id = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     if not _ID.fullmatch(id) or len(id.encode()) > MAX_ID_BYTES:
         raise RequestError(
@@ -231,21 +237,27 @@ def _plain_id(row: Row) -> str | None:
     return str(id)[:MAX_ID_BYTES] if isinstance(id, (str, int)) else None
 
 
-def _read_plan(value: object) -> Plan:
-    if isinstance(value, Mapping):
-        return Plan.from_dict(value)
-    if not isinstance(value, str):
+def _read_plan(value: object) -> Plan | None:
+    if isinstance(value, Mapping):  # in a Parquet struct all fields are there, and whole numbers may be floats
+        given = {name: _exact(each) for name, each in value.items() if each is not None and each == each}
+        return Plan.from_dict(given) if given or not value else None
+    if value is not None and not isinstance(value, str):
         raise PlanError(f"plan is {value!r:.80}; it must be a name such as '12+1', or an object with its fields.")
-    return get_plan(value)
+    return None if value is None else get_plan(value)
+
+
+def _exact(value: Any) -> Any:
+    """Return whole numbers as int where they were read as floats (a column with gaps), else the value itself."""
+    exact = isinstance(value, (float, Decimal)) and -(2**53) < value < 2**53 and value == int(value)
+    return int(value) if exact else value
 
 
 def _whole(values: Mapping[str, Any], name: str, default: int | None) -> int | None:
-    """Return a whole number, also where it was read as text (CSV) or as a float (a column with gaps)."""
-    value = values.get(name, default)
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,20}", value.strip(), flags=re.ASCII):
-        return int(value)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
+    """Return a whole number, also where it was read as text (CSV) or as pandas writes it in a column with gaps."""
+    value = _exact(values.get(name, default))
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,20}(\.0)?", value.strip(), flags=re.ASCII):
+        whole = int(value.strip().removesuffix(".0"))
+        value = whole if abs(whole) < 2**53 or not value.strip().endswith(".0") else value
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise RequestError(f"{name} is {value!r:.80}; it must be a whole number.")
     return value

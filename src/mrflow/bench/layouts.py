@@ -6,16 +6,14 @@ runs. What a prompt file says never leads out of that folder: a name is either c
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import StringIO
 from itertools import chain, pairwise
 from pathlib import Path
 
 from mrflow.errors import PromptError, RequestError
-from mrflow.prompt_rows import check_prompt, read_lines, read_object, read_text
+from mrflow.prompt_rows import check_prompt, read_lines, read_object, read_table, read_text
 
 GRID_COUNTS = (1, 4)  # one picture, or 2 x 2 of them on one sheet
 _MAX_NAME = 255  # bytes of a file name, on every common file system
@@ -92,24 +90,18 @@ def read_items(layout: Layout, prompts: Path, name: str, num_images: int) -> lis
 
 
 def _oneig(prompts: Path, name: str, count: int) -> Iterator[Item]:
-    rows = csv.DictReader(StringIO(read_text(prompts), newline=""))
-    columns = rows.fieldnames or []
-    text = next((column for column in ("prompt_en", "prompt_cn") if column in columns), None)
-    if text is None or not {"category", "id"} <= set(columns):
-        raise PromptError(f"{prompts} lacks a column; it must have category, id and prompt_en or prompt_cn.")
     ids: dict[str, list[str]] = {}
-    for row in rows:
-        line = f"{prompts}, line {rows.line_num}"
-        category = row["category"]
+    for line, row in read_table(prompts, "category"):
+        category, number = (str(row.get(column, "")) for column in ("category", "id"))
         if category not in _ONEIG_FOLDERS:
             known = ", ".join(_ONEIG_FOLDERS)
-            raise PromptError(f"{line}: the category is {str(category)[:80]!r}; it must be one of {known}.")
-        number = row["id"] or ""
+            raise PromptError(f"{line}: the category is {category[:80]!r}; it must be one of {known}.")
         if not _ID.fullmatch(number):
             raise PromptError(f"{line}: the id is {number[:80]!r}; it may hold letters, digits, _ and - only.")
         ids.setdefault(category, []).append(number)
+        text = row.get("prompt_en", row.get("prompt_cn", ""))
         path = Path(_ONEIG_FOLDERS[category], name, f"{number}.webp")
-        yield Item(prompt=check_prompt(row[text], line), grid=path)
+        yield Item(prompt=check_prompt(text, line), grid=path)
     for one, following in chain.from_iterable(pairwise(sorted(numbers)) for numbers in ids.values()):
         if following.startswith(one):  # the scorer looks for `id*` and wants one file
             raise PromptError(f"{prompts}: the id {following!r} begins with the id {one!r} of the same category.")

@@ -37,7 +37,7 @@ def finish(
 
     chosen = [Draft.from_image(path) for path in draft]
     recipes = [each.base_recipe for each in chosen]
-    source = model if model.model else model.named(_shared_model(recipes))
+    source = model if model.model else model.named(_first_of_one_model(recipes))
     _check_plans(recipes, plans)
     kept = ("upscaled",) if output.stages else ()
     paths = output.paths("{prompt}-{seed}.png", recipes, draft, companions=kept)
@@ -48,11 +48,11 @@ def finish(
     tell_pictures(written.entries, result.seconds, as_json=streams.json)
 
 
-def _shared_model(recipes: Sequence[Recipe]) -> str:
+def _first_of_one_model(recipes: Sequence[Recipe]) -> Recipe:
     names = list(dict.fromkeys(recipe.model for recipe in recipes))
     if len(names) > 1:
         raise RequestError(f"The drafts are of {len(names)} models: {', '.join(names)}. Finish each apart.")
-    return names[0]
+    return recipes[0]
 
 
 def _check_plans(recipes: Sequence[Recipe], plans: RefineOptions) -> None:

@@ -78,7 +78,7 @@ class ModelOptions:
                     raise
                 raise ModelError(
                     f"{error} It stands in the picture, and nothing is downloaded on a picture's word: if you "
-                    "trust it, give it as --model."
+                    "trust it, give it as --model. Or say with --models-dir where models are kept."
                 ) from error
 
 
@@ -96,10 +96,25 @@ class RecordedModel(ModelOptions):
     """The same for drafts; no name means that their recipes have it."""
 
     model: Annotated[_Model, _RECORDED] = ""
+    models_dir: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            name="--models-dir",
+            metavar="DIR",
+            env_var="MRFLOW_MODELS_DIR",
+            show_default=False,
+            help="Where to look for a local model by the name and hash in the recipe; several times for several.",
+        ),
+    ] = ()
 
-    def named(self, name: str) -> ModelOptions:
+    def named(self, recipe: Recipe) -> ModelOptions:
         """Return these options with the recorded model, unless one was given."""
-        return self if self.model else replace(self, model=name, recorded=True)
+        if self.model:
+            return self
+        from mrflow.loading import find_model
+
+        found = find_model(recipe.model, recipe.revision, self.models_dir) if self.models_dir else None
+        return replace(self, model=found or recipe.model, recorded=True)
 
 
 @Parameter(name="*", group=MODEL)
@@ -114,7 +129,7 @@ class ReplayModel(RecordedModel):
     def of(self, recipe: Recipe) -> ModelOptions:
         """Return what the picture is made with; raises RequestError for an upscaler that cannot be found."""
         return replace(
-            self.named(recipe.model),
+            self.named(recipe),
             upscaler=_recorded_upscaler(recipe) if self.upscaler is None else self.upscaler,
             device=self.device or recipe.device,
             dtype=self.dtype or recipe.dtype,

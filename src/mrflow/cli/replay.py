@@ -42,13 +42,14 @@ def replay(
     """
     recipe = read_recipe(picture)
     before = load_image(picture)
-    start = load_image(original) if original is not None else None
-    if recipe.mode == "enhance" and start is None:
+    if original is not None:
+        load_image(original)  # refused before the model is loaded
+    if recipe.mode == "enhance" and original is None:
         raise RequestError(f"{picture} was made by enhancing an image. Give that image as --original.")
     path = output.paths("{name}-replay.png", [recipe], [picture])[0]
     fast = model.of(recipe).load()
     with StageBars() as bars:
-        result = fast.replay(recipe, start, callback=bars)
+        result = fast.replay(recipe, original, callback=bars)
     written = write_picture(result, path, force=output.force)
 
     from mrflow.images import pixels_sha256
