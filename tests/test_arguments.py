@@ -24,9 +24,10 @@ from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.arguments import describe_arguments, fit_arguments, read_call
 from mrflow.backbones.flux import FluxBackbone
-from mrflow.errors import MrFlowWarning, RequestError
+from mrflow.errors import ImageError, MrFlowWarning, RequestError
 from mrflow.sampling import draft_generators
 from support.families import CASES, HEAD
+from support.families import make_fast as family_fast
 from support.pictures import bytes_of
 from support.pipelines import state_of
 
@@ -403,3 +404,94 @@ def test_an_ip_adapter_guides_both_passes() -> None:
     assert seen == [True, True, True]
     other = fast("a red boat", seed=7, plan=plan, **{**given, "ip_adapter_image_embeds": [-embeds[0]]})
     assert bytes_of(other.images) != bytes_of(result.images)
+
+
+# --- images of every kind, one for each picture; shares of the whole way ---
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "LA", "bytes", "floats", "grey tensor"])
+def test_a_control_image_of_any_kind_is_made_rgb(mode: str) -> None:
+    fast, image = make_fast(controlled()), edges(64, 64).convert("L" if mode == "grey tensor" else "RGB")
+    plain: Any = image.convert("RGB") if mode != "grey tensor" else torch.full((1, 3, 64, 64), 0.25)
+    given: Any = {
+        "bytes": lambda: np.array(plain),
+        "floats": lambda: np.array(plain)[None] / 255,
+        "grey tensor": lambda: torch.full((1, 1, 64, 64), 0.25),
+    }.get(mode, lambda: image.convert(mode))()
+    if mode in ("L", "P", "1", "LA"):
+        plain = given.convert("RGB")
+    made, expected = (fast("a boat", seed=1, control_image=each).images for each in (given, plain))
+    assert bytes_of(made) == bytes_of(expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["pil", "pt"])
+def test_of_several_control_images_each_picture_gets_its_own(batch_size: int, kind: str) -> None:
+    pipe = controlled()
+    fast = make_fast(pipe, batch_size=batch_size)
+    images: Any = [edges(64, 64), Image.new("L", (64, 64), 90)]
+    if kind == "pt":
+        images = torch.rand(2, 3, 64, 64)
+    alone = [
+        fast(["a boat"], seed=seed, control_image=images[k] if kind == "pil" else images[k : k + 1]).images[0]
+        for seed, k in ((1, 0), (2, 0), (3, 1), (4, 1))
+    ]
+    told: list[int] = []
+    together = fast(["a boat", "a boat"], num_images=2, seed=1, control_image=images).images
+    for one, other in zip(alone, together, strict=True):
+        told.append(int(np.abs(np.array(one, dtype=int) - np.array(other, dtype=int)).max()))
+    assert max(told) <= 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"control_image": Image.new("RGB", (0, 4))},
+        {"control_image": []},
+        {"control_image": torch.zeros(1, 3, 0, 4)},
+        {"control_image": np.zeros((0, 0, 3), np.uint8)},
+        {"control_image": np.zeros((4, 4, 3), np.int64)},
+        {"control_image": 3},
+        {"control_image": [edges(8, 8)] * 3},
+        {"control_image": edges(8, 8), "control_guidance_start": "a"},
+        {"control_image": edges(8, 8), "control_guidance_end": [1.5]},
+        {"control_image": edges(8, 8), "control_guidance_end": float("nan")},
+    ],
+)
+def test_control_that_cannot_be_is_refused_before_any_work(given: dict[str, Any], events: Any) -> None:
+    seen, callback = events
+    with pytest.raises((RequestError, ImageError)):
+        make_fast(controlled())(["a boat", "a lake"], seed=1, callback=callback, **given)
+    assert seen == []
+
+
+@pytest.mark.parametrize("guidance_stop", [1.0, 0.5])
+def test_a_truncated_guidance_is_a_share_of_the_whole_way(guidance_stop: float) -> None:
+    case = CASES["Lumina2Pipeline"]
+    fast, calls = family_fast(case, case.make()), [0]
+    hook = lambda *_: calls.__setitem__(0, calls[0] + 1)  # noqa: E731
+    fast.pipe.transformer.register_forward_hook(hook)
+    plan = Plan(steps=4, true_cfg_scale=2.0, guidance_stop=guidance_stop)
+    fast("a boat", seed=1, plan=plan, cfg_trunc_ratio=0.25)
+    assert calls == [6]  # guided in the first of four, not in the refine step
+
+
+def test_a_share_of_no_way_divides_by_nothing() -> None:
+    fitted = fit_arguments({"control_guidance_start": 0.5, "cfg_trunc_ratio": 1}, (32, 32), 1.0, 1.0)
+    assert fitted["control_guidance_start"] < 0
+    assert fitted["cfg_trunc_ratio"] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "refines"),
+    [({}, False), ({"skip_layer_guidance_start": 0.5, "skip_layer_guidance_stop": 1.0}, True)],
+)
+def test_skipped_layers_are_shares_of_the_whole_way(given: dict[str, float], refines: bool) -> None:
+    case = CASES["StableDiffusion3Pipeline"]
+    fast, skipped = family_fast(case, case.make()), list[bool]()
+    hook = lambda _m, _a, kwargs: skipped.append(bool(kwargs.get("skip_layers")))  # noqa: E731
+    fast.pipe.transformer.register_forward_pre_hook(hook, with_kwargs=True)
+    drafts = fast.draft("a boat", seed=1, skip_guidance_layers=[0], **given)
+    skipped.clear()
+    fast.finish(drafts, skip_guidance_layers=[0], **given)
+    assert any(skipped) == refines

@@ -2,20 +2,24 @@ import hashlib
 import pickle
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mrflow import upscaler as module
 from mrflow.errors import UpscalerError
 from mrflow.known_upscalers import KNOWN, KnownUpscaler, folder
+from mrflow.loading import check_dtype
 from mrflow.upscaler import ALIGN, OVERLAP, Upscaler, _spans
 
 
@@ -338,3 +342,44 @@ def test_lanczos_is_pillows(size):
     theirs = resized_by_pillow(pixels, size, Image.Resampling.LANCZOS)
     assert ours.shape == (1, 3, size[1], size[0])
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+# --- what older hardware lacks ---
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_only_where_a_gpu_has_it_itself(
+    native: bool, expected: torch.dtype, network_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    network = SimpleNamespace(scale=2, supports_bfloat16=True, device=None, dtype=None, model=torch.nn.Identity())
+    network.to = lambda device, dtype: vars(network).update(device=device, dtype=dtype)
+    Upscaler("x", network)._place(torch.device("cuda", 1))
+    assert network.dtype == expected
+    assert asked == [torch.device("cuda", 1)]  # the card in use, not the current one
+    assert check_dtype(None, torch.device("cuda", 1)) == (torch.bfloat16 if native else torch.float16)
+
+
+def test_a_device_that_cannot_resize_leaves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, real = random_pixels(1, 3, 8, 8), F.interpolate
+
+    class Elsewhere:
+        device = torch.device("mps")
+
+        def cpu(self) -> torch.Tensor:
+            return pixels
+
+    def interpolate(given: Any, **options: Any) -> torch.Tensor:
+        if isinstance(given, Elsewhere):
+            raise NotImplementedError("aten::_upsample_bicubic2d_aa is not implemented for MPS")
+        return real(given, **options)
+
+    monkeypatch.setattr(F, "interpolate", interpolate)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, place: (self, place))
+    made, place = module.resize(Elsewhere(), 12, 12, "bicubic")
+    assert place == torch.device("mps")
+    assert torch.equal(made, real(pixels, size=(12, 12), mode="bicubic", antialias=True, align_corners=False))
+    assert module.has_bfloat16(torch.device("xpu"))

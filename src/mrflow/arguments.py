@@ -13,19 +13,22 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch.nn.functional as F
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from mrflow.backbones.family import Backbone, Pipeline
 from mrflow.errors import RequestError
+from mrflow.files import load_image
 from mrflow.images import pixels_sha256
 from mrflow.jobs import Seeds, Size
 from mrflow.plan import ABOUT, DEFAULT_PLAN, Plan, get_plan, real
+from mrflow.upscaler import resize
 
 Arguments = Mapping[str, Any]
 
@@ -61,7 +64,10 @@ _READ = (  # ours in the field's words
 )
 _TEXTS = ("prompt", "attention_mask")  # parts of the names of what encoded prompts are given as
 _IMAGES = ("control_image",)  # arguments whose images lie on the picture, place by place
-_SHARES = ("control_guidance_start", "control_guidance_end")  # of the way from noise to picture
+_SHARES = (  # of the way from noise to picture
+    *("control_guidance_start", "control_guidance_end", "cfg_trunc_ratio"),
+    *("skip_layer_guidance_start", "skip_layer_guidance_stop"),
+)
 _MAX_TEXT = 2000  # characters of one entry in a recipe
 
 
@@ -136,13 +142,17 @@ def lora_scale(extra: Arguments) -> float | None:
     return given.get("scale") if isinstance(given, Mapping) else None
 
 
-def fit_arguments(extra: Arguments, size: Size, begin: float = 0.0, end: float = 1.0) -> dict[str, Any]:
+def fit_arguments(
+    extra: Arguments, size: Size, begin: float = 0.0, end: float = 1.0, part: Sequence[int] = (0,), whole: int = 1
+) -> dict[str, Any]:
     """Return the arguments for a run of the pipeline at `size` that goes from share `begin` of the way to `end`.
 
+    part, whole: the pictures of the run, of how many of the call; of several control images each gets its own.
     Control images given as tensors are resized; those of other kinds the pipelines resize themselves. Bilinear: no
     value leaves the range. Shares of the way from noise to picture become shares of the run.
     """
-    fitted = {name: _resized(value, size) if name in _IMAGES else value for name, value in extra.items()}
+    images = {name: _dealt(extra[name], part, whole) for name in _IMAGES if name in extra}
+    fitted = {**extra, **{name: _resized(value, size) for name, value in images.items()}}
     shares = {name: _in_run(extra[name], begin, end) for name in _SHARES if extra.get(name) is not None}
     return fitted | shares
 
@@ -225,7 +235,46 @@ def _check_extra(
             raise RequestError(f"There is no argument {name!r}, nor has {kind} one; {rest}")
     if "Control" in kind and "control_image" in signature and extra.get("control_image") is None:
         raise RequestError(f"{kind} needs a control image; give it one: control_image=.")
+    if extra.get("skip_guidance_layers") is not None:  # whose shares have defaults of the whole way, too
+        extra = {name: signature[name].default for name in _SHARES if name in signature} | extra
+    for name in filter(extra.get, _SHARES):  # those that are given, and not 0
+        value = extra[name]
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if not 0 <= (-1 if (share := real(each)) is None else share) <= 1:
+                raise RequestError(f"{name} is {value!r:.80}; it must be a share of the way, from 0 to 1.")
+    if (images := extra.get("control_image")) is not None:
+        several = hasattr(getattr(pipe, "controlnet", None), "nets") and isinstance(images, list)
+        extra = {**extra, "control_image": [_one_each(each) for each in images] if several else _one_each(images)}
     return _check_callback(pipe, extra)
+
+
+def check_images(extra: Arguments, whole: int) -> None:
+    """Raise RequestError for control images that cannot be divided over the pictures of a call."""
+    value = extra.get("control_image")
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, tuple) and whole % len(each):
+            raise RequestError(f"control_image has {len(each)} images for {whole} pictures; give one or one each.")
+
+
+def _one_each(value: Any) -> Any:
+    """Return a control image as RGB or (1, 3, h, w), of several a tuple, one for each picture."""
+    made: list[Any] = []
+    if isinstance(value, Image.Image):
+        made = [load_image(value)]
+    elif isinstance(value, Tensor) and value.ndim in (3, 4) and value.numel():
+        rows: Any = value if value.ndim == 4 else value[None]
+        made = list(torch.split(rows.expand(-1, 3, -1, -1) if rows.shape[1] == 1 else rows, 1))
+    elif isinstance(value, np.ndarray) and value.ndim in (2, 3, 4) and value.size and value.dtype.kind in "fu":
+        levels = (value.clip(0, 1) * 255).round().astype(np.uint8) if value.dtype.kind == "f" else value
+        rows = levels if value.ndim == 4 else levels[None]
+        made = [load_image(Image.fromarray(row.squeeze())) for row in rows]
+    elif isinstance(value, (list, tuple)):
+        made = [each for one in map(_one_each, value) for each in (one if isinstance(one, tuple) else [one])]
+    if not made:
+        kind = f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
+        rule = "it must be a Pillow image, an array of bytes or of floats in [0, 1], or a (B, C, h, w) tensor"
+        raise RequestError(f"A control image is {kind}; {rule}, of one pixel or more.")
+    return made[0] if len(made) == 1 else tuple(made)
 
 
 def _owner(name: str) -> str:
@@ -254,7 +303,17 @@ def _check_callback(pipe: Pipeline, extra: dict[str, Any]) -> dict[str, Any]:
 def _in_run(value: Any, begin: float, end: float) -> Any:
     if isinstance(value, (list, tuple)):  # one for each of several ControlNets
         return [_in_run(each, begin, end) for each in value]
-    return min(max((value - begin) / (end - begin), 0.0), 1.0)
+    return (value - begin) / max(end - begin, 1e-9)  # below 0 or above 1 where it lies before or after
+
+
+def _dealt(value: Any, part: Sequence[int], whole: int) -> Any:
+    """Return what the pictures of a run get of several images, which are repeated as the pipelines repeat them."""
+    if isinstance(value, list):  # for each of several ControlNets
+        return [_dealt(each, part, whole) for each in value]
+    if not isinstance(value, tuple):
+        return value
+    mine = [value[k * len(value) // whole] for k in part]
+    return torch.cat(mine) if isinstance(mine[0], Tensor) else mine
 
 
 def _resized(value: Any, size: Size) -> Any:
@@ -262,8 +321,7 @@ def _resized(value: Any, size: Size) -> Any:
         return [_resized(each, size) for each in value]
     if not isinstance(value, Tensor) or value.ndim != 4:
         return value
-    width, height = size
-    return F.interpolate(value.float(), (height, width), mode="bilinear", antialias=True).to(value.dtype)
+    return resize(value.float(), *size, "bilinear").to(value.dtype)
 
 
 def _describe(value: Any) -> str:

@@ -69,6 +69,8 @@ def make_natives(
 def rows_of(run: Run, drafts: Sequence[Draft]) -> list[Embeds]:
     """Return each draft's encoded prompt: its own, or encoded now where it has none."""
     missing = [draft.base_recipe for draft in drafts if draft.embeds is None]
+    if missing:
+        run.model.check_parts()
     new = iter(encode_prompts(run, Batch(missing)).rows if missing else ())
     return [next(new) if draft.embeds is None else draft.embeds for draft in drafts]
 
@@ -91,7 +93,8 @@ def _batches(run: Run, whole: Batch, kinds: Sequence[Hashable] = ()) -> Iterator
         keys = [(job.plan, job.width, job.height, kind, key(row)) for job, row, kind in of_all]
     parts = cut_batches(keys, run.batch_size)
     for number, part in enumerate(parts, 1):
-        yield part, Batch([whole.jobs[k] for k in part], [whole.rows[k] for k in part], number, len(parts))
+        jobs, rows = [whole.jobs[k] for k in part], [whole.rows[k] for k in part]
+        yield part, Batch(jobs, rows, number, len(parts), part, len(whole.jobs))
 
 
 class _Pictures:

@@ -90,6 +90,10 @@ class StoppedError(MrFlowError, RuntimeError):
     """The pipeline's own stop signal ended a call before its picture was finished."""
 
 
+class NonFiniteError(MrFlowError, ArithmeticError):
+    """A network gave values that are no numbers, of which no picture can be made."""
+
+
 class ClusterError(MrFlowError, RuntimeError):
     """Ray can't be reached or started, or its workers can't."""
 

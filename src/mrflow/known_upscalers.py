@@ -7,15 +7,13 @@ files are published with its releases on GitHub; a hub file is pinned by its com
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from mrflow.errors import UpscalerError
-
-_RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
-_HUB = "https://huggingface.co/fofr/comfyui/resolve/0cd0e3e76111f1f2e6f25091581958f381a2357e"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,48 +32,12 @@ class KnownUpscaler:
         return self.url.rpartition("/")[2]
 
 
-KNOWN: Mapping[str, KnownUpscaler] = MappingProxyType(
-    {
-        known.name: known
-        for known in (
-            KnownUpscaler(
-                name="realesrgan-x2",
-                url=f"{_RELEASES}/v0.2.1/RealESRGAN_x2plus.pth",
-                sha256="49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
-                about="Real-ESRGAN x2, the paper's class of network for its usual ratio",
-                licence="BSD-3-Clause",
-            ),
-            KnownUpscaler(
-                name="realesrgan-x4",
-                url=f"{_RELEASES}/v0.1.0/RealESRGAN_x4plus.pth",
-                sha256="4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
-                about="Real-ESRGAN x4",
-                licence="BSD-3-Clause",
-            ),
-            KnownUpscaler(
-                name="realesrgan-x4-anime",
-                url=f"{_RELEASES}/v0.2.2.4/RealESRGAN_x4plus_anime_6B.pth",
-                sha256="f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
-                about="Real-ESRGAN x4 for drawings, a quarter of the size",
-                licence="BSD-3-Clause",
-            ),
-            KnownUpscaler(
-                name="realesr-general-x4",
-                url=f"{_RELEASES}/v0.2.5.0/realesr-general-x4v3.pth",
-                sha256="8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
-                about="a compact network x4, many times faster",
-                licence="BSD-3-Clause",
-            ),
-            KnownUpscaler(
-                name="remacri-x4",
-                url=f"{_HUB}/upscale_models/4x_foolhardy_Remacri.pth",
-                sha256="e1a73bd89c2da1ae494774746398689048b5a892bd9653e146713f9df8bca86a",
-                about="Foolhardy Remacri x4, of ESRGAN's old layout; the method's authors take it for 2048",
-                licence="not for commercial use, as others report it: see its author's page",
-            ),
-        )
-    }
-)
+def _read() -> dict[str, KnownUpscaler]:
+    tables = tomllib.loads(Path(__file__).with_name("upscalers.toml").read_text("utf-8"))
+    return {name: KnownUpscaler(name=name, **table) for name, table in tables.items()}
+
+
+KNOWN: Mapping[str, KnownUpscaler] = MappingProxyType(_read())
 
 
 def folder() -> Path:

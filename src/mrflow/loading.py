@@ -27,7 +27,7 @@ from mrflow.errors import (
 )
 from mrflow.model import Model
 from mrflow.plan import Defaults
-from mrflow.upscaler import Upscaler
+from mrflow.upscaler import Upscaler, has_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INDEX = "model_index.json"
@@ -46,7 +46,8 @@ def load_model(
     """Return the pipeline named "vista", or from a folder in diffusers' layout, or by a hub id "owner/name".
 
     upscaler: see Upscaler.load; None is the model's own, if it has one. device: None is the CPU. dtype: None
-    is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16.
+    is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or float16 on
+    GPUs that only emulate it (T4, V100, GTX 16).
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
@@ -67,7 +68,9 @@ def load_model(
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
     backbone = get_backbone(type(pipe).__name__)
     name, revision = (name, revision) if name == "vista" else identify(path, revision)
-    return Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
+    model = Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
+    model.check_parts()
+    return model
 
 
 def identify(source: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -153,7 +156,8 @@ def check_device(device: str | torch.device) -> torch.device:
 def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     """Return the torch dtype, chosen for the device if None; raises DeviceError if it is not one of three."""
     if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        half = torch.bfloat16 if has_bfloat16(device) else torch.float16
+        return torch.float32 if device.type == "cpu" else half
     checked = DTYPES.get(str(dtype).removeprefix("torch."))
     if checked is None:
         raise DeviceNameError(f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
 from mrflow.backbones.family import Backbone, Pipeline, Reading
-from mrflow.errors import MrFlowWarning, PlanError, PromptWarning, warn
+from mrflow.errors import ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
 from mrflow.plan import Defaults, Plan, get_plan
 from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
@@ -17,6 +19,8 @@ from mrflow.schedulers import resolve_solver
 from mrflow.upscaler import Upscaler
 
 _JOB = [each.name for each in fields(Job)]
+_TEXTS = ("text_encoder", "tokenizer", "processor")  # what the names of components begin with that read prompts
+_tried: WeakSet[Any] = WeakSet()  # autoencoders of unusual classes that fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +50,47 @@ class Model:
         """The pixels by whose multiples picture sides are whole patches."""
         return self.backbone.multiple(self.pipe)
 
+    def check_parts(self, *, texts: bool = True) -> None:
+        """Raise ModelError for a component that is missing, or an autoencoder that does not fit.
+
+        texts: ask for those that read prompts, too. An autoencoder of another class than the pipeline's usual one
+        is tried, once, on a few grey pixels.
+        """
+        pipe, vae = self.pipe, getattr(self.pipe, "vae", None)
+        spare = {*pipe._optional_components, *self.backbone.spare} - {"vae"}
+        parts = [name for name, part in pipe.components.items() if part is None and name not in spare]
+        if missing := [name for name in parts if texts or not name.startswith(_TEXTS)]:
+            text = f"The pipeline has no {', '.join(missing)} (None), and cannot work without."
+            raise ModelError(f"{text} Load it with all of its components.")
+        usual = inspect.signature(type(pipe).__init__).parameters.get("vae")
+        if vae is not None and vae not in _tried and type(vae).__name__ not in str(usual):
+            self._try_autoencoder(type(vae).__name__)
+            _tried.add(vae)
+
+    def _try_autoencoder(self, kind: str) -> None:
+        pipe, backbone, side, reason = self.pipe, self.backbone, 4 * self.multiple, ""
+        pixels = torch.full((1, 3, side, side), 0.5, device=self.device)
+        try:
+            with torch.no_grad():
+                latents = backbone.pack(pipe, backbone.encode(pipe, pixels))
+                made = backbone.decode(pipe, latents, side, side)
+            if made.shape != pixels.shape or pipe.transformer.config.in_channels not in latents.shape[1:]:
+                reason = f"latents are {tuple(latents.shape)}, pixels {tuple(made.shape)}"
+        except Exception as error:  # whatever a class of another shape of answer trips over
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            text = f"The autoencoder, {kind}, does not fit {type(pipe).__name__}: {reason:.300}."
+            raise ModelError(f"{text} Take the model's own.")
+
     def resolve(self, asked: Iterable[Asked], *, native: bool = False) -> list[Job]:
         """Return what is asked for as jobs, everything settled for this model: plan, size, negative prompt.
 
         native: for the plain pipeline, of whose plan only steps, guidance and solver count, the last two as given.
-        Raises PlanError or SizeError. Warns (PromptWarning) of what the model will not take in: a text's cut-off
-        end, words it does not know, negative prompts in a run without classifier-free guidance.
+        Raises ModelError (see `check_parts`), PlanError or SizeError. Warns (PromptWarning) of what the model will
+        not take in: a text's cut-off end, words it does not know, negative prompts in a run without
+        classifier-free guidance.
         """
+        self.check_parts()
         asked, jobs, unheard, multiple = list(asked), list[Job](), False, self.backbone.multiple(self.pipe)
         texts: dict[tuple[str, int | None], None] = {}
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mrflow.arguments import DRAFTING, GIVING, REFINING, SEEDING, Arguments, Call, read_call
+from mrflow.arguments import DRAFTING, GIVING, REFINING, SEEDING, Arguments, Call, check_images, read_call
 from mrflow.backbones.family import Pipeline
 from mrflow.borrowing import borrowed
 from mrflow.calls import OnPicture, finish_drafts, make_drafts, make_natives
@@ -136,7 +136,7 @@ class MrFlow:
         """Return finished pictures: draft, then finish. With return_dict=False a tuple that holds the images."""
         call = self._read(others, plan=plan, seed=seed, num_images=num_images)
         jobs = self._jobs(call, prompt, negative_prompt, width, height)
-        with self._running(callback, call.extra) as run:
+        with self._running(callback, call.extra, len(jobs)) as run:
             result = finish_drafts(
                 run,
                 make_drafts(run, jobs),
@@ -162,7 +162,7 @@ class MrFlow:
         """Return drafts, `plan.scale` times smaller than width x height, ready to be finished."""
         call = self._read(others, plan=plan, seed=seed, num_images=num_images, verb="draft", without=GIVING)
         jobs = self._jobs(call, prompt, negative_prompt, width, height)
-        with self._running(callback, call.extra) as run:
+        with self._running(callback, call.extra, len(jobs)) as run:
             drafts = make_drafts(run, jobs)
             return Drafts(tuple(drafts), run.clock.totals())
 
@@ -182,9 +182,10 @@ class MrFlow:
         among the others, changes the refine pass, and with its scale the final size. Give again what else the
         drafts were made with.
         """
+        self.model.check_parts(texts=False)
         call = self._read(others, plan=plan, verb="finish", without=DRAFTING | SEEDING)
         planned = replan_drafts(self.model, drafts, plan if plan is None else call.plan, call.numbers)
-        with self._running(callback, call.extra) as run:
+        with self._running(callback, call.extra, len(planned)) as run:
             for draft in planned:
                 if draft.base_recipe.mode != "enhance":
                     warn_of_difference(draft.base_recipe.conditions, run.conditions, "A draft")
@@ -225,7 +226,7 @@ class MrFlow:
         told["max_sequence_length"] = call.max_sequence_length
         with generators_kept(call.seed):
             drafts = drafts_from_images(self.model, image, prompt, negative_prompt, call.seed, **told)
-        with self._running(callback, call.extra) as run:
+        with self._running(callback, call.extra, len(drafts)) as run:
             result = finish_drafts(
                 run,
                 drafts,
@@ -262,7 +263,7 @@ class MrFlow:
         if "steps" not in call.numbers:
             call = replace(call, plan=replace(chosen, steps=self.model.defaults.native_steps))
         jobs = self._jobs(call, prompt, negative_prompt, width, height, native=True)
-        with self._running(callback, call.extra) as run:
+        with self._running(callback, call.extra, len(jobs)) as run:
             result = make_natives(run, jobs, on_picture=on_picture, output_type=call.output_type)
         return result if call.return_dict else result.to_tuple()
 
@@ -291,7 +292,7 @@ class MrFlow:
                 told = {name: told[name] for name in told if not name.startswith("noise_")}
                 return self.enhance(given, recipe.prompt, **told, callback=callback, **extra)
             jobs = self.model.resolve(ask(recipe.prompt, **told), native=recipe.mode == "native")
-            with self._running(callback, extra) as run:
+            with self._running(callback, extra, len(jobs)) as run:
                 if recipe.mode == "native":
                     return make_natives(run, jobs)
                 drafts = make_drafts(run, jobs)
@@ -323,8 +324,10 @@ class MrFlow:
             return self.model.resolve(asked, native=native)
 
     @contextmanager
-    def _running(self, callback: Callback | None, extra: Arguments) -> Iterator[Run]:
+    def _running(self, callback: Callback | None, extra: Arguments, pictures: int) -> Iterator[Run]:
         """Hold the pipeline for one call and give what its steps work with."""
+        if extra:
+            check_images(extra, pictures)
         shown = getattr(self.pipe, "_progress_bar_config", None) or {}
         with borrowed(self.pipe), ExitStack() as stack:
             run = Run.over(self.model, callback, extra, self._batch_size, shown)

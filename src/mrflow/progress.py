@@ -84,6 +84,11 @@ class Clock:
         """Report that `step` steps of the stage at work are done."""
         self._stage.step(step)
 
+    @property
+    def at(self) -> str:
+        """The stage at work, in words."""
+        return WORDS[self._stage.name]
+
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
@@ -155,6 +160,7 @@ class StageRun:
 
     def __init__(self, callback: Callback | None, first: Progress) -> None:
         """Report steps of the stage that `first` describes."""
+        self.name = first.stage
         self.pixels: Tensor | None = None
         self._callback = callback
         self._first = first

@@ -53,9 +53,12 @@ def own_scheduler(pipe: Pipeline) -> Any:
     """Return a copy of the pipeline's scheduler, so that setting timesteps leaves the user's untouched.
 
     FlowMatchHeunDiscreteScheduler (diffusers 0.42.1) takes neither sigmas nor a shift for the size, which most
-    pipelines hand over all the same: its copy passes over them and keeps its own schedule.
+    pipelines hand over all the same: its copy passes over them and keeps its own schedule. A schedule of one step
+    goes from noise to picture: `shift_terminal` cannot move its end as well (0/0 in diffusers 0.42.1).
     """
     scheduler = copy.deepcopy(pipe.scheduler)
+    if (stretch := getattr(scheduler, "stretch_shift_to_terminal", None)) is not None:
+        scheduler.stretch_shift_to_terminal = lambda sigmas: sigmas if len(sigmas) == 1 else stretch(sigmas)
     plain = scheduler.set_timesteps
     if "sigmas" not in inspect.signature(plain).parameters:
 

@@ -8,20 +8,24 @@ Tensors stay on the device throughout. The denoising loop is the pipeline's own;
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import wraps
+from itertools import chain
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_scale
 from mrflow.backbones.family import Embeds
 from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
+from mrflow.errors import NonFiniteError
 from mrflow.jobs import Job, Size
 from mrflow.model import Model
 from mrflow.plan import NATIVE, Plan
-from mrflow.progress import Callback, Clock, timed
+from mrflow.progress import Callback, Clock, P, Step, timed
 from mrflow.sampling import Noised, draft_generators, mix_noise, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
 
@@ -64,13 +68,15 @@ class Run:
 class Batch:
     """Jobs that go through the model together, of one plan and size, with their prompts once they are encoded.
 
-    number, of: which of how many batches, for the callback.
+    number, of: which of how many batches, for the callback. part, whole: which of how many pictures of the call.
     """
 
     jobs: Sequence[Job]
     rows: Sequence[Embeds] = ()
     number: int = 1
     of: int = 1
+    part: Sequence[int] = (0,)
+    whole: int = 1
 
     @property
     def plan(self) -> Plan:
@@ -92,6 +98,32 @@ class Batch:
     def seeds(self) -> list[int]:
         """One each."""
         return [job.seed for job in self.jobs]
+
+
+def _finite(part: str) -> Callable[[Step[P, Tensor]], Step[P, Tensor]]:
+    """Return a decorator that holds what a step makes, a row per job, to be finite, once: a GPU waits for it."""
+
+    def decorate(step: Step[P, Tensor]) -> Step[P, Tensor]:
+        @wraps(step)
+        def checked(run: Any, batch: Any, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+            made = step(run, batch, *args, **kwargs)
+            rows = made.isfinite().flatten(1).all(1).tolist()
+            if not all(rows):
+                bad = [str(seed) for seed, good in zip(batch.seeds, rows, strict=True) if not good]
+                raise _not_finite(run, part, f"seed {', '.join(bad)}")
+            return made
+
+        return cast("Step[P, Tensor]", checked)
+
+    return decorate
+
+
+def _not_finite(run: Run, part: str, which: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"The {part} gave values that are not finite (nan or infinite) in the stage '{run.clock.at}', for {which}."
+        " float16 overflows in many networks: load it in bfloat16 or float32. Else its weights may be damaged or "
+        "too coarsely quantised, or a LoRA too strong: try without, or another checkpoint."
+    )
 
 
 def draft(run: Run, batch: Batch) -> Tensor:
@@ -141,10 +173,20 @@ def encode_prompts(run: Run, batch: Batch) -> Batch:
                 texts = list(prompts), list(negatives) if guided else None
                 encoded = run.model.backbone.encode_prompts(run.model.pipe, *texts, length)
                 rows |= zip(alike[at : at + run.batch_size], encoded, strict=True)
+        values = list(filter(torch.is_tensor, chain.from_iterable(map(dict.values, rows.values()))))
+        if values and not torch.stack(list(map(torch.all, map(torch.isfinite, values)))).all():  # asked once
+            bad = [
+                p
+                for (p, *_), row in rows.items()
+                for v in row.values()
+                if torch.is_tensor(v) and not v.isfinite().all()
+            ]
+            raise _not_finite(run, "text encoder", f"the prompt {bad[0]!r:.200}")
     return replace(batch, rows=list(map(rows.__getitem__, keys)))
 
 
 @timed("draft", loop="steps")
+@_finite("transformer")
 def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
     """Return latents drawn from noise in `plan.steps` steps on the model's own schedule at `size`.
 
@@ -182,19 +224,23 @@ def _native_noise(run: Run, batch: Batch, native: Size, size: Size) -> Tensor:
 
 
 @timed("upscale")
+@_finite("upscaler")
 def upscale(run: Run, batch: Batch, pixels: Tensor, size: Size) -> Tensor:
     """Return pixels (B, 3, height, width) of exactly `size` from smaller ones, (B, 3, h, w)."""
     return run.model.upscaler.upscale(pixels, *size)
 
 
 @timed("encode")
+@_finite("autoencoder")
 def encode(run: Run, batch: Batch, pixels: Tensor) -> Tensor:
     """Return pixels as float32 latents (B, C, H, W), the posterior's mode."""
     run.model.pipe.maybe_free_model_hooks()  # else text encoders may still lie on the device
-    return run.model.backbone.encode(run.model.pipe, pixels)
+    latents = run.model.backbone.encode(run.model.pipe, pixels.to(_place(run)))
+    return latents.to(run.clock.device)
 
 
 @timed("refine", loop="refine_steps")
+@_finite("transformer")
 def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
     """Return latents, as the pipeline gives them, refined by Euler over the sigmas, without feature caches."""
     pipe, plan = run.model.pipe, batch.plan
@@ -206,9 +252,18 @@ def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
     return _run_pipeline(run, last, more)[0]
 
 
+def _place(run: Run) -> torch.device:
+    """Return where the autoencoder computes, which a `device_map` may have put apart from the transformer."""
+    device, vae = run.clock.device, getattr(run.model.pipe, "vae", None)
+    if hook := getattr(vae, "_hf_hook", None):  # of accelerate's: the weights may lie elsewhere
+        return getattr(hook, "execution_device", None) or device
+    return device if hasattr(vae, "_diffusers_hook") else getattr(vae, "device", device)
+
+
+@_finite("autoencoder")
 def _decode(run: Run, batch: Batch, latents: Tensor, size: Size) -> Tensor:
     """Return latents, as the pipeline gives them, as pixels (B, 3, h, w) in [0, 1], float32."""
-    return run.model.backbone.decode(run.model.pipe, latents, *size)
+    return run.model.backbone.decode(run.model.pipe, latents.to(_place(run)), *size).to(run.clock.device)
 
 
 decode_draft = timed("decode_draft")(_decode)
@@ -241,6 +296,7 @@ def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor
     own = None if one.refines else backbone.draft_arguments(pipe, plan.steps)
     steps = own or {"num_inference_steps": plan.refine_steps}
     prompts = backbone.call_arguments(pipe, one.batch.rows, plan.guidance_scale, one.cfg)
-    extra = fit_arguments(run.extra, one.size, one.begin, one.end) if run.extra else {}
+    shares = one.begin, one.end, one.batch.part, one.batch.whole
+    extra = fit_arguments(run.extra, one.size, *shares) if run.extra else {}
     arguments = {**prompts, **extra, **steps, **more, "width": one.size[0], "height": one.size[1]}
     return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)

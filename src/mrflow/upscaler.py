@@ -93,13 +93,13 @@ class Upscaler:
         if self._network is None and self.name == "lanczos":
             return _lanczos(pixels, height, width).clamp(0, 1)
         mode = cast("Literal['bicubic', 'bilinear']", "bicubic" if self._network is not None else self.name)
-        resized = F.interpolate(pixels, size=(height, width), mode=mode, antialias=True, align_corners=False)
-        return resized.clamp(0, 1)
+        return resize(pixels, width, height, mode).clamp(0, 1)
 
     def _place(self, device: torch.device) -> None:
         # Half precision only where hardware has it, and bfloat16 before float16, which overflows in some
         # networks. On a CPU without it, bfloat16 is many times slower than float32.
-        dtype = torch.bfloat16 if device.type == "cuda" and self._network.supports_bfloat16 else torch.float32
+        half = device.type == "cuda" and self._network.supports_bfloat16 and has_bfloat16(device)
+        dtype = torch.bfloat16 if half else torch.float32
         if self._network.device != device or self._network.dtype != dtype:
             self._network.to(device, dtype)
             layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
@@ -126,7 +126,32 @@ class Upscaler:
     def _run(self, pixels: Tensor) -> Tensor:
         # One picture at a time: spandrel's contract, and a batch then equals its single pictures exactly.
         parts = [self._network(row.to(self._network.dtype)).float() for row in torch.split(pixels, 1)]
-        return torch.cat(parts).clamp(0, 1)
+        made = torch.cat(parts)
+        return made.clamp(0, 1) + made * 0  # what is infinite becomes nan, not white
+
+
+def resize(pixels: Tensor, width: int, height: int, mode: Literal["bicubic", "bilinear"]) -> Tensor:
+    """Return (B, C, h, w) pixels at another size, antialiased; on the CPU where the device cannot.
+
+    A Mac's GPU cannot with the oldest torch that we allow (aten::_upsample_bicubic2d_aa, 2.7.1).
+    """
+    try:
+        return F.interpolate(pixels, size=(height, width), mode=mode, antialias=True, align_corners=False)
+    except NotImplementedError:
+        if pixels.device.type == "cpu":
+            raise
+        return resize(pixels.cpu(), width, height, mode).to(pixels.device)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a GPU computes in bfloat16 itself: NVIDIA's since Ampere (no T4, V100 or GTX 16), AMD's.
+
+    Apple's does since macOS 14.
+    """
+    if device.type == "cuda" and torch.cuda.is_available():
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type != "mps" or bool(torch.backends.mps.is_macos_or_newer(14, 0))
 
 
 def _spans(length: int, tile: int, align: int = ALIGN) -> Iterator[tuple[int, int]]:

@@ -42,13 +42,15 @@ class Backbone:
     whatever the pipeline calls it.
 
     layout, autoencoder: how its latents look. usual_cfg: true_cfg_scale when nobody says.
-    text_length: text tokens when nobody says; the default of the pipeline's call.
+    text_length: text tokens when nobody says; the default of the pipeline's call. spare: components that it can
+    do without, beside those that its class calls optional.
     """
 
     layout: Layout
     autoencoder: Autoencoder
     usual_cfg: float = 1.0
     text_length: int = 512
+    spare: tuple[str, ...] = ()
 
     def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return the texts, encoded by the pipeline, as call arguments: name to tensor, a row per text."""
@@ -226,15 +228,14 @@ class Autoencoder(Protocol):
 
 
 class ScaledVae:
-    """AutoencoderKL: (mode - shift_factor) * scaling_factor. AutoencoderDC, which has no posterior, alike."""
+    """AutoencoderKL: (mode - shift_factor) * scaling_factor. Those without a posterior (DC, Tiny) alike."""
 
     about = "scale and shift"
 
     def encode(self, vae: Any, pixels: Tensor) -> Tensor:
         """Return pixels as latents: (mode - shift) * scale."""
-        encoded = vae.encode((pixels * 2 - 1).to(vae.dtype))
-        mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        return cast("Tensor", (mode.float() - _shift(vae)) * vae.config.scaling_factor)
+        mode = posterior_mode(vae.encode((pixels * 2 - 1).to(vae.dtype)))
+        return (mode.float() - _shift(vae)) * float(vae.config.scaling_factor)
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Return latents as pixels."""
@@ -249,9 +250,9 @@ class StandardisedVae:
 
     def encode(self, vae: Any, pixels: Tensor) -> Tensor:
         """Return pixels as latents: (mode - mean) / std."""
-        mode = vae.encode((pixels * 2 - 1).unsqueeze(2).to(vae.dtype)).latent_dist.mode().float()
+        mode = posterior_mode(vae.encode((pixels * 2 - 1).unsqueeze(2).to(vae.dtype))).float()
         mean, std = _statistics(vae, mode)
-        return cast("Tensor", ((mode - mean) / std).squeeze(2))
+        return ((mode - mean) / std).squeeze(2)
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Return (B, C, 1, H, W) latents as pixels."""
@@ -264,9 +265,16 @@ class StandardisedVae:
         return latents / (1.0 / std)
 
 
+def posterior_mode(encoded: Any) -> Tensor:
+    """Return the latents in an encoder's answer: a posterior's mode, or what diffusers calls latent or latents."""
+    made = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else next(iter(encoded.values()))
+    return cast("Tensor", made)
+
+
 def to_unit(pixels: Tensor) -> Tensor:
-    """Return pixels in [-1, 1] as float32 in [0, 1], clamped."""
-    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+    """Return pixels in [-1, 1] as float32 in [0, 1], clamped; what is not finite becomes nan, not white."""
+    unit = pixels.float() / 2 + 0.5
+    return unit.clamp(0, 1) + unit * 0
 
 
 def _shift(vae: Any) -> float:

@@ -16,6 +16,7 @@ class StableDiffusion3Backbone(Backbone):
     autoencoder = ScaledVae()
     usual_cfg = 7.0  # the pipeline's default
     text_length = 256
+    spare = ("text_encoder_3", "tokenizer_3")  # zeros stand in for T5
 
     def read_prompt(self, pipe: Pipeline, prompt: str, max_sequence_length: int | None) -> Reading:
         """Return what T5 does not take in; nothing is said where it was left out to save memory."""
