@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow, batches
+from mrflow import MrFlow, batches, ray_connection
 from mrflow.batch import workers
 from mrflow.batch.cluster import Cluster, ClusterEngine
 from mrflow.batch.run import News
@@ -145,6 +145,19 @@ def test_workers_that_can_not_start_are_one_line(model, tmp_path):
 def test_no_ray_at_the_address(model, tmp_path):
     with pytest.raises(ClusterError, match=r"No Ray answers at 127\.0\.0\.1:1"):
         run(model, tmp_path, *ROWS, cluster=Cluster(load=cluster_model.load_nothing, address="127.0.0.1:1"))
+
+
+def test_what_ray_tells_of_lost_nodes_is_not_among_the_data(capsys):
+    worker = pytest.importorskip("ray._private.worker")
+    tell = worker.print_to_stdstream
+    with ray_connection._news_on_stderr():
+        worker.print_to_stdstream(
+            {"lines": ["A node was lost."], "pid": "raylet", "is_err": False}, ignore_prefix=False
+        )
+    streams = capsys.readouterr()
+    assert not streams.out
+    assert "A node was lost." in streams.err
+    assert worker.print_to_stdstream is tell
 
 
 def test_nothing_to_do_starts_no_ray(model, whole):
