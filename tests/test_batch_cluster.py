@@ -185,6 +185,11 @@ def test_numbers_that_make_no_sense(name, value):
         Cluster(load=cluster_model.load_nothing, **{name: value})
 
 
+def test_a_batch_does_not_go_through_ray_s_client():
+    with pytest.raises(RequestError, match=r"The address is ray://here:1; .* with --ray auto"):
+        Cluster(load=cluster_model.load_nothing, address="ray://here:1")
+
+
 def test_what_comes_twice_counts_once_and_failures_in_a_row_stop_the_run(model):
     """What Ray hands over is taken as it comes; a window made again after a node was lost may come again."""
     got: list[Encoded] = []

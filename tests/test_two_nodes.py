@@ -117,15 +117,11 @@ def test_a_batch_over_two_nodes_one_of_which_ends(folder: Path, whole: Path, env
             check_complete(process, folder / "lost", whole)
 
 
-def test_a_cluster_that_already_runs_by_each_of_its_addresses(
-    folder: Path, whole: Path, env: dict[str, str]
-) -> None:
+def test_a_cluster_that_already_runs(folder: Path, whole: Path, env: dict[str, str]) -> None:
     with nodes(env) as cluster:
         cluster.head(cpus=2)
         with ending(batch(folder, {**env, "RAY_ADDRESS": cluster.address}, "auto", "--ray", "auto")) as process:
             check_complete(process, folder / "auto", whole)
-        with ending(batch(folder, env, "client", "--ray", cluster.client_address)) as process:
-            check_complete(process, folder / "client", whole)
 
 
 def serve(cluster: Nodes, folder: Path, env: dict[str, str], port: int, address: str) -> subprocess.Popen[str]:
