@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow, batches
+from mrflow import MrFlow, batches, ray_connection
 from mrflow.batch import workers
 from mrflow.batch.cluster import Cluster, ClusterEngine
 from mrflow.batch.run import News
@@ -147,6 +147,19 @@ def test_no_ray_at_the_address(model, tmp_path):
         run(model, tmp_path, *ROWS, cluster=Cluster(load=cluster_model.load_nothing, address="127.0.0.1:1"))
 
 
+def test_what_ray_tells_of_lost_nodes_is_not_among_the_data(capsys):
+    worker = pytest.importorskip("ray._private.worker")
+    tell = worker.print_to_stdstream
+    with ray_connection._news_on_stderr():
+        worker.print_to_stdstream(
+            {"lines": ["A node was lost."], "pid": "raylet", "is_err": False}, ignore_prefix=False
+        )
+    streams = capsys.readouterr()
+    assert not streams.out
+    assert "A node was lost." in streams.err
+    assert worker.print_to_stdstream is tell
+
+
 def test_nothing_to_do_starts_no_ray(model, whole):
     assert run(model, whole, *ROWS, cluster=Cluster(load=cluster_model.load_nothing)) == (0, 7, 0)
 
@@ -170,6 +183,11 @@ def test_without_ray_the_way_to_it_is_named(model, tmp_path, monkeypatch):
 def test_numbers_that_make_no_sense(name, value):
     with pytest.raises(RequestError, match=f"{name} is {value}"):
         Cluster(load=cluster_model.load_nothing, **{name: value})
+
+
+def test_a_batch_does_not_go_through_ray_s_client():
+    with pytest.raises(RequestError, match=r"The address is ray://here:1; .* with --ray auto"):
+        Cluster(load=cluster_model.load_nothing, address="ray://here:1")
 
 
 def test_what_comes_twice_counts_once_and_failures_in_a_row_stop_the_run(model):

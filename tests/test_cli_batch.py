@@ -156,7 +156,7 @@ def test_a_damaged_picture_is_named_and_made_again():
         (["p.txt", *SMALL, "--ray"], "local"),
         (["--ray", "p.txt", *SMALL], "local"),
         (["--ray", "auto", "p.txt", *SMALL], "auto"),
-        (["p.txt", "--ray", "ray://head:10001", *SMALL], "ray://head:10001"),
+        (["p.txt", "--ray", "head:10001", *SMALL], "head:10001"),
         (["p.txt", "--ray", "10.0.0.1:6379", *SMALL], "10.0.0.1:6379"),
         (["p.txt", *SMALL, "--ray=host:1"], "host:1"),
     ],

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from PIL import Image
 
 from conftest import make_fast, make_pipe
@@ -26,6 +27,7 @@ from mrflow import batches, read_recipe
 from mrflow.errors import MissingExtraError, RequestError
 from mrflow.images import pixels_sha256
 from mrflow.server.keys import Keys
+from mrflow.server.metrics import Metrics
 from mrflow.server.replicas import Replica, Replicas, Shelf, make_application
 from mrflow.server.replicas import serving as serving_replicas
 from mrflow.server.settings import Settings
@@ -79,6 +81,19 @@ def test_what_nobody_keeps_is_not_found(two):
     answer = post(two[1].url, "finish", drafts=["draft_nothing"])
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "draft_not_found")
     assert httpx.get(f"{two[0].url}/v1/files/nothing", trust_env=False).status_code == 404
+
+
+def test_metrics_are_those_of_all_replicas():
+    ours, theirs = Metrics([torch.device("cpu")]), Metrics([torch.device("cpu")])
+    ours.requests.labels("/health", "200").inc(3)
+    theirs.requests.labels("/health", "200").inc(4)
+    ours.gather = lambda: {"one": ours.own().decode(), "two": theirs.own().decode()}
+    lines = ours.text().decode().splitlines()
+    assert 'mrflow_requests_total{replica="one",route="/health",status="200"} 3.0' in lines
+    assert 'mrflow_requests_total{replica="two",route="/health",status="200"} 4.0' in lines
+    assert "mrflow_replicas 2.0" in lines
+    heads = [line for line in lines if line.startswith("#")]
+    assert len(heads) == len(set(heads))
 
 
 def test_there_is_no_page(two):
@@ -203,6 +218,7 @@ def test_two_replicas_on_ray(tmp_path: Path, monkeypatch):
             path.write_bytes(httpx.get(finished["url"], trust_env=False).content)
             assert read_recipe(path).pixels_sha256 == sha256_alone()
         assert post(url, "finish", drafts=["draft_nothing"]).status_code == 404
+        assert "mrflow_replicas 2.0" in httpx.get(f"{url}/metrics", timeout=60, trust_env=False).text
         with httpx.stream(
             "POST",
             f"{url}/v1/images/generations",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrflow.errors import PromptError, RequestError, SizeError
-from mrflow.plan import Plan, whole
+from mrflow.plan import Plan, shown, whole
 
 MAX_PROMPT = 10_000  # characters; the longest text a supported model reads is 512 tokens
 MAX_IMAGES = 1000  # of one call; more belong in several calls, since all results are held in memory
@@ -147,7 +147,7 @@ def make_seeds(seed: Seeds, count: int) -> list[int]:
     for value in given:
         number = value if type(value) is int else _seed_of(value)
         if number is None or not 0 <= number <= MAX_SEED:
-            raise RequestError(f"seed is {value!r:.80}; it must be a whole number from 0 to {MAX_SEED}.")
+            raise RequestError(f"seed is {shown(value)}; it must be a whole number from 0 to {MAX_SEED}.")
         seeds.append(number)
     return seeds
 
@@ -158,9 +158,9 @@ def check_size(width: int, height: int, multiple: int) -> Size:
     for name, value in (("width", width), ("height", height)):
         side = value if type(value) is int else whole(value)
         if side is None:
-            raise SizeError(f"{name} is {value!r:.80}; it must be a whole number of pixels.")
+            raise SizeError(f"{name} is {shown(value)}; it must be a whole number of pixels.")
         if not multiple <= side <= MAX_SIDE:
-            text = f"{name} is {str(side)[:80]}"
+            text = f"{name} is {shown(side)}"
             raise SizeError(f"{text}; it must lie between {multiple} and {MAX_SIDE} pixels here.")
         sides.append(side)
     if any(side % multiple for side in sides):
@@ -244,13 +244,13 @@ def _check_text(name: str, text: object) -> None:
 def _check_count(name: str, value: object, most: int = MAX_IMAGES) -> int:
     count = value if type(value) is int else whole(value)
     if count is None or not 1 <= count <= most:
-        raise RequestError(f"{name} is {value!r:.80}; it must be a whole number from 1 to {most}.")
+        raise RequestError(f"{name} is {shown(value)}; it must be a whole number from 1 to {most}.")
     return count
 
 
 def _as_list(values: object) -> list:  # type: ignore[type-arg]
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise RequestError(f"{values!r:.80} is {type(values).__name__}; give one value or a list of them.")
+        raise RequestError(f"{shown(values)} is {type(values).__name__}; give one value or a list of them.")
     items = []
     for item in values:
         items.append(item)

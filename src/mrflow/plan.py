@@ -62,6 +62,14 @@ def real(value: object) -> float | None:
         return None
 
 
+def shown(value: object) -> str:
+    """Return a value as messages show it, short, also one that can't be written out, as no huge number can."""
+    try:
+        return (str(value) if hasattr(value, "__float__") else repr(value))[:80]
+    except Exception:  # anybody's own __repr__
+        return f"a {type(value).__name__} that can't be shown"
+
+
 def _is_truth(value: object) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
@@ -96,15 +104,15 @@ class About:
         if self.kind is str:
             if isinstance(value, str) and value in self.choices:
                 return value
-            raise PlanError(f"{name} is {value!r:.80}; it must be {self.hint}")
+            raise PlanError(f"{name} is {shown(value)}; it must be {self.hint}")
         number = whole(value) if self.kind is int else real(value)
         if number is None:
             kind = "whole number" if self.kind is int else "number"
-            raise PlanError(f"{name} is {value!r:.80}; it must be a {kind}. {self.hint}")
+            raise PlanError(f"{name} is {shown(value)}; it must be a {kind}. {self.hint}")
         if not abs(number) < math.inf:  # also false for nan
-            raise PlanError(f"{name} is {value!s:.80}; it must be finite. {self.hint}")
+            raise PlanError(f"{name} is {shown(value)}; it must be finite. {self.hint}")
         if not self.low <= number <= self.high or number in self.open:
-            raise PlanError(f"{name} is {value!s:.80}; it must {self._range()}. {self.hint}")
+            raise PlanError(f"{name} is {shown(value)}; it must {self._range()}. {self.hint}")
         return number
 
     def _range(self) -> str:

@@ -62,9 +62,23 @@ def connected(address: str, cpus: int) -> Iterator[Any]:
         return
     _connect(ray, address, cpus)
     try:
-        yield ray
+        with _news_on_stderr():
+            yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _news_on_stderr() -> Iterator[None]:
+    """Have Ray tell of lost nodes and workers on stderr meanwhile: 2.60 does so on stdout, which is for data."""
+    from ray._private import worker
+
+    tell = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, *more, **options: tell({**data, "is_err": True}, *more, **options)
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = tell
 
 
 def _connect(ray: Any, address: str, cpus: int) -> None:

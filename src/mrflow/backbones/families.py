@@ -22,7 +22,7 @@ class FamilyFacts:
 
     name: str
     backbone: str
-    checkpoints: tuple[str, ...]
+    checkpoints: list[str]
     guidance: str
     note: str = ""
 

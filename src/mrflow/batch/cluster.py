@@ -19,7 +19,7 @@ from typing import Any
 from mrflow.batch.tasks import MAX_FAILURES_IN_A_ROW, Failure, Streak, Task, by_kind, next_window
 from mrflow.batch.workers import DraftWorker, FinishWorker, LoadModel, Setting, pack, unpack
 from mrflow.batch.writer import Encoded
-from mrflow.errors import ClusterError
+from mrflow.errors import ClusterError, RequestError
 from mrflow.ray_connection import LOCAL, check_ray, check_workers, connected, describe_reason, worker_gpus
 
 WINDOW = 16  # pictures that a GPU worker is given at once; batches found by trying grow up to it
@@ -47,6 +47,11 @@ class Cluster:
     worker_threads: int | None = None
 
     def __post_init__(self) -> None:
+        if self.address.startswith("ray://"):  # tried with 2.60, whose Data wants a core worker in this process
+            raise RequestError(
+                f"The address is {self.address}; a batch can't go through Ray's client. "
+                "Start it on a node of the cluster, with --ray auto."
+            )
         check_workers(
             {name: getattr(self, name) for name in ("draft_workers", "finish_workers", "worker_threads")},
             {name: getattr(self, name) for name in ("draft_gpus", "finish_gpus")},

@@ -68,8 +68,8 @@ def information_routes(service: Service) -> APIRouter:
         return JSONResponse({"ready": state == "ok"}, 200 if state == "ok" else 503)
 
     @router.get("/metrics")
-    async def metrics() -> Response:
-        """Give Prometheus its numbers."""
+    def metrics() -> Response:
+        """Give Prometheus its numbers, of all replicas where there are several."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from mrflow.memory import peak_memory
 
@@ -19,7 +21,12 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The numbers of one server, in a registry of their own."""
+    """The numbers of one server, in a registry of their own.
+
+    gather: gives those of all replicas, name to text, where the server is one of several.
+    """
+
+    gather: Callable[[], Mapping[str, str]] | None = None
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         """Begin at zero."""
@@ -52,5 +59,28 @@ class Metrics:
             self._pixels.labels(kind).inc(width * height * share)
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return everything in Prometheus' text format; may wait for other replicas."""
+        return self.own() if self.gather is None else generate_latest(_Merged(self.gather()))
+
+    def own(self) -> bytes:
+        """Return this server's part of it."""
         return generate_latest(self._registry)
+
+
+class _Merged:
+    """The numbers of several servers, each with its name as the label "replica"; a registry to be read once."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric once, with all servers' samples, and how many servers there are."""
+        merged: dict[str, Metric] = {}
+        for replica, text in self._texts.items():
+            for one in text_string_to_metric_families(text):
+                metric = merged.setdefault(one.name, Metric(one.name, one.documentation, one.type))
+                for sample in one.samples:
+                    metric.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
+        count = Metric("mrflow_replicas", "Replicas whose numbers these are.", "gauge")
+        count.add_sample(count.name, {}, len(self._texts))
+        yield from (*merged.values(), count)

@@ -34,6 +34,8 @@ Item = TypeVar("Item")
 
 NAME = "mrflow"  # of the application at Ray Serve
 
+_PATIENCE = 5  # seconds with other replicas; Prometheus itself waits for ten
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replicas:
@@ -102,6 +104,14 @@ class Replica:
     def __init__(self, make: Callable[[], FastAPI]) -> None:
         """Load the model; the application starts with its lifespan."""
         self._application = make()
+        self._metrics = self._application.state.service.metrics
+        self._metrics.gather = lambda: dict(_ask_all("numbers") or [self.numbers()])
+
+    def numbers(self) -> tuple[str, str]:
+        """Return this replica's name and its metrics."""
+        import ray
+
+        return ray.get_runtime_context().get_actor_id()[:12], self._metrics.own().decode()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._application
@@ -180,6 +190,18 @@ def _start(ray: Any, application: Any, http_options: dict[str, Any]) -> None:
         ray.serve.run(application, name=NAME, route_prefix="/")
     except (RuntimeError, ray.exceptions.RayError) as error:  # so Ray Serve says that a deployment failed
         raise ClusterError(f"The replicas can't start: {describe_reason(error)}") from error
+
+
+def _ask_all(method: str) -> list[Any]:
+    """Return what the replicas answer, those left out that don't within some seconds."""
+    import ray
+
+    try:
+        asked = ray.serve.get_deployment_handle(NAME, NAME).broadcast(method)
+        answers = asked.results(timeout_s=_PATIENCE, return_exceptions=True)
+    except TimeoutError:
+        return []
+    return [each for each in answers if not isinstance(each, BaseException)]
 
 
 def _ask(shelf: Any, method: str, *arguments: Any) -> Any:
