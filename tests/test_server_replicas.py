@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
@@ -26,6 +26,7 @@ from conftest import make_fast, make_pipe
 from mrflow import batches, read_recipe
 from mrflow.errors import MissingExtraError, RequestError
 from mrflow.images import pixels_sha256
+from mrflow.server.errors import ApiError
 from mrflow.server.keys import Keys
 from mrflow.server.metrics import Metrics
 from mrflow.server.replicas import Replica, Replicas, Shelf, make_application
@@ -191,7 +192,10 @@ def test_the_command_serves_until_it_is_told_to_stop(monkeypatch):
     (replicas, host, port, more), end = asked
     assert (replicas.count, replicas.address, replicas.gpus) == (3, "local", 0)
     assert (host, port, end) == ("127.0.0.1", 0, "ended")
-    assert more["hosts"] == ("localhost", "127.0.0.1", "[::1]")  # no key: known by its local names alone
+    for name, known in (("localhost", True), ("[::1]:8000", True), ("elsewhere.org", False)):
+        scope = {"type": "http", "headers": [(b"host", name.encode())]}
+        with nullcontext() if known else pytest.raises(ApiError):  # no key: known by its local names alone
+            more["address"].find_host(scope, trusted=False)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
