@@ -23,7 +23,7 @@ from mrflow import MrFlow, Plan
 from mrflow.bench.environment import describe_environment
 from mrflow.bench.prompts import VISTA_TUNING, Question, read_questions
 from mrflow.metrics.attributes import as_indices, asked, found, hits
-from mrflow.plan import OWN, SOLVERS
+from mrflow.plan import ABOUT, OWN
 from mrflow.vista import inspector
 
 BATCH = 16
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end = draw(fast, questions, options.many, OWN)
     rows = [{"steps": options.many, "solver": OWN, **judge(end, end, questions)}]
     for steps in options.steps or (6, 8, 12):
-        for solver in (OWN, *SOLVERS):
+        for solver in ABOUT["solver"].choices:
             rows.append(
                 {"steps": steps, "solver": solver, **judge(draw(fast, questions, steps, solver), end, questions)}
             )

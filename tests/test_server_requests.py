@@ -56,9 +56,10 @@ from mrflow import plan
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(plan.Plan):
-    churn: float = plan._number(0.0, kind=float, text="Noise put back in.", low=0, high=1, http="churn_rate")
+    churn: float = 0.0
 
-plan.Plan, plan.ABOUT = Plan, {**plan.ABOUT, "churn": dataclasses.fields(Plan)[-1].metadata["about"]}
+churn = plan.About(kind=float, absent=0.0, text="Noise put back in.", low=0, high=1, http="churn_rate")
+plan.Plan, plan.ABOUT = Plan, {**plan.ABOUT, "churn": churn}
 
 import httpx
 from support.serving import check_error, serving

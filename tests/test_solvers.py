@@ -19,7 +19,7 @@ from mrflow import MrFlow, Plan
 from mrflow.backbones import get_backbone
 from mrflow.borrowing import borrowed, run_pipeline, settings
 from mrflow.errors import BusyError, PlanError, RecipeError
-from mrflow.plan import SOLVERS
+from mrflow.plan import ABOUT
 from mrflow.recipe import Recipe
 from mrflow.sampling import draft_generators
 from mrflow.schedulers import draft_scheduler, own_scheduler, take_head, take_tail, takes_solver
@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
-each_solver = pytest.mark.parametrize("solver", SOLVERS)
+each_solver = pytest.mark.parametrize("solver", ABOUT["solver"].choices[1:])
 SCHEDULES: dict[str, dict[str, Any]] = {
     "by size": {},
     "shift 3": {"use_dynamic_shifting": False, "shift": 3.0},

@@ -1,6 +1,6 @@
 """How a picture is made: the numbers of the two passes, each described once; published plans, and those in files.
 
-A field of Plan says in its metadata all that the doors need: its help, its bounds, what the command line and HTTP
+plan.toml says of each field of Plan all that the doors need: its help, its bounds, what the command line and HTTP
 call it. Options, request bodies, method texts and the docstring are made from that.
 
 `mrflow tune` writes plans into files, which only commands read: a name in a row of prompts or in a request is
@@ -27,9 +27,6 @@ from typing import Any
 
 from mrflow.errors import PlanError
 
-MAX_STEPS = 1000
-MAX_SCALE = 8.0
-SOLVERS = ("dpm++2m", "unipc")
 OWN, NATIVE = "own", "native"
 _MAX_DENOMINATOR = 8  # 1.5 = 3/2 and 1.333 = 4/3 pass; finer ratios would leave hardly any size that fits
 _RATIO_TOLERANCE = 1e-3
@@ -121,10 +118,6 @@ class About:
         return f"lie between {self.low:g} and {self.high:g}"
 
 
-def _number(default: Any, **about: Any) -> Any:
-    return field(default=default, metadata={"about": About(absent=default, **about)})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The numbers of a staged run. Checked on creation: raises PlanError.
@@ -132,119 +125,16 @@ class Plan:
     Defaults: arXiv 2607.01642, its 12+1 setting.
     """
 
-    steps: int = _number(
-        12,
-        kind=int,
-        text="Steps of the draft.",
-        more="On the model's own schedule. num_inference_steps in a call.",
-        low=1,
-        high=MAX_STEPS,
-        hint="Try 12.",
-        options=("--steps",),
-        metavar="N",
-        http="num_inference_steps",
-    )
-    refine_steps: int = _number(
-        1,
-        kind=int,
-        text="Steps of the refine pass.",
-        more="Euler's, from `refine_sigma` down to 0.",
-        low=1,
-        high=MAX_STEPS,
-        hint="Try 1.",
-        options=("--refine-steps",),
-        metavar="M",
-    )
-    refine_sigma: float = _number(
-        0.12,
-        kind=float,
-        text="Noise mixed in before refining, between 0 and 1; .16 to .20 helps small text.",
-        more="The sigma at which it is really mixed in, whatever the checkpoint's shift.",
-        low=0,
-        high=1,
-        open=(0, 1),
-        hint="Try 0.12.",
-        options=("--sigma", "--refine-sigma"),
-        metavar="SIGMA",
-        http="refine_sigma",
-    )
-    scale: float = _number(
-        2.0,
-        kind=float,
-        text="How many times smaller the draft's sides are.",
-        more="A ratio of small whole numbers.",
-        low=1,
-        high=MAX_SCALE,
-        hint="Try 2.",
-        options=("--scale",),
-        metavar="RATIO",
-    )
-    guidance_scale: float | None = _number(
-        None,
-        kind=float,
-        text="Of guidance-embedded checkpoints.",
-        low=0,
-        high=100,
-        hint="Try 3.5.",
-        http="guidance_scale",
-    )
-    true_cfg_scale: float | None = _number(
-        None,
-        kind=float,
-        text="Classifier-free guidance with a negative prompt, two passes a step; 1 is none.",
-        low=0,
-        high=100,
-        hint="Try 3.5.",
-        options=("--true-cfg-scale",),
-        metavar="G",
-        http="true_cfg_scale",
-    )
-    refine_true_cfg_scale: float | None = _number(
-        None,
-        kind=float,
-        text="The same for the refine pass.",
-        more="None takes `true_cfg_scale`.",
-        low=0,
-        high=100,
-        hint="Try 3.5.",
-    )
-    guidance_stop: float | None = _number(
-        None,
-        kind=float,
-        text="Share of the draft's steps, from the first, with classifier-free guidance; the rest cost half.",
-        more="Named as in diffusers' guiders; guidance matters at high noise (arXiv 2404.07724).",
-        low=0,
-        high=1,
-        open=(0,),
-        hint="Try 0.5; for no guidance at all set true_cfg_scale to 1.",
-        options=("--guidance-stop",),
-        metavar="SHARE",
-        http="guidance_stop",
-    )
-    solver: str | None = _number(
-        None,
-        kind=str,
-        text="What steps through the draft's sigmas: unipc or dpm++2m, of second order, or own, the pipeline's.",
-        more="Both call the model once a step: UniPC (Zhao et al., arXiv 2302.04867) and DPM-Solver++ (Lu et al., "
-        "arXiv 2211.01095), which from sigma 1 begins with two steps of Euler.",
-        choices=(OWN, *SOLVERS),
-        hint=f"{' or '.join(SOLVERS)}, or {OWN} for the pipeline's own scheduler.",
-        options=("--solver",),
-        metavar="NAME",
-        http="solver",
-    )
-    noise: str = _number(
-        OWN,
-        kind=str,
-        text="What a draft begins from: native, the plain pipeline's noise at full size brought down, so that the "
-        "same seed shows the same scene; or own, noise of its own size.",
-        more="A finished draft keeps the size that its noise came from.",
-        choices=(NATIVE, OWN),
-        hint=f"{NATIVE} or {OWN}.",
-        options=("--noise",),
-        metavar="NAME",
-        http="noise",
-    )
+    steps: int = 12
+    refine_steps: int = 1
+    refine_sigma: float = 0.12
+    scale: float = 2.0
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    refine_true_cfg_scale: float | None = None
+    guidance_stop: float | None = None
+    solver: str | None = None
+    noise: str = OWN
 
     def __post_init__(self) -> None:
         for name, about in ABOUT.items():
@@ -304,7 +194,21 @@ class Plan:
         return cls(**{name: about.absent for name, about in ABOUT.items()} | dict(data))
 
 
-ABOUT: Mapping[str, About] = {each.name: each.metadata["about"] for each in fields(Plan)}
+def _read_about(plan: type[Plan]) -> dict[str, About]:
+    """Return what plan.toml says of the fields of `plan`, whose types and defaults are in the class."""
+    tables, kinds = _read_toml("plan.toml"), {kind.__name__: kind for kind in (int, float, str)}
+    about = {}
+    for each in fields(plan):
+        said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tables[each.name].items()}
+        about[each.name] = About(kind=kinds[str(each.type).split(" ")[0]], absent=each.default, **said)
+    return about
+
+
+def _read_toml(name: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(name).read_text("utf-8"))
+
+
+ABOUT: Mapping[str, About] = _read_about(Plan)
 """What is known of each of a plan's numbers, by its name."""
 
 Plan.__doc__ = f"{Plan.__doc__}\n" + "\n".join(
@@ -325,7 +229,7 @@ class Preset:
 
 
 def _read_presets() -> dict[str, Preset]:
-    tables = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
+    tables = _read_toml("presets.toml")
     return {
         name: Preset(**{**table, "name": name, "plan": Plan(**table["plan"])}) for name, table in tables.items()
     }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["text", "draft", "decode_draft", "upscale", "encode", "refine", "decode"]
 _SHOWN = ("decode_draft", "upscale", "decode")  # stages that make pixels
-WORDS: Mapping[Stage, str] = {
+WORDS: Mapping[str, str] = {  # by the stages' names
     "text": "encode the prompt",
     "draft": "draft",
     "decode_draft": "decode the draft",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrflow.backbones.families import VARIANTS
+from mrflow.backbones.families import TABLES, VARIANTS
 from mrflow.backbones.family import Pipeline
 from mrflow.plan import PRESETS, Defaults
 
@@ -25,21 +25,14 @@ class Distilled:
     def matches(self, pipe: Pipeline, name: str) -> bool:
         """Return whether this is the checkpoint of `pipe`, whose model is called `name`."""
         kind = type(pipe).__name__
-        if self.pipeline not in (kind, VARIANTS.get(kind, (kind,))[0]):
+        if self.pipeline not in (kind, VARIANTS.get(kind, [kind])[0]):
             return False
         if self.flag:
             return bool(pipe.config.get(self.flag))
         return self.word in name.lower()
 
 
-DISTILLED = (
-    Distilled(pipeline="PiFluxPipeline", preset="4+1"),
-    Distilled(pipeline="PiQwenImagePipeline", preset="4+1"),
-    Distilled(pipeline="FluxPipeline", preset="schnell-4+1", word="schnell"),
-    Distilled(pipeline="ZImagePipeline", preset="z-image-turbo-8+1", word="turbo"),
-    Distilled(pipeline="Flux2KleinPipeline", preset="klein-4+1", flag="is_distilled"),
-    Distilled(pipeline="Krea2Pipeline", preset="krea-2-turbo-8+1", flag="is_distilled"),
-)
+DISTILLED = tuple(Distilled(**table) for table in TABLES["distilled"])
 
 
 def checkpoint_defaults(pipe: Pipeline, name: str) -> Defaults:

@@ -27,19 +27,14 @@ class FamilyFacts:
     note: str = ""
 
 
-_TABLES: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+TABLES: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 FAMILIES: Mapping[str, FamilyFacts] = MappingProxyType(
-    {
-        name: FamilyFacts(**{**table, "checkpoints": tuple(table["checkpoints"])})
-        for name, table in _TABLES["families"].items()
-    }
+    {name: FamilyFacts(**table) for name, table in TABLES["families"].items()}
 )
-VARIANTS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {name: (family, backbone) for name, (family, backbone) in _TABLES["variants"].items()}
-)
+VARIANTS: Mapping[str, list[str]] = MappingProxyType(TABLES["variants"])
 """Other pipeline classes of a family: class to the family's own class and its backbone."""
-NOT_POSSIBLE: Mapping[str, str] = MappingProxyType(_TABLES["not_possible"])
+NOT_POSSIBLE: Mapping[str, str] = MappingProxyType(TABLES["not_possible"])
 """What cannot work, and why."""
-NOT_YET: Mapping[str, str] = MappingProxyType(_TABLES["not_yet"])
+NOT_YET: Mapping[str, str] = MappingProxyType(TABLES["not_yet"])
 """Text-to-image pipelines that nobody has tried here, and what would be new about them."""

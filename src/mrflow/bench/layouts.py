@@ -7,6 +7,7 @@ runs. What a prompt file says never leads out of that folder: a name is either c
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -47,8 +48,8 @@ class Layout:
 
     prompts: what to give as prompt files. num_images: pictures per prompt, as its authors ask for. on_grid: a
     scorer cuts a sheet, so that there are 1 or 4. square: it cuts squares. read: gives the items of a prompt
-    file for a run's name and number of pictures. folder: what the scorer is given, from prompt file and name.
-    source: where all this is from.
+    file for a run's name and number of pictures. folder: what the scorer is given, of the run's {name} and the
+    {prompts} file's. source: where all this is from.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Layout:
     num_images: int
     read: Callable[[Path, str, int], Iterator[Item]]
     source: str
-    folder: Callable[[Path, str], Path] = lambda prompts, name: Path(name)
+    folder: str = "{name}"
     on_grid: bool = False
     square: bool = False
 
@@ -66,6 +67,11 @@ def get_layout(name: str) -> Layout:
     if name not in LAYOUTS:
         raise RequestError(f"There is no benchmark {name[:80]!r}. Known: {', '.join(LAYOUTS)}.")
     return LAYOUTS[name]
+
+
+def scored_folder(layout: Layout, prompts: Path, name: str) -> Path:
+    """Return what the scorer is given, relative to the folder of all runs."""
+    return Path(layout.folder.format(name=name, prompts=prompts.stem))
 
 
 def read_items(layout: Layout, prompts: Path, name: str, num_images: int) -> list[Item]:
@@ -127,7 +133,7 @@ def _dpg(prompts: Path, name: str, count: int) -> Iterator[Item]:
 
 
 def _compbench(prompts: Path, name: str, count: int) -> Iterator[Item]:
-    folder = _compbench_folder(prompts, name) / "samples"
+    folder = Path(name, _check_stem(prompts), "samples")
     for number, (where, line) in enumerate(read_lines(prompts)):
         prompt = check_prompt(line.split("\t")[0], where)  # _train files have further columns
         names = [f"{prompt}_{number * count + k:06}.png" for k in range(count)]
@@ -138,60 +144,14 @@ def _compbench(prompts: Path, name: str, count: int) -> Iterator[Item]:
         yield Item(prompt=prompt, pictures=tuple(folder / each for each in names))
 
 
-def _compbench_folder(prompts: Path, name: str) -> Path:
-    return Path(name, _check_stem(prompts))
-
-
 def _check_stem(path: Path) -> str:
     if not _ID.fullmatch(path.stem):
         raise PromptError(f"{path}: its name may hold letters, digits, _ and - only.")
     return path.stem
 
 
-# the category in the prompt file: its folder
-_ONEIG_FOLDERS = {
-    "Anime_Stylization": "anime",
-    "Portrait": "human",
-    "General_Object": "object",
-    "Text_Rendering": "text",
-    "Knowledge_Reasoning": "reasoning",
-    "Multilingualism": "multilingualism",
-}
+_READERS = {"oneig": _oneig, "geneval": _geneval, "dpg": _dpg, "t2i-compbench": _compbench}
+_TABLES = tomllib.loads(Path(__file__).with_name("layouts.toml").read_text("utf-8"))
+_ONEIG_FOLDERS = _TABLES["oneig"].pop("folders")
 
-LAYOUTS = {
-    "oneig": Layout(
-        name="oneig",
-        prompts="OneIG-Bench.csv or OneIG-Bench-ZH.csv",
-        num_images=4,
-        read=_oneig,
-        folder=lambda prompts, name: Path(),
-        source="github.com/OneIG-Bench/OneIG-Benchmark: README.md, text2image.py, "
-        "scripts/utils/utils.py (split_mxn_grid, --image_grid 2,2)",
-        on_grid=True,
-    ),
-    "geneval": Layout(
-        name="geneval",
-        prompts="prompts/evaluation_metadata.jsonl",
-        num_images=4,
-        read=_geneval,
-        source="github.com/djghosh13/geneval: README.md, evaluation/evaluate_images.py",
-    ),
-    "dpg": Layout(
-        name="dpg",
-        prompts="the folder dpg_bench/prompts",
-        num_images=4,
-        read=_dpg,
-        source="github.com/TencentQQGYLab/ELLA: README.md, dpg_bench/compute_dpg_bench.py",
-        on_grid=True,
-        square=True,
-    ),
-    "t2i-compbench": Layout(
-        name="t2i-compbench",
-        prompts="one of examples/dataset/*_val.txt",
-        num_images=10,
-        read=_compbench,
-        folder=_compbench_folder,
-        source="github.com/Karine-Huang/T2I-CompBench: README.md, "
-        "GORS_finetune/inference_eval.py, BLIPvqa_eval/BLIP_vqa.py",
-    ),
-}
+LAYOUTS = {name: Layout(name=name, read=_READERS[name], **table) for name, table in _TABLES.items()}

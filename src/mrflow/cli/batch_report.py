@@ -11,8 +11,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from mrflow.cli.outputs import tell_json, tell_paths
-from mrflow.cli.progress import STAGE_NAMES
 from mrflow.cli.reporting import say, stderr_console, warn
+from mrflow.progress import WORDS
 
 if TYPE_CHECKING:
     from mrflow.batch.output import Output
@@ -82,7 +82,7 @@ class Report:
             )
             self._bars.update(self._task, completed=done, state=state)
             if news.progress is not None:
-                self._bars.update(self._task, stage=STAGE_NAMES[news.progress.stage])
+                self._bars.update(self._task, stage=WORDS[news.progress.stage])
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _EVERY
             say(f"{done}/{summary.total}, {_pace(summary)}, {summary.failed} failed")

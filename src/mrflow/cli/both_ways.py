@@ -15,11 +15,12 @@ from mrflow.cli.loading import ModelOptions
 from mrflow.cli.options import Wanted
 from mrflow.cli.outputs import StagedOutput, companion, tell_json, tell_paths
 from mrflow.cli.planning import PlanOptions
-from mrflow.cli.progress import STAGE_NAMES, run_bar, silent
+from mrflow.cli.progress import run_bar, silent
 from mrflow.cli.report_tables import make_table
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import RequestError
 from mrflow.files import save_image
+from mrflow.progress import WORDS
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
@@ -126,7 +127,7 @@ def _tell_seconds(compared: Comparison) -> None:
     native, staged = compared.native.seconds, compared.staged.seconds
     repeats = len(compared.native.runs)
     table = make_table(f"seconds, median of {repeats}", ["stage", "native", "staged"])
-    for stage, name in {**STAGE_NAMES, "total": "total"}.items():
+    for stage, name in {**WORDS, "total": "total"}.items():
         cells = [f"{seconds[stage]:.3f}" if stage in seconds else "" for seconds in (native, staged)]
         table.add_row(name, *cells, style="bold" if stage == "total" else "")
     stderr_console().print(table)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from mrflow.bench.export import Make, check_sheet, claim, hash_items
 from mrflow.bench.export import export as export_items
-from mrflow.bench.layouts import LAYOUTS, Layout, get_layout, read_items
+from mrflow.bench.layouts import LAYOUTS, Layout, get_layout, read_items, scored_folder
 from mrflow.cli.loading import ModelOptions
 from mrflow.cli.options import HOW, OUTPUT, WHAT, Count, Negative, Size, Streams, Whole
 from mrflow.cli.outputs import tell_json, tell_paths
@@ -87,7 +87,8 @@ def export(
     settings = _settings(fast, resolved, (width, height), negative, seeds, native=native, steps=plans.steps)
     check_sheet(layout, (settings["width"], settings["height"]), count)
     folder = out or Path(layout.name)
-    record = folder / f"{'-'.join(layout.folder(prompts, name).parts) or name}.export.json"
+    scored = scored_folder(layout, prompts, name)
+    record = folder / f"{'-'.join(scored.parts) or name}.export.json"
     claim(record, {"benchmark": layout.name, "prompts_sha256": hash_items(items), **settings})
     arguments = {
         "negative_prompt": negative,
@@ -99,7 +100,7 @@ def export(
     items = items[:limit]
     with each_warning_once(), prompt_bar(len(items)) as on_item:
         done = export_items(items, folder, _maker(fast, arguments, native, plans.steps), seeds, on_item)
-    _tell(layout, folder / layout.folder(prompts, name), record, vars(done), as_json=streams.json)
+    _tell(layout, folder / scored, record, vars(done), as_json=streams.json)
 
 
 def _maker(fast: MrFlow, arguments: dict[str, Any], native: bool, steps: int | None) -> Make:

@@ -22,11 +22,11 @@ import regex
 from cyclopts import Parameter
 
 from mrflow.cli.options import OUTPUT
-from mrflow.cli.progress import STAGE_NAMES
 from mrflow.cli.reporting import say
 from mrflow.errors import RequestError
 from mrflow.files import check_output, make_folder, save_image
 from mrflow.jobs import Asked
+from mrflow.progress import WORDS
 from mrflow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def tell_pictures(pictures: Sequence[dict[str, Any]], seconds: Mapping[str, floa
         for picture in pictures:
             tell_paths([picture["path"], *picture["stages"].values()])
     count = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
-    parts = ", ".join(f"{STAGE_NAMES[name]} {value:.2f}" for name, value in seconds.items() if name != "total")
+    parts = ", ".join(f"{WORDS[name]} {value:.2f}" for name, value in seconds.items() if name != "total")
     say(f"{count} in {seconds['total']:.2f} s ({parts})")
 
 

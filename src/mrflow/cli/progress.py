@@ -11,19 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from mrflow.cli.reporting import stderr_console
+from mrflow.progress import WORDS
 
 if TYPE_CHECKING:
     from mrflow import Progress
-
-STAGE_NAMES = {
-    "text": "encode the prompt",
-    "draft": "draft",
-    "decode_draft": "decode the draft",
-    "upscale": "upscale",
-    "encode": "encode",
-    "refine": "refine",
-    "decode": "decode",
-}
 
 
 def _bars(label: str, *, auto_refresh: bool = True) -> Bars:
@@ -57,7 +48,7 @@ class StageBars:
     def __call__(self, news: Progress) -> None:
         """Draw one piece of news."""
         if news.stage not in self._tasks:
-            self._tasks[news.stage] = self._bars.add_task(STAGE_NAMES[news.stage], total=news.steps * news.batches)
+            self._tasks[news.stage] = self._bars.add_task(WORDS[news.stage], total=news.steps * news.batches)
         done = news.steps * (news.batch - 1) + news.step
         self._bars.update(self._tasks[news.stage], completed=done)
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mrflow.cli.progress import STAGE_NAMES
 from mrflow.cli.reporting import stderr_console
+from mrflow.progress import WORDS
 
 if TYPE_CHECKING:
     from mrflow.bench.report_tables import Column
     from mrflow.bench.tune import Finding
 
-_ROWS = {**STAGE_NAMES, "rest": "rest", "total": "total"}
+_ROWS = {**WORDS, "rest": "rest", "total": "total"}
 _MAIN = {"seconds, median": "seconds", "times faster": "", "composite": "", "sharpness": ""}  # shorter names
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr  # up here, for gradio reads the types of the functions below
@@ -15,18 +16,7 @@ from mrflow.server import visit
 from mrflow.server.service import Service
 from mrflow.server.visit import View, Wishes
 
-_CSS = """
-.gradio-container { width: 100%; max-width: 72rem !important; margin: 0 auto !important }
-.stages img, .stages .image-frame, .stages .image-container > button { width: 100% !important }
-.stages img { aspect-ratio: auto; object-fit: contain }
-#drafts .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)) !important }
-#finished .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)) !important }
-#drafts, #finished, #drafts .grid-wrap, #finished .grid-wrap { min-width: 0; max-height: none; min-height: 0 }
-.saved a { color: inherit !important }
-.saved a { display: inline-block; padding: .5rem 1rem; border: 1px solid currentColor; border-radius: .5rem }
-.status { min-height: 1.6em }
-.caption p { font-weight: 600 }
-"""
+_CSS = Path(__file__).with_name("templates") / "page.css"
 _FINISHED = 12  # pictures that the page shows side by side, and holds for a visitor
 _FIELD_LABELS = {"guidance_scale": "Guidance", "true_cfg_scale": "Guidance", "guidance_stop": "Guided share"}
 _LABELS = {"draft": "Draft", "upscaled": "Upscaled draft", "final": "Final", "native": "Native"}
@@ -66,7 +56,7 @@ def _mounted(app: FastAPI, service: Service) -> FastAPI:
         _blocks(service),
         "/",
         theme=theme,
-        css=_CSS,
+        css_paths=_CSS,
         footer_links=[],
         show_error=False,  # whose words may hold paths
         max_file_size=service.settings.max_upload,

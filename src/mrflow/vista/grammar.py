@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
 
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "time": ("dawn", "noon", "sunset", "night"),
-    "season": ("summer", "autumn", "winter", "desert"),
-    "mountains": ("none", "hills", "peaks"),
-    "foreground": ("lake", "meadow", "beach"),
-    "trees": ("none", "pines", "round"),
-    "clouds": ("clear", "cloudy"),
-    "object": ("none", "balloon", "boat", "house"),
-    "color": ("red", "blue", "yellow", "white", "green", "purple"),
-    "side": ("left", "right"),
-}
+_TABLES = tomllib.loads(Path(__file__).with_name("grammar.toml").read_text("utf-8"))
+ATTRIBUTES: dict[str, tuple[str, ...]] = {name: tuple(values) for name, values in _TABLES["attributes"].items()}
 """Every attribute a picture can be asked about, with its values in label order."""
 
 
@@ -49,20 +42,11 @@ def parse(text: str) -> dict[str, str]:
 
 
 _MEANINGS: dict[str, tuple[str, str]] = {
-    "dawn": ("time", "dawn"), "sunrise": ("time", "dawn"),
-    "noon": ("time", "noon"), "midday": ("time", "noon"), "bright": ("time", "noon"), "day": ("time", "noon"),
-    "sunset": ("time", "sunset"), "dusk": ("time", "sunset"),
-    "night": ("time", "night"), "moon": ("time", "night"),
-    "summer": ("season", "summer"), "autumn": ("season", "autumn"), "desert": ("season", "desert"),
-    "snowy": ("season", "winter"), "winter": ("season", "winter"),
-    "hills": ("mountains", "hills"), "rolling": ("mountains", "hills"),
-    "mountains": ("mountains", "peaks"), "mountain": ("mountains", "peaks"),
-    "jagged": ("mountains", "peaks"), "peaks": ("mountains", "peaks"),
-    "lake": ("foreground", "lake"), "meadow": ("foreground", "meadow"), "field": ("foreground", "meadow"),
-    "dunes": ("foreground", "meadow"), "beach": ("foreground", "beach"),
-    "clear": ("clouds", "clear"), "cloudy": ("clouds", "cloudy"), "clouds": ("clouds", "cloudy"),
-    "left": ("side", "left"), "right": ("side", "right"),
-}  # fmt: skip
+    word: (attribute, value)
+    for attribute, values in _TABLES["words"].items()
+    for value, words in values.items()
+    for word in words
+}
 
 
 def _read_object(words: list[str], found: dict[str, str]) -> None:
