@@ -63,19 +63,7 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-KNOWN = {
-    "parquet": "a damaged page ends the whole reading with pyarrow's own error",
-    "out": "nested fields, endless widths and overlong names of --out patterns",
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(name in KNOWN, reason=KNOWN.get(name, ""), strict=False))
-        for name in TARGETS
-    ],
-)
+@pytest.mark.parametrize("name", TARGETS)
 def test_readers_give_a_result_or_an_error_of_ours(name: str) -> None:
     for data in (*corpus(name), *HOSTILE):
         read_input(name, data)
