@@ -50,6 +50,7 @@ def test_every_number_of_a_plan_can_be_said_in_a_text(name):
         ("12+1:refine_sigma=much", "gives refine_sigma as 'much'"),
         ("12+1:refine_sigma=nan", "must be finite"),
         ("12+1:steps=1.5", "gives steps as '1.5'"),
+        ("12+1:scale=2,scale=3", "gives scale twice"),
     ],
 )
 def test_what_is_no_method_is_refused(text, words):
@@ -90,6 +91,7 @@ def test_variants_are_read():
         ("native:cache=teacache@1", "no cache 'teacache'"),
         ("12+0:upscaler=latent", "want refining"),
         ("12+0:cache=", "no cache ''"),
+        ("native:25,steps=30", "gives steps twice"),
     ],
 )
 def test_variants_that_are_none_are_refused(text, words):

@@ -67,6 +67,7 @@ def test_keys_from_file_and_environment(tmp_path: Any, monkeypatch: pytest.Monke
     clients = {keys.client(GOOD), keys.client(OTHER)}
     assert len(clients) == 2
     assert keys.client("no key at all, sorry") is None
+    assert keys.client("half a character: \ud800") is None
     assert not any(key in str(clients) for key in (GOOD, OTHER))
     monkeypatch.delenv("MRFLOW_API_KEYS")
     assert not Keys.read(None)

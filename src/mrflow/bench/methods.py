@@ -137,6 +137,8 @@ def _read_options(text: str, parts: Sequence[str], known: Sequence[str]) -> tupl
             raise PlanError(
                 f"The method {text[:80]!r} has {name[:40]!r}; after : come {', '.join(known)}, each =."
             )
+        if name in changes or name in options:
+            raise PlanError(f"The method {text[:80]!r} gives {name} twice. Leave one out.")
         if name in ABOUT:
             changes[name] = _read_number(text, name, value)
         else:
