@@ -43,7 +43,7 @@ class RayOptions:
     """Whether to work with Ray; the others make sense with it only.
 
     Args:
-        ray: Work with Ray: auto, HOST:PORT or ray://HOST:PORT; without an address one is started here.
+        ray: Work with Ray: auto, HOST:PORT or, to serve, ray://HOST:PORT; without an address one is started here.
     """
 
     ray: Annotated[str | None, Parameter(metavar="[ADDRESS]")] = None
