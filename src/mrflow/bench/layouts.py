@@ -70,8 +70,9 @@ def get_layout(name: str) -> Layout:
 
 
 def scored_folder(layout: Layout, prompts: Path, name: str) -> Path:
-    """Return what the scorer is given, relative to the folder of all runs."""
-    return Path(layout.folder.format(name=name, prompts=prompts.stem))
+    """Return what the scorer is given, relative to the folder of all runs; raises PromptError for an odd stem."""
+    stem = _check_stem(prompts) if "{prompts}" in layout.folder else ""
+    return Path(layout.folder.format(name=name, prompts=stem))
 
 
 def read_items(layout: Layout, prompts: Path, name: str, num_images: int) -> list[Item]:
@@ -133,7 +134,7 @@ def _dpg(prompts: Path, name: str, count: int) -> Iterator[Item]:
 
 
 def _compbench(prompts: Path, name: str, count: int) -> Iterator[Item]:
-    folder = Path(name, _check_stem(prompts), "samples")
+    folder = scored_folder(LAYOUTS["t2i-compbench"], prompts, name) / "samples"
     for number, (where, line) in enumerate(read_lines(prompts)):
         prompt = check_prompt(line.split("\t")[0], where)  # _train files have further columns
         names = [f"{prompt}_{number * count + k:06}.png" for k in range(count)]
