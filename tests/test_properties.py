@@ -19,6 +19,7 @@ from tools.fuzz import CORPUS, TARGETS, corpus, read_input
 from mrflow.errors import MrFlowError, PlanError, RecipeError
 from mrflow.plan import ABOUT, Plan
 from mrflow.recipe import Recipe
+from support.json_values import json_values
 from support.serving import Server, check_error, serving
 
 quick = settings(
@@ -76,16 +77,7 @@ def test_readers_give_a_result_or_an_error_of_ours(name: str) -> None:
     read()
 
 
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from(["12+1", "own"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=5,
-)
+JSON = json_values("12+1", "own", text=8, key=4, leaves=5)
 
 
 @quick

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from PIL import Image
 
+from support.json_values import json_values
 from support.serving import ROUTES, Server, check_error, serving
 
 PIXEL = base64.b64decode(
@@ -56,16 +57,7 @@ def make_value(draw: random.Random, depth: int = 0) -> Any:
     return draw.choice(kinds)()
 
 
-JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20)
-    | st.sampled_from(["auto", "1+1"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
+JSON_VALUES = json_values("auto", "1+1", text=20, key=8, leaves=6)
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
