@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tools.write_estimates import HEAD, PAGE
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrflow import MrFlow, Plan, estimate
@@ -262,6 +263,18 @@ def test_every_architecture_is_counted(name: str) -> None:
     assert staged.stages["upscale"].operations == pytest.approx(real_esrgan(256), rel=1e-6)
     billions = {part: found.parameters[part] / 1e9 for part in ("transformer", "vae")}
     assert billions == pytest.approx({part: KNOWN[name].parameters[part] for part in billions}, rel=3e-3)
+
+
+def test_the_pages_rows_are_true(flux: Estimate) -> None:
+    """Those of FLUX.1-dev at 1024x1024; the others are written by the same command."""
+    text = PAGE.read_text("utf-8")
+    line = next(each for each in text.splitlines() if each.startswith("| flux-dev | 1024x1024 |"))
+    figures = [cell.strip() for cell in line.split("|")[3:6]]
+    assert figures == [
+        f"{flux.ways[0].operations / 1e15:.2f}",
+        *(f"{flux.speedup(w):.2f}" for w in flux.ways[1:3]),
+    ]
+    assert text.startswith(HEAD)
 
 
 def run(*arguments: str, code: int = 0) -> Any:

@@ -114,26 +114,17 @@ class Estimate:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
         sizes = {part: self.weights(part) for part in self.parameters}
-        return {
-            **{"model": self.model, "width": self.width, "height": self.height},
-            **{"dtype": str(self.dtype).removeprefix("torch."), "weights": sizes},
-            "ways": [
-                {
-                    **{"name": way.name, "operations": way.operations, "speedup": self.speedup(way)},
-                    "transformer_calls": way.calls,
-                    "stages": {
-                        name: {
-                            "operations": stage.operations,
-                            "share": stage.operations / way.operations,
-                            "weights": sum(sizes[part] for part in stage.parts),
-                            "activations": stage.activations,
-                        }
-                        for name, stage in way.stages.items()
-                    },
-                }
-                for way in self.ways
-            ],
-        }
+        head = {"model": self.model, "width": self.width, "height": self.height, "weights": sizes}
+        ways = []
+        for way in self.ways:
+            told = {"name": way.name, "operations": way.operations, "speedup": self.speedup(way)}
+            stages = {}
+            for name, stage in way.stages.items():
+                share, weights = stage.operations / way.operations, sum(sizes[part] for part in stage.parts)
+                own = {"operations": stage.operations, "share": share, "activations": stage.activations}
+                stages[name] = {**own, "weights": weights}
+            ways.append({**told, "transformer_calls": way.calls, "stages": stages})
+        return {**head, "dtype": str(self.dtype).removeprefix("torch."), "ways": ways}
 
 
 def estimate(
@@ -164,9 +155,8 @@ def estimate(
         plain = replace(asked, plan=replace(get_plan(), steps=steps))
         ways = [tally.way(model, f"native:{steps}", plain, plain=True)]
         ways += [tally.way(model, label, replace(asked, plan=plan)) for label, plan in chosen]
-    return Estimate(
-        model=model.name, width=size[0], height=size[1], dtype=dtype, parameters=tally.parameters, ways=ways
-    )
+    about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
+    return Estimate(**about, parameters=tally.parameters, ways=ways)
 
 
 def _named(plans: Sequence[Plan | str] | Mapping[str, Plan]) -> list[tuple[str, Plan]]:
@@ -276,18 +266,20 @@ class Tally:
         counting, key = self._counting, (kind, _shapes((args, kwargs)))
         if counting is None:
             return own(*args, **kwargs)
-        given = tree_flatten((args, kwargs))[0]
         if key not in self._known:
             with counting.apart() as cost:
                 answer = own(*args, **kwargs)
             leaves, spec = tree_flatten(answer)
-            places = [next((k for k, each in enumerate(given) if each is leaf), None) for leaf in leaves]
             like = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            self._known[key] = cost[0], cost[1], (list(zip(places, like, strict=True)), spec)
+            self._known[key] = cost[0], cost[1], (like, spec)
             return answer
-        operations, peak, (outputs, spec) = self._known[key]
+        operations, peak, (like, spec) = self._known[key]
         counting.repeat(operations, peak)
-        return tree_unflatten([_like(each) if at is None else given[at] for at, each in outputs], spec)
+        new = (
+            torch.empty(each[0], dtype=each[1], device="meta") if isinstance(each, tuple) else each
+            for each in like
+        )
+        return tree_unflatten(new, spec)
 
 
 class _Lift:
@@ -404,13 +396,6 @@ def _on_meta(values: Any) -> bool:
 
 def _emptied(leaf: Any) -> Any:
     return torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf
-
-
-def _like(described: Any) -> Any:
-    if not isinstance(described, tuple):
-        return described
-    shape, dtype = described
-    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _ones(leaf: Any) -> Any:

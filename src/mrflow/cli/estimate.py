@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -29,14 +29,10 @@ def estimate(
     model: str,
     *,
     size: Annotated[str | None, Parameter(alias="-s", group=WHAT, show_default="the model's")] = None,
-    prompt: Annotated[
-        Text | None, Parameter(group=WHAT, allow_leading_hyphen=True, show_default="30 words")
-    ] = None,
+    prompt: Annotated[Text | None, Parameter(group=WHAT, show_default="one of 40 words")] = None,
     plan: Annotated[tuple[str, ...], Parameter(alias="-p", group=HOW, show_default="the model's")] = (),
     native: Annotated[Whole | None, Parameter(metavar="N", group=HOW, show_default="the model's")] = None,
-    upscaler: Annotated[
-        str | None, Parameter(group=MODEL, show_default="the model's, else Real-ESRGAN x2")
-    ] = None,
+    upscaler: Annotated[str | None, Parameter(group=MODEL, show_default="Real-ESRGAN x2")] = None,
     plot: Annotated[Path | None, Parameter(metavar="FILE.png", group=OUTPUT)] = None,
     force: Annotated[bool, Parameter(group=OUTPUT)] = False,
     streams: Streams = Streams(),
@@ -70,23 +66,13 @@ def estimate(
         from mrflow.costs import PROMPT
         from mrflow.costs import estimate as count
 
-        wanted = PROMPT if prompt is None else check_prompts(prompt)[0]
-        found = count(
-            model,
-            width=width,
-            height=height,
-            plans=plans,
-            native_steps=native,
-            prompt=wanted,
-            upscaler=upscaler,
-        )
+        wanted: dict[str, Any] = {"width": width, "height": height, "plans": plans, "native_steps": native}
+        text = PROMPT if prompt is None else check_prompts(prompt)[0]
+        found = count(model, **wanted, upscaler=upscaler, prompt=text)
     data = found.to_dict()
     if plot is not None:
         save_image(draw_operations(data), plot, overwrite=force)
-    if streams.json:
-        tell_json(data)
-    else:
-        _print(found)
+    tell_json(data) if streams.json else _print(found)
 
 
 def _read_plans(texts: tuple[str, ...]) -> dict[str, Plan]:
@@ -115,9 +101,7 @@ def _print(found: Estimate) -> None:
     peaks = [max(found.memory(way, offload=True).values()) for way in ways]
     table.add_row("memory with model offload, GB", *(f"{peak / 1e9:.1f}" for peak in peaks))
     console.print(table)
-    console.print(
-        "Operations at equal utilisation, not seconds: small passes use a device less well.", style="dim"
-    )
+    console.print("Operations, not seconds: small passes use a device less well.", style="dim")
 
 
 def _share(way: Way, stage: str) -> str:
