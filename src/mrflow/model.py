@@ -15,7 +15,7 @@ from mrflow.errors import ModelError, MrFlowWarning, PlanError, PromptWarning, w
 from mrflow.jobs import Asked, Job, Size, check_size
 from mrflow.plan import Defaults, Plan, get_plan
 from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
-from mrflow.schedulers import resolve_solver
+from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
 
 _JOB = [each.name for each in fields(Job)]
@@ -127,7 +127,7 @@ class Model:
 
         Of the two kinds of guidance, `guidance_scale` stays None for checkpoints that cannot take it. The solver
         of the defaults stands in for plain Euler alone, not for a scheduler that somebody chose.
-        Raises PlanError for a solver or a guidance_stop that the pipeline's scheduler cannot do.
+        Raises PlanError for a solver, a switch or a guidance_stop that the pipeline's scheduler cannot do.
         """
         own, takes_cfg = self.defaults.plan, self.backbone.takes_cfg(self.pipe)
         kind, usual = self.backbone.guidance_field(self.pipe), self.backbone.default_guidance(self.pipe)
@@ -137,6 +137,8 @@ class Model:
         if native:
             stop = None if plan is None else given.guidance_stop
             return resolved.native(given.steps, guidance_stop=stop, solver=solver)
+        if resolved.switches:
+            check_switch(self.pipe)
         return resolved
 
     def recipe(
