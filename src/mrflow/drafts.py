@@ -267,6 +267,7 @@ def _plan_for(draft: Draft, plan: Plan | str | None) -> Plan:
 def _replan(model: Model, draft: Draft, plan: Plan) -> Draft:
     base = draft.base_recipe
     new = replace(model.resolve_plan(plan), steps=base.plan.steps, noise=base.plan.noise)  # as it was drafted
+    new = model.fit(new, base.prompt)
     if (new.switches or base.plan.switches) and new.label != base.plan.label:
         raise PlanError(
             f"The draft is of the plan {base.plan.label}, and {new.label} is asked for; where all steps are one "
