@@ -460,7 +460,7 @@ def test_images_without_an_adapter_of_their_own_are_refused(events: Any) -> None
         with pytest.raises(RequestError, match=f"is for 2 IP-Adapters, and the pipeline has {count}"):
             make_fast(pipe)("a boat", callback=callback, ip_adapter_image=[edges(8, 8)] * 2)
     case = CASES["StableDiffusion3Pipeline"]
-    with pytest.raises(RequestError, match="the pipeline has 0. Load one"):  # diffusers leaves it out in silence
+    with pytest.raises(RequestError, match="the pipeline has 0"):  # diffusers leaves it out in silence
         family_fast(case, case.make())("a boat", callback=callback, ip_adapter_image=edges(8, 8))
     assert seen == []
 

@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_health_check_period_ms": "1000",  # a node that is gone is missed after seconds, not half a minute
-        "RAY_health_check_timeout_ms": "2000",
+        "RAY_health_check_timeout_ms": "20000",  # one that is gone refuses, one that is busy answers late
     }
 
 
@@ -101,7 +101,7 @@ def nodes(env: dict[str, str]) -> Iterator[Nodes]:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody has, nor gets by asking for any: Ray's workers ask so all the time."""
+    """Return a port of this machine that nobody has, nor gets by asking for any, as Ray's workers do."""
     while True:
         port = random.randrange(20000, 32000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):

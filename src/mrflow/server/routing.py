@@ -18,5 +18,5 @@ class ShortestQueue(FIFOMixin, RequestRouter):  # type: ignore[misc]
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
         """Return all replicas in one rank, of which Ray Serve takes the one with the shortest queue."""
         if pending_request is not None:
-            pending_request.routing_context.should_backoff = True  # else it asks without a pause while all are full
+            pending_request.routing_context.should_backoff = True  # else it never pauses while all are full
         return [random.sample(candidate_replicas, len(candidate_replicas))]
