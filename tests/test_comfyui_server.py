@@ -224,7 +224,7 @@ def test_models_of_another_law_get_the_same_signal_to_noise_ratio(
     changed = node("TestLaw", model=["model", 0], law=law)
     refined = refine("image", "law", refine_sigma=0.3, refine_steps=1)
     outputs = server.run(graph(server, law=changed, refine=refined, saved=save("refine", 1)))
-    pipe, backbone, level = fast.pipe, fast.backbone, 0.3 / (1 - 0.3)
+    pipe, backbone, level = fast.pipe, fast.model.backbone, 0.3 / (1 - 0.3)
     euler = d.EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind
     )
