@@ -127,7 +127,7 @@ def test_widgets_stay_within_a_numbers_own_bounds() -> None:
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("custom_nodes") / "mrflow"
+    folder = tmp_path_factory.mktemp("custom_nodes") / "mrflow-nodes"
     comfyui_pack.write(folder)
     return folder
 
@@ -142,7 +142,7 @@ def test_the_core_lies_there_as_it_is(pack: Path) -> None:
 def test_it_works_where_only_comfyuis_own_libraries_are(pack: Path) -> None:
     """In a process that has neither mrflow nor what mrflow needs beyond ComfyUI."""
     script = f"""
-import sys
+import importlib, sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("diffusers", "transformers", "accelerate", "lazy_loader", "cyclopts", "rich"):
@@ -151,14 +151,13 @@ sys.meta_path.insert(0, Missing())
 sys.path[:] = [place for place in sys.path if "src" not in place.split("/")]
 sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in str(each).lower()]
 sys.path.insert(0, {str(pack.parent)!r})
-from mrflow_pack import passes
+passes = importlib.import_module("mrflow-nodes.passes")
 import mrflow.upscaler
 assert mrflow.upscaler.__file__.startswith({str(pack.parent)!r}), mrflow.upscaler.__file__
 target = passes.make_target(1024, 1024, "z-image-turbo-8+1")
 import torch
 print(target.draft_size, mrflow.upscaler.Upscaler("lanczos").upscale(torch.rand(1, 3, 8, 8), 16, 16).shape)
 """
-    (pack.parent / "mrflow_pack").symlink_to(pack)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={}, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "(512, 512) torch.Size([1, 3, 16, 16])"

@@ -1,6 +1,6 @@
 """Write the ComfyUI nodes as a folder that stands alone, with the parts of mrflow that they import.
 
-python -m tools.comfyui_pack ComfyUI/custom_nodes/mrflow
+python -m tools.comfyui_pack ComfyUI/custom_nodes/mrflow-nodes
 """
 
 from __future__ import annotations

@@ -6,17 +6,18 @@
     pipe.load_components(torch_dtype=torch.bfloat16)
     image = pipe(prompt="a lighthouse at dusk", width=1024, height=1024, seed=7, plan="12+1").images[0]
 
-Both passes run diffusers' own blocks of the family, each on a copy of the state: one state has a single height, width,
-generator and latents. Scheduler and guider are exchanged for a pass and put back, also after an error.
+Both passes run diffusers' own blocks of the family, each on a copy of the state: one state has a single height,
+width, generator and latents. Scheduler and guider are exchanged for a pass and put back, also after an error.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import diffusers
 import torch
@@ -65,7 +66,9 @@ class _Pipe:
         self._components, self._kind = components, kind
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._components, name) if hasattr(self._components, name) else getattr(self._kind, name)
+        if hasattr(self._components, name):
+            return getattr(self._components, name)
+        return inspect.getattr_static(self._kind, name).__get__(self, self._kind)
 
 
 class PlanStep(_Family):
@@ -128,7 +131,7 @@ class LiftStep(_Family):
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
         """Enlarge them."""
         block = self.get_block_state(state)
-        block.upscaled = _load(components.config.upscaler).upscale(block.drafts, block.width, block.height)
+        block.upscaled = _load(components.config.upscaler).upscale(block.drafts[:, :3], block.width, block.height)
         self.set_block_state(state, block)
         return components, state
 
@@ -255,6 +258,7 @@ def _guided(components: Any, true_cfg_scale: float | None, stop: float = 1.0) ->
     if true_cfg_scale is not None:
         original = getattr(guider, "use_original_formulation", False)
         changed["guidance_scale"] = true_cfg_scale - 1 if original else true_cfg_scale
+        changed["enabled"] = true_cfg_scale != 1  # Z-Image's is off unless somebody asks
     return {"guider": guider.new(**changed)}
 
 
@@ -274,7 +278,7 @@ def _exchanged(components: Any, parts: dict[str, Any]) -> Iterator[None]:
 class Blocks(SequentialPipelineBlocks):  # type: ignore[misc]
     """The whole method for one family, which its subclasses name.
 
-    pipeline: the family's pipeline class in diffusers. auto: its blocks, of which text, denoising and decoding serve.
+    pipeline: the family's pipeline class in diffusers. auto: its blocks; text, denoising and decoding serve here.
     """
 
     pipeline: ClassVar[str]
@@ -305,11 +309,22 @@ class Blocks(SequentialPipelineBlocks):  # type: ignore[misc]
         """Return the pictures."""
         return [OutputParam.template("images")]
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Write what `ModularPipeline.from_pretrained(folder, trust_remote_code=True)` finds these blocks by."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
+        """Run them; the guider is the plan's already where the text encoder asks whether it needs a negative."""
+        for name, value in state.values.items():
+            if name.endswith("prompt") and isinstance(value, list):  # Z-Image's writes its template into the list
+                state.values[name] = list(value)
+        plan = get_plan(state.get("plan"))
+        with _exchanged(components, _guided(components, plan.true_cfg_scale)):
+            return cast("tuple[Any, PipelineState]", super().__call__(components, state))
+
+    def save_config(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Write what `ModularPipeline.from_pretrained(folder, trust_remote_code=True)` finds them by, too."""
+        super().save_config(save_directory, *args, **kwargs)
         name = type(self).__name__
-        Path(save_directory, "modular.py").write_text(f"from mrflow.modular import {name}\n\n__all__ = [{name!r}]\n")
+        Path(save_directory, "modular.py").write_text(
+            f"from mrflow.modular import {name}\n\n__all__ = [{name!r}]\n"
+        )
 
 
 class FluxBlocks(Blocks):

@@ -36,7 +36,7 @@ class ComfyUI:
         self.folder = folder
         for name in ("custom_nodes", "input", "output", "user", "temp", "models/upscale_models"):
             (folder / name).mkdir(parents=True)
-        write(folder / "custom_nodes" / "mrflow")
+        write(folder / "custom_nodes" / "mrflow-nodes")
         shutil.copytree(HERE / "comfyui_test_nodes", folder / "custom_nodes" / "tests")
         shutil.copy(UPSCALER, folder / "models" / "upscale_models")
         with socket.socket() as free:
