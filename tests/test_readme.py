@@ -1,4 +1,4 @@
-"""The README and its pages are true: commands parse, Python names what exists, links lead on, figures are there."""
+"""README and pages are true: commands parse, Python names what exists, links lead on, figures are recorded."""
 
 from __future__ import annotations
 
