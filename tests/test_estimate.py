@@ -174,7 +174,7 @@ def test_both_guidance_branches_may_be_one_call() -> None:
 
 
 def test_a_switch_costs_no_step_more() -> None:
-    """Of FLUX.2 Klein's four steps three small ones: what the plan adds to them is two calls of the autoencoder."""
+    """Of FLUX.2 Klein's four steps three are small ones, and one is large."""
     found = estimate("flux2-klein-4b", width=512, height=512, plans=["3/4", "4+1"], upscaler="bicubic")
     assert [way.calls for way in found.ways] == [4, 4, 5]
     large = operations(found, 0)["draft"] / 4
