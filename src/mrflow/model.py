@@ -14,7 +14,7 @@ from mrflow.auto_sigma import fit_sigma
 from mrflow.backbones.family import Backbone, Pipeline, Reading
 from mrflow.errors import ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
-from mrflow.plan import AUTO, Defaults, Plan, get_plan
+from mrflow.plan import AUTO, SWITCH, Defaults, Plan, get_plan
 from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
 from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
@@ -138,7 +138,7 @@ class Model:
         if native:
             stop = None if plan is None else given.guidance_stop
             return resolved.native(given.steps, guidance_stop=stop, solver=solver)
-        if resolved.switches:
+        if resolved.refine_sigma == SWITCH:
             check_switch(self.pipe)
         return resolved
 

@@ -24,7 +24,7 @@ from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.errors import NonFiniteError
 from mrflow.jobs import Job, Size
 from mrflow.model import Model
-from mrflow.plan import NATIVE, Plan
+from mrflow.plan import NATIVE, SWITCH, Plan
 from mrflow.progress import Callback, Clock, P, Step, timed
 from mrflow.sampling import Noised, draft_generators, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
@@ -82,6 +82,16 @@ class Batch:
     def plan(self) -> Plan:
         """Of all of its jobs."""
         return self.jobs[0].plan
+
+    @property
+    def switches(self) -> bool:
+        """Whether the refine pass goes on with the draft's schedule."""
+        return self.plan.refine_sigma == SWITCH
+
+    @property
+    def schedule_steps(self) -> int:
+        """Of the schedule that the draft is drawn on."""
+        return self.plan.schedule_steps if self.switches else self.plan.steps
 
     @property
     def size(self) -> Size:
@@ -197,11 +207,11 @@ def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
     if plan.noise == NATIVE and size != (noise_size := batch.noise_size):
         more["latents"] = _native_noise(run, batch, noise_size, size)
     cfg, guided = plan.true_cfg_scale or 1.0, plan.guided_steps
-    scheduler = draft_scheduler(pipe, plan.solver, slice(plan.steps) if plan.switches else None)
-    whole = _Pass(batch, size, scheduler, cfg, end=plan.steps / plan.schedule_steps)
+    scheduler = draft_scheduler(pipe, plan.solver, slice(plan.steps) if batch.switches else None)
+    whole = _Pass(batch, size, scheduler, cfg, end=plan.steps / batch.schedule_steps)
     if cfg <= 1 or guided == plan.steps:
         return _run_pipeline(run, whole, more)[0]
-    share = guided / plan.schedule_steps
+    share = guided / batch.schedule_steps
     take_head(whole.scheduler, guided)
     held = _run_pipeline(run, replace(whole, end=share), more)[1]
     take_tail(whole.scheduler)
@@ -249,7 +259,7 @@ def renoise(run: Run, batch: Batch, latents: Tensor, size: Size) -> Noised:
     hide as much, for which models shift their schedules. So the transformer is called as often as natively.
     """
     pipe, plan = run.model.pipe, batch.plan
-    if not plan.switches:
+    if not batch.switches:
         sigmas = refine_sigmas(float(plan.refine_sigma), plan.refine_steps)
     else:
         asked = _Pass(batch, size, draft_scheduler(pipe, None, slice(plan.steps, None)), 1.0, refines=True)
@@ -268,9 +278,9 @@ def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
     pipe, backbone, plan = run.model.pipe, run.model.backbone, batch.plan
     cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
     more = {"latents": backbone.pack(pipe, noised.latents), "generator": noised.generators}
-    if plan.switches:
+    if batch.switches:
         scheduler = draft_scheduler(pipe, plan.solver, slice(plan.steps, None))
-        begin = plan.steps / plan.schedule_steps
+        begin = plan.steps / batch.schedule_steps
     else:
         timesteps = backbone.timesteps(pipe, noised.sigmas[:-1], *size)
         scheduler, begin = exact_scheduler(pipe, noised.sigmas, timesteps), 1 - noised.sigmas[0]
@@ -317,13 +327,13 @@ class _Pass:
 
 def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Return what the pipeline gives as latents, and what its loop held; more: further arguments of its call."""
-    pipe, backbone, plan = run.model.pipe, run.model.backbone, one.batch.plan
+    pipe, backbone, batch, plan = run.model.pipe, run.model.backbone, one.batch, one.batch.plan
     lent = {**backbone.settings(pipe, *one.size), "scheduler": one.scheduler}
-    fixed = one.refines and not plan.switches
-    own = None if fixed else backbone.draft_arguments(pipe, plan.schedule_steps)
+    fixed = one.refines and not batch.switches
+    own = None if fixed else backbone.draft_arguments(pipe, batch.schedule_steps)
     steps = own or {"num_inference_steps": plan.refine_steps}
-    prompts = backbone.call_arguments(pipe, one.batch.rows, plan.guidance_scale, one.cfg)
-    shares = one.begin, one.end, one.batch.part, one.batch.whole
+    prompts = backbone.call_arguments(pipe, batch.rows, plan.guidance_scale, one.cfg)
+    shares = one.begin, one.end, batch.part, batch.whole
     extra = fit_arguments(run.extra, one.size, *shares) if run.extra else {}
     arguments = {**prompts, **extra, **steps, **more, "width": one.size[0], "height": one.size[1]}
     return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)
