@@ -217,10 +217,10 @@ class Plan:
         """Return the plan that `to_dict` described, by any version so far; unknown fields raise PlanError."""
         if not isinstance(data, Mapping):
             raise PlanError(f"A plan is {type(data).__name__}; it must be an object with fields such as steps.")
-        unknown = sorted(set(map(str, data)) - set(ABOUT))
+        unknown = [name for name in data if name not in ABOUT]
         if unknown:
             raise PlanError(
-                f"A plan has no field {unknown[0][:80]!r}. Its fields are {', '.join(ABOUT)}. "
+                f"A plan has no field {shown(unknown[0])}. Its fields are {', '.join(ABOUT)}. "
                 "If a later mrflow wrote it, upgrade mrflow."
             )
         return cls(**{name: about.absent for name, about in ABOUT.items()} | dict(data))
@@ -339,7 +339,7 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f'{path} holds no "plan". Make a plan file with: mrflow tune')
     version = data.get("format")
     if version != FORMAT:
-        raise PlanError(f"{path} has format {version!r:.40}; known is {FORMAT}. Upgrade mrflow.")
+        raise PlanError(f"{path} has format {shown(version)}; known is {FORMAT}. Upgrade mrflow.")
     try:
         return Plan.from_dict(data["plan"])
     except PlanError as error:
