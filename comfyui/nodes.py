@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mrflow.images import to_pil
 from mrflow.jobs import MAX_SEED, MAX_SIDE
-from mrflow.plan import ABOUT, PRESETS, Plan
+from mrflow.plan import ABOUT, Plan
 from mrflow.sampling import refine_sigmas
 from mrflow.upscaler import METHODS, OVERLAP, TILE, Upscaler
 
@@ -44,7 +44,7 @@ class Plans(io.ComfyNode):
             "steps, the sigma and whatever else it names.",
             inputs=[
                 *_size(),
-                io.Combo.Input("preset", options=[passes.OWN_NUMBERS, *PRESETS], tooltip=_presets()),
+                io.Combo.Input("preset", options=[passes.OWN_NUMBERS, *passes.PRESETS], tooltip=_presets()),
                 *(_number(name, default) for name, _, default in passes.numbers()),
             ],
             outputs=[
@@ -352,13 +352,12 @@ def _seed() -> Any:
 def _number(name: str, default: Any) -> Any:
     """Return the input of one of a plan's numbers; a socket to be left alone where its default is None."""
     about, kinds = ABOUT[name], {int: io.Int, float: io.Float, str: io.String}
-    if about.choices:
+    if about.kind is str:
         return io.Combo.Input(name, options=list(about.choices), default=default, tooltip=passes.tooltip(about))
     if default is None:
         return kinds[about.kind].Input(name, optional=True, force_input=True, tooltip=passes.tooltip(about))
-    limits = {} if about.kind is str else passes.bounds(about)
-    return kinds[about.kind].Input(name, default=default, tooltip=passes.tooltip(about), **limits)
+    return kinds[about.kind].Input(name, default=default, tooltip=passes.tooltip(about), **passes.bounds(about))
 
 
 def _presets() -> str:
-    return "\n".join(f"{name}: {preset.about}." for name, preset in PRESETS.items())
+    return "\n".join(f"{name}: {preset.about}." for name, preset in passes.PRESETS.items())

@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mrflow import plan as published
 from mrflow.errors import MrFlowError
 from mrflow.jobs import check_size
-from mrflow.plan import ABOUT, NATIVE, PRESETS, About, Plan
+from mrflow.plan import ABOUT, NATIVE, About, Plan
 from mrflow.sampling import draft_generators, make_noise, refine_generators, shrink_noise
 
 MULTIPLE = 16  # pixels of a patch in nearly all families; ComfyUI itself pads for those of 32
 OWN_NUMBERS = "the numbers below"
+PRESETS = {name: each for name, each in published.PRESETS.items() if not each.plan.switches}
+"""Those whose refine pass has a sigma of its own; the sampler's node knows no schedule of the model's."""
 ELSEWHERE = {"guidance_scale": "FluxGuidance", "solver": "sampler_name"}
 """Numbers of a plan that ComfyUI has a place for already."""
 USUAL = {"true_cfg_scale": 1.0, "guidance_stop": 1.0}

@@ -96,7 +96,8 @@ class Model:
         texts: dict[tuple[str, int | None], None] = {}
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
         for one in asked:
-            own, plan = self.defaults, self.fit(plans[one.plan], one.prompt)
+            own, plan = self.defaults, plans[one.plan]
+            plan = self.fit(plan, one.prompt) if plan.refine_sigma == AUTO else plan
             guided = plan.guided
             values: dict[str, Any] = {
                 "noise_width": one.noise_width,
