@@ -5,8 +5,9 @@ the way to full size got wrong or left out: where that has the power l in latent
 is at least sqrt(l) / (1 + sqrt(l)), for then sigma^2 >= (1 - sigma)^2 l (after arXiv 2607.01642, noise injection).
 
 l is measured on four fixed pictures, smooth noise whose power falls with the cube of the frequency: photographs'
-falls with the square, that of vista's pictures with the 3.5th power. For vista it gives .13, where .08 to .13 serve
-alike and more serves worse (docs/log.md). A model's own pictures cost native runs; vista's would ask for .14 to .21.
+falls with the square, that of vista's pictures with the 3.5th power. For vista it gives .13, where .08 to .13
+serve alike and more serves worse (docs/log.md). A model's own pictures cost native runs, and ask for more: vista's
+for .14 to .21.
 """
 
 from __future__ import annotations
