@@ -131,7 +131,7 @@ class Refine(io.ComfyNode):
         **numbers: Any,
     ) -> io.NodeOutput:
         """Return the refined latents and pictures."""
-        way = _Way(model, positive, negative, vae, sampler_name, _seeds(seed, len(image)))
+        way = _Sampling(model, positive, negative, vae, sampler_name, _seeds(seed, len(image)))
         latents = way.refine(image, Plan(**numbers))
         return io.NodeOutput({"samples": latents}, way.decode(latents))
 
@@ -188,7 +188,7 @@ class Sampler(io.ComfyNode):
         sigmas: Tensor | None = None,
     ) -> io.NodeOutput:
         """Return latents and pictures, the drafts and the lifted ones."""
-        way = _Way(model, positive, negative, vae, sampler_name, _seeds(seed, batch_size))
+        way = _Sampling(model, positive, negative, vae, sampler_name, _seeds(seed, batch_size))
         draft = way.decode(way.draft(plan, _schedule(way, plan.plan, scheduler) if sigmas is None else sigmas))
         _show(draft)
         lifted = _lift(draft, plan.width, plan.height, upscale_model)
@@ -205,7 +205,7 @@ class Extension(ComfyExtension):
         return [Plans, Lift, Refine, Sampler]
 
 
-class _Way:
+class _Sampling:
     """A model with all that both passes need of it."""
 
     def __init__(
@@ -285,7 +285,7 @@ def _sampler(name: str, like: Tensor, sigmas: Tensor, seeds: Sequence[int]) -> A
     return sampler
 
 
-def _schedule(way: _Way, plan: Plan, scheduler: str) -> Tensor:
+def _schedule(way: _Sampling, plan: Plan, scheduler: str) -> Tensor:
     """Return the sigmas that ComfyUI's own sampler node would take, which leaves one out for some samplers."""
     model, options = way.model, way.model.model_options
     own = comfy.samplers.KSampler(

@@ -49,10 +49,11 @@ def numbers() -> Iterator[tuple[str, About, Any]]:
 def make_target(width: int, height: int, preset: str = OWN_NUMBERS, **given: Any) -> Target:
     """Return the plan of a preset, or of the numbers, at a size. Raises PlanError or SizeError.
 
-    A preset sets steps, sigma and whatever else it names; the rest stays as given.
+    A preset sets steps, sigma and whatever else it names; the rest stays as given, or as the widgets' defaults.
     """
     check_size(width, height, MULTIPLE)
-    plan = Plan(**{name: value for name, value in given.items() if value is not None})
+    usual = {name: default for name, _, default in numbers()}
+    plan = Plan(**{**usual, **given})
     if preset != OWN_NUMBERS:
         named = PRESETS[preset].plan
         said = {"steps", "refine_steps", "refine_sigma", *named.to_dict()}
