@@ -352,12 +352,13 @@ def _seed() -> Any:
 def _number(name: str, default: Any) -> Any:
     """Return the input of one of a plan's numbers; a socket to be left alone where its default is None."""
     about, kinds = ABOUT[name], {int: io.Int, float: io.Float, str: io.String}
+    said = {"tooltip": passes.tooltip(about), "optional": True}  # so that prompts go on working as numbers come
     if about.choices:
-        return io.Combo.Input(name, options=list(about.choices), default=default, tooltip=passes.tooltip(about))
+        return io.Combo.Input(name, options=list(about.choices), default=default, **said)
     if default is None:
-        return kinds[about.kind].Input(name, optional=True, force_input=True, tooltip=passes.tooltip(about))
+        return kinds[about.kind].Input(name, force_input=True, **said)
     limits = {} if about.kind is str else passes.bounds(about)
-    return kinds[about.kind].Input(name, default=default, tooltip=passes.tooltip(about), **limits)
+    return kinds[about.kind].Input(name, default=default, **limits, **said)
 
 
 def _presets() -> str:

@@ -187,8 +187,9 @@ def assert_same(theirs: np.ndarray[Any, Any], ours: torch.Tensor) -> None:
 @pytest.mark.parametrize("family", PIPES)
 def test_lift_and_refine_give_what_enhance_gives(server: ComfyUI, models: dict[str, MrFlow], family: str) -> None:
     fast = models[family]
+    lifted = node("SaveImage", images=["lift", 0], filename_prefix=family)  # else it would be there already
     outputs = server.run(
-        graph(server, family, lift=lift(), refine=refine(), lifted=save("lift"), saved=save("refine", 1))
+        graph(server, family, lift=lift(), refine=refine(), lifted=lifted, saved=save("refine", 1))
     )
     ours = stages(
         fast,

@@ -138,28 +138,29 @@ _LOAD = """async ([prompt, name, note]) => {
     said.title = name
     said.widgets[0].value = note
     said.size = [420, 160]
-    graph.add(said)
     graph.arrange(60)
-    const rest = graph._nodes.filter((node) => node !== said)
-    const left = Math.min(...rest.map((node) => node.pos[0])), top = Math.min(...rest.map((node) => node.pos[1]))
-    said.pos = [left, top - 240]
+    const sampler = graph._nodes.find((node) => node.type === "MrFlowSampler")
+    said.pos = [sampler.pos[0], sampler.pos[1] + sampler.size[1] + 80]
+    graph.add(said)
     const sent = await window.app.graphToPrompt()
-    window.app.canvas.ds.reset()
     return [graph.serialize(), sent.output]
 }"""
 
 _FIT = """() => {
     const canvas = window.app.canvas, nodes = window.app.graph._nodes
-    const left = Math.min(...nodes.map((n) => n.pos[0])) - 40, top = Math.min(...nodes.map((n) => n.pos[1])) - 80
-    const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + 40
-    const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + 40
+    const left = Math.min(...nodes.map((n) => n.pos[0])) - 20, top = Math.min(...nodes.map((n) => n.pos[1])) - 60
+    const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + 20
+    const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + 20
     const box = canvas.canvas.getBoundingClientRect()
-    const scale = Math.min((box.width - 80) / (right - left), (box.height - 40) / (bottom - top))
+    const scale = Math.min(box.width / (right - left), box.height / (bottom - top))
     canvas.ds.scale = scale
-    canvas.ds.offset = [60 / scale - left, -top]
+    canvas.ds.offset = [-left, -top]
     canvas.setDirty(true, true)
-    return window.app.graph._nodes.filter((n) => n.has_errors).map((n) => n.type)
+    const shown = {x: box.x, y: box.y, width: (right - left) * scale, height: (bottom - top) * scale}
+    return [nodes.filter((n) => n.has_errors).map((n) => n.type), shown]
 }"""
+
+_GRAPH_ALONE = "body * {visibility: hidden} #graph-canvas, .dom-widget, .dom-widget * {visibility: visible}"
 
 
 def draw(address: str) -> None:
@@ -175,13 +176,15 @@ def draw(address: str) -> None:
         page.request.post(f"{address}/settings", data={"Comfy.TutorialCompleted": True})
         page.goto(address)
         page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.MrFlowSampler")
+        page.add_style_tag(content=_GRAPH_ALONE)
         for name, given in MODELS.items():
             graph, sent = page.evaluate(_LOAD, [prompt(name), name, given["note"]])
             _hold_same(prompt(name), sent)
             (folder / f"{name}.json").write_text(json.dumps(graph, indent=1) + "\n")
-            assert page.evaluate(_FIT) == [], name
-            page.wait_for_timeout(1500)
-            page.screenshot(path=folder / f"{name}.jpg", type="jpeg", quality=80)
+            red, shown = page.evaluate(_FIT)
+            assert red == [], (name, red)
+            page.wait_for_timeout(3000)
+            page.screenshot(path=folder / f"{name}.jpg", type="jpeg", quality=80, clip=shown)
         browser.close()
 
 
