@@ -102,6 +102,20 @@ def test_guidance_stops_where_the_plan_says(stop: float, guided: int) -> None:
     assert [bool(sigma > above) for sigma in sigmas[:-1]] == [k < guided for k in range(4)]
 
 
+def test_a_switch_divides_one_schedule_of_both_sizes() -> None:
+    small, large = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0]), torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
+    assert passes.make_target(1024, 1024, "klein-3/4").plan.label == "3/4"
+    plan = passes.make_target(1024, 1024, steps=3, refine_steps=1, switch=True).plan
+    assert plan.label == "3/4"
+    draft, refine = passes.divide(plan, small, large)
+    assert torch.equal(draft, torch.tensor([1.0, 0.8, 0.6, 0.0]))
+    assert refine is not None
+    assert torch.equal(refine, torch.tensor([0.4, 0.0]))
+    assert passes.divide(Plan(), small, large) == (small, None)
+    with pytest.raises(PlanError, match="3/4 divides 4"):
+        passes.divide(plan, small, large[1:])
+
+
 @pytest.mark.parametrize("frames", [(), (1,)], ids=["images", "video"])
 @pytest.mark.parametrize("noise", ["own", "native"])
 def test_noise_is_each_seeds_own(noise: str, frames: tuple[int, ...]) -> None:

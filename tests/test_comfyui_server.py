@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import diffusers as d
@@ -17,7 +18,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from safetensors.torch import save_file
 from tools import comfyui_workflows
 
-from mrflow import MrFlow, Plan, Progress, load_image
+from mrflow import MrFlow, Plan, Progress, get_plan, load_image
 from mrflow.images import to_pil, to_tensor
 from mrflow.sampling import make_noise, refine_generators
 from mrflow.upscaler import Upscaler
@@ -157,11 +158,20 @@ def plan(**numbers: Any) -> dict[str, Any]:
     return node("MrFlowPlan", width=SIZE[0], height=SIZE[1], **{**usual, **numbers})
 
 
-def sampler(sigmas: list[float] | None = None, **numbers: Any) -> dict[str, Any]:
+def sampler(**numbers: Any) -> dict[str, Any]:
     wired = {name: [name, 0] for name in ("model", "positive", "negative", "vae", "plan")}
     usual = {"seed": 7, "batch_size": 1, "sampler_name": "euler", "scheduler": "simple"}
-    more = {} if sigmas is None else {"sigmas": ["sigmas", 0]}
-    return node("MrFlowSampler", upscale_model=["network", 0], **wired, **more, **{**usual, **numbers})
+    return node("MrFlowSampler", upscale_model=["network", 0], **wired, **{**usual, **numbers})
+
+
+def schedule(fast: MrFlow, steps: int, area: int) -> list[float]:
+    """Return the sigmas of the pipeline's own schedule for pictures of so many pixels."""
+    scheduler = copy.deepcopy(fast.pipe.scheduler)
+    if scheduler.config.use_dynamic_shifting:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=calculate_shift(area // 16**2))
+    else:
+        scheduler.set_timesteps(steps)
+    return list(scheduler.sigmas.tolist())
 
 
 def stages(fast: MrFlow, make: Any, **asked: Any) -> dict[str, torch.Tensor]:
@@ -217,20 +227,32 @@ def test_lift_and_refine_give_what_enhance_gives(server: ComfyUI, models: dict[s
 def test_the_sampler_gives_what_a_call_gives(
     server: ComfyUI, models: dict[str, MrFlow], numbers: dict[str, Any], family: str
 ) -> None:
-    fast, scheduler = models[family], copy.deepcopy(models[family].pipe.scheduler)
-    tokens = SIZE[0] * SIZE[1] // 4 // 16**2
-    mu = calculate_shift(tokens) if family == "flux" else None
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 3, 3), mu=mu) if mu else scheduler.set_timesteps(3)
-    sigmas = scheduler.sigmas.tolist()
+    fast = models[family]
+    sigmas = schedule(fast, 3, SIZE[0] * SIZE[1] // 4)
     nodes = {"plan": plan(**numbers), "sigmas": node("TestSigmas", sigmas=json.dumps(sigmas))}
     saved = {"saved": save("sampler", 1), "draft": save("sampler", 2), "lifted": save("sampler", 3)}
-    outputs = server.run(graph(server, family, **nodes, sampler=sampler(sigmas), **saved))
+    outputs = server.run(graph(server, family, **nodes, sampler=sampler(sigmas=["sigmas", 0]), **saved))
     usual = {"steps": 3, "refine_sigma": 0.25, "true_cfg_scale": 1.0}
     guided = numbers.get("true_cfg_scale", 1.0) > 1
     asked = {"negative_prompt": NEGATIVE} if guided else {}
     ours = stages(fast, fast, prompt=PROMPT, plan=Plan(**{**usual, **numbers}), **asked)
     assert_same(server.pictures(outputs["draft"]), ours["decode_draft"])
     assert_same(server.pictures(outputs["lifted"]), ours["upscale"])
+    assert_same(server.pictures(outputs["saved"]), ours["decode"])
+
+
+@pytest.mark.parametrize("family", PIPES)
+def test_a_switch_goes_on_as_a_call_does(server: ComfyUI, models: dict[str, MrFlow], family: str) -> None:
+    """With the schedules of both sizes, which for FLUX.1 differ."""
+    fast, wired = models[family], {}
+    for name, area in (("sigmas", 4), ("large_sigmas", 1)):
+        sigmas = schedule(fast, 4, SIZE[0] * SIZE[1] // area)
+        wired[name] = node("TestSigmas", sigmas=json.dumps(sigmas))
+    numbers = {name: [name, 0] for name in wired}
+    nodes = {"plan": plan(steps=3, refine_steps=1, switch=True), **wired, "sampler": sampler(**numbers)}
+    outputs = server.run(graph(server, family, **nodes, saved=save("sampler", 1), draft=save("sampler", 2)))
+    ours = stages(fast, fast, prompt=PROMPT, plan=replace(get_plan("3/4"), true_cfg_scale=1.0))
+    assert_same(server.pictures(outputs["draft"]), ours["decode_draft"])
     assert_same(server.pictures(outputs["saved"]), ours["decode"])
 
 
