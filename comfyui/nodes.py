@@ -22,12 +22,13 @@ from mrflow.images import to_pil
 from mrflow.jobs import MAX_SEED, MAX_SIDE
 from mrflow.plan import ABOUT, PRESETS, Plan
 from mrflow.sampling import refine_sigmas
-from mrflow.upscaler import METHODS, OVERLAP, TILE, Upscaler
+from mrflow.upscaler import OVERLAP, TILE, Upscaler
 
 from . import passes
 from .passes import Target
 
 PlanType = io.Custom("MRFLOW_PLAN")
+INTERPOLATIONS = ["lanczos", "bicubic", "bilinear"]
 
 
 class Plans(io.ComfyNode):
@@ -87,7 +88,7 @@ class Lift(io.ComfyNode):
             inputs=[
                 io.Image.Input("image"),
                 *_size(),
-                io.Combo.Input("method", options=METHODS[::-1], tooltip="Where no upscale model is wired in."),
+                io.Combo.Input("method", options=INTERPOLATIONS, tooltip="Where no upscale model is wired in."),
                 io.UpscaleModel.Input("upscale_model", optional=True),
             ],
             outputs=[io.Image.Output()],
@@ -311,7 +312,7 @@ def _schedule(way: _Sampling, plan: Plan, scheduler: str) -> Tensor:
     return own.sigmas
 
 
-def _lift(image: Tensor, width: int, height: int, network: Any, method: str = METHODS[-1]) -> Tensor:
+def _lift(image: Tensor, width: int, height: int, network: Any, method: str = INTERPOLATIONS[0]) -> Tensor:
     """Return pictures (B, h, w, 3) at exactly width x height.
 
     The network is a copy of the user's, for mrflow runs it in bfloat16 where hardware has that. Smaller tiles are
