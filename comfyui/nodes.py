@@ -141,7 +141,7 @@ class Refine(io.ComfyNode):
     ) -> io.NodeOutput:
         """Return the refined latents and pictures."""
         way = _Sampling(model, positive, negative, vae, sampler_name, _seeds(seed, len(image)))
-        latents = way.refine(image, Plan(**numbers))
+        latents = way.refine(way.encode(image), Plan(**numbers))
         return io.NodeOutput({"samples": latents}, way.decode(latents))
 
 
@@ -210,7 +210,7 @@ class Sampler(io.ComfyNode):
         _show(draft)
         lifted = _lift(draft, plan.width, plan.height, upscale_model)
         _show(lifted)
-        latents = way.refine(lifted, plan.plan, large)
+        latents = way.refine(way.encode(lifted), plan.plan, large)
         return io.NodeOutput({"samples": latents}, way.decode(latents), draft, lifted)
 
 
@@ -243,11 +243,13 @@ class _Sampling:
         scale = passes.scales(target.plan)[0]
         return self._denoise(empty, noise, sigmas, scale, passes.guided_above(sigmas, target.plan))
 
-    def refine(self, image: Tensor, plan: Plan, levels: Tensor | None = None) -> Tensor:
-        """Return latents of pictures, refined from `plan.refine_sigma` on, or over these levels."""
-        # One by one: an autoencoder of videos takes a batch for frames of one
+    def encode(self, image: Tensor) -> Tensor:
+        """Return pictures (B, h, w, 3) as latents, one by one: some take a batch for frames of a video."""
         latents = torch.cat([self.vae.encode(row[None, ..., :3]) for row in image])
-        latents = comfy.sample.fix_empty_latent_channels(self.model, latents)
+        return comfy.sample.fix_empty_latent_channels(self.model, latents)
+
+    def refine(self, latents: Tensor, plan: Plan, levels: Tensor | None = None) -> Tensor:
+        """Return latents refined from `plan.refine_sigma` on, or over these levels."""
         if levels is None:
             law = self.model.get_model_object("model_sampling")
             flow = isinstance(law, comfy.model_sampling.CONST)
