@@ -126,6 +126,13 @@ def test_speed_is_as_recorded():
         assert f"| {label} | {figure(row['seconds']['total']['median'], '.2f')} | {faster} |" in README
 
 
+def test_what_a_draft_costs_is_as_recorded():
+    native, *_, staged = (row["seconds"] for row in recorded("bench-vista-cpu.json")["groups"][0]["methods"][:4])
+    draft = sum(staged[stage]["median"] for stage in ("text", "draft", "decode_draft"))
+    whole, plain = (figure(seconds["total"]["median"], ".2f") for seconds in (staged, native))
+    assert f"(vista's 12+1: {figure(draft, '.2f')} of {whole} s, native {plain} s)" in README
+
+
 def test_exit_codes_are_all_named():
     """Each is held by a test of its own: test_cli_process.py, test_cli_refusals.py."""
     told = " ".join(README.split()).partition("The exit code is ")[2].partition(" Input and output")[0]
