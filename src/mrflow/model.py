@@ -14,7 +14,7 @@ from mrflow.auto_sigma import fit_sigma
 from mrflow.backbones.family import Backbone, Pipeline, Reading
 from mrflow.errors import ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
-from mrflow.plan import AUTO, Defaults, Plan, get_plan
+from mrflow.plan import AUTO, SWITCH, Defaults, Plan, get_plan
 from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
 from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
@@ -96,7 +96,8 @@ class Model:
         texts: dict[tuple[str, int | None], None] = {}
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
         for one in asked:
-            own, plan = self.defaults, self.fit(plans[one.plan], one.prompt)
+            own, plan = self.defaults, plans[one.plan]
+            plan = self.fit(plan, one.prompt) if plan.refine_sigma == AUTO else plan
             guided = plan.guided
             values: dict[str, Any] = {
                 "noise_width": one.noise_width,
@@ -138,7 +139,7 @@ class Model:
         if native:
             stop = None if plan is None else given.guidance_stop
             return resolved.native(given.steps, guidance_stop=stop, solver=solver)
-        if resolved.switches:
+        if resolved.refine_sigma == SWITCH:
             check_switch(self.pipe)
         return resolved
 
