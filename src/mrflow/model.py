@@ -74,9 +74,11 @@ class Model:
         try:
             with torch.no_grad():
                 latents = backbone.pack(pipe, backbone.encode(pipe, pixels))
-                made = backbone.decode(pipe, latents, side, side)
+                made, again = (backbone.decode(pipe, latents, side, side) for _ in range(2))
             if made.shape != pixels.shape or pipe.transformer.config.in_channels not in latents.shape[1:]:
                 reason = f"latents are {tuple(latents.shape)}, pixels {tuple(made.shape)}"
+            elif not torch.allclose(made, again, atol=0.02):
+                reason = "it decodes with noise of its own, which no seed holds"
         except Exception as error:  # whatever a class of another shape of answer trips over
             reason = f"{type(error).__name__}: {error}"
         if reason:
