@@ -197,7 +197,7 @@ def _as_true_cfg(pipe: Pipeline, backbone: Backbone, value: Any) -> tuple[Any, s
 def _chosen(plan: Plan | str | None, base: Plan, numbers: Mapping[str, Any]) -> Plan | None:
     """Return the plan that is asked for, if any; raises RequestError for a number that it says otherwise."""
     if plan is None:
-        return replace(base, **numbers) if numbers else None
+        return base.changed(**numbers) if numbers else None
     chosen = get_plan(plan)
     if not numbers:
         return chosen
