@@ -27,7 +27,7 @@ from mrflow.errors import RequestError
 from mrflow.files import load_image
 from mrflow.images import pixels_sha256
 from mrflow.jobs import Seeds, Size
-from mrflow.plan import ABOUT, DEFAULT_PLAN, Plan, get_plan, real
+from mrflow.plan import ABOUT, DEFAULT_PLAN, FINISHING, Plan, get_plan, real
 from mrflow.upscaler import resize
 
 Arguments = Mapping[str, Any]
@@ -47,7 +47,7 @@ OWNED: Mapping[str, str] = {
     **dict.fromkeys(("callback", "callback_steps"), "Give callback_on_step_end=, or our own callback=."),
 }
 _OURS = ("prompt", "negative_prompt", "width", "height", "plan", "seed", "num_images", "keep_upscaled", "callback")
-REFINING = {"scale", "guidance_scale", "true_cfg_scale", *(name for name in ABOUT if name.startswith("refine_"))}
+REFINING = {"guidance_scale", "true_cfg_scale", *FINISHING}
 DRAFTING = {"num_inference_steps", *(set(ABOUT) - REFINING)}
 SEEDING = {"generator", "num_images_per_prompt", "max_sequence_length"}
 GIVING = {"output_type", "return_dict"}

@@ -299,8 +299,10 @@ class MrFlow:
                 if recipe.mode == "draft":
                     made = Drafts(tuple(drafts), run.clock.totals())
                     return Result(made.images, made.recipes, made.seconds, made)
-                rounded = recipe.mode == "finish"  # a draft that went through a file
-                return finish_drafts(run, [draft.rounded() for draft in drafts] if rounded else drafts)
+                if recipe.mode == "finish":  # of drafts that went through a file
+                    there = recipe.latents is None
+                    drafts = replan_drafts(self.model, [draft.rounded(latents=there) for draft in drafts])
+                return finish_drafts(run, drafts)
 
     def _read(self, others: Arguments, **ours: Any) -> Call:
         base = self._base  # whose solver the model's resolving puts back where it fits

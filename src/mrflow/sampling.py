@@ -105,6 +105,24 @@ def shrink_noise(noise: Tensor, height: int, width: int) -> Tensor:
     return low.float()
 
 
+def keep_colors(pixels: Tensor, draft: Tensor, share: float) -> Tensor:
+    """Return pixels (B, 3, H, W) whose low frequencies are those of a draft (B, 3, h, w), no larger.
+
+    Both in [0, 1], float32; the result too. share: in (0, 1], of the draft's frequencies along each side, rounded
+    up. They are those of the orthonormal cosine transform, of which the first is the mean; what is finer is left
+    as it is, but for what leaves [0, 1].
+    """
+    counts = [math.ceil(share * side) for side in draft.shape[-2:]]
+    (down, across), (rows, columns) = (
+        [_cosines(side)[:count].to(each) for side, count in zip(each.shape[-2:], counts, strict=True)]
+        for each in (pixels, draft)
+    )
+    gain = math.sqrt(math.prod(pixels.shape[-2:]) / math.prod(draft.shape[-2:]))
+    wanted = rows @ draft @ columns.T * gain
+    missing = down.T @ (wanted - down @ pixels @ across.T) @ across
+    return (pixels + missing).clamp(0, 1)
+
+
 def _cosines(size: int) -> Tensor:
     """Return the orthonormal cosine transform of `size` values as a matrix, a frequency in each row."""
     k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)[None]
