@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import DISTILLED
-from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS, WRONG_ARGUMENTS
 from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
 
@@ -94,6 +94,9 @@ def _upscalers() -> Iterable[str]:
 def _impossible() -> Iterable[str]:
     yield "## Not possible\n"
     yield from (f"- `{pipeline}`: {reason}." for pipeline, reason in NOT_POSSIBLE.items())
+    for argument, reason in WRONG_ARGUMENTS.items():
+        yield f"- Any pipeline whose call takes `{argument}=`: {reason}."
+    yield "\nGive a picture that is to be changed to `enhance`, with the family's text-to-image pipeline."
     yield "\n## Not yet\n"
     yield from (f"- `{pipeline}`: it has {reason}." for pipeline, reason in NOT_YET.items())
     yield "\nAny other class needs a backbone of its own: see `mrflow.backbones` and `register_backbone`."

@@ -43,7 +43,8 @@ class Backbone:
 
     layout, autoencoder: how its latents look. usual_cfg: true_cfg_scale when nobody says.
     text_length: text tokens when nobody says; the default of the pipeline's call. spare: components that it can
-    do without, beside those that its class calls optional.
+    do without, beside those that its class calls optional. references: whether its call's `image=` takes pictures
+    that the transformer sees beside the one it makes, at any size.
     """
 
     layout: Layout
@@ -51,6 +52,7 @@ class Backbone:
     usual_cfg: float = 1.0
     text_length: int = 512
     spare: tuple[str, ...] = ()
+    references: bool = False
 
     def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return the texts, encoded by the pipeline, as call arguments: name to tensor, a row per text."""

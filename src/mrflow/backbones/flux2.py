@@ -64,6 +64,7 @@ class Flux2Backbone(Backbone):
 
     layout: Plain = _PatchifiedTokens(patches=2)
     autoencoder = BatchNormVae()
+    references = True
 
     def guidance_field(self, pipe: Pipeline) -> Literal["guidance_scale", "true_cfg_scale"]:
         """Return "guidance_scale"."""
