@@ -21,8 +21,8 @@ from mrflow.steps import Batch, Run, encode_prompts, finish, upscale_latents
 from mrflow.steps import draft as draw
 from support.families import CASES, SIZE
 from support.families import make_fast as make_family
+from support.latents import write_network
 from support.pictures import bytes_of
-from test_latent_upscaler import write_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:__array__:DeprecationWarning")
 
