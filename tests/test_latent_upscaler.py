@@ -50,12 +50,12 @@ def test_it_runs_as_often_as_needed_and_picture_by_picture(tmp_path: Path) -> No
     upscaler = Upscaler.load(write_network(tmp_path / "sesqui.safetensors", 4))
     assert (upscaler.latents, upscaler.channels, upscaler.factor) == (True, 4, None)
     latents = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(0))
-    made = upscaler.upscale_latents(latents, 18, 12)
+    made = upscaler.upscale_latents(latents, (48, 32), (144, 96))
     twice = LatentNetwork.of(make_weights(4))
     alone = torch.cat([twice(twice(row, 8, 12), 12, 18) for row in latents.split(1)])
     assert torch.equal(made, alone)
     with pytest.raises(UpscalerError, match="2x2 or more; these are 1x4"):
-        upscaler.upscale_latents(latents[..., :1], 2, 8)
+        upscaler.upscale_latents(latents[..., :1], (8, 32), (16, 64))
 
 
 @pytest.mark.parametrize("spoilt", ["missing", "more", "shape", "scalar", "name only"])

@@ -11,12 +11,13 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from mrflow.auto_sigma import fit_sigma
 from mrflow.backbones.family import Backbone, Pipeline, Reading
 from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
-from mrflow.plan import UPSCALER, Defaults, Plan, get_plan
+from mrflow.plan import AUTO, UPSCALER, Defaults, Plan, get_plan
 from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions
-from mrflow.schedulers import resolve_solver
+from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
 
 _JOB = [each.name for each in fields(Job)]
@@ -123,7 +124,7 @@ class Model:
         texts: dict[tuple[str, int | None], None] = {}
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
         for one in asked:
-            own, plan = self.defaults, plans[one.plan]
+            own, plan = self.defaults, self.fit(plans[one.plan], one.prompt)
             guided = plan.guided
             values: dict[str, Any] = {
                 "noise_width": one.noise_width,
@@ -155,7 +156,7 @@ class Model:
 
         Of the two kinds of guidance, `guidance_scale` stays None for checkpoints that cannot take it. The solver
         of the defaults stands in for plain Euler alone, not for a scheduler that somebody chose.
-        Raises PlanError for a solver or a guidance_stop that the pipeline's scheduler cannot do.
+        Raises PlanError for a solver, a switch or a guidance_stop that the pipeline's scheduler cannot do.
         """
         own, takes_cfg = self.defaults.plan, self.backbone.takes_cfg(self.pipe)
         kind, usual = self.backbone.guidance_field(self.pipe), self.backbone.default_guidance(self.pipe)
@@ -165,7 +166,15 @@ class Model:
         if native:
             stop = None if plan is None else given.guidance_stop
             return resolved.native(given.steps, guidance_stop=stop, solver=solver)
+        if resolved.switches:
+            check_switch(self.pipe)
         return resolved
+
+    def fit(self, plan: Plan, prompt: str) -> Plan:
+        """Return a resolved plan with a number where its refine_sigma was "auto": see `mrflow.auto_sigma`."""
+        if plan.refine_sigma != AUTO:
+            return plan
+        return replace(plan, refine_sigma=fit_sigma(self.pipe, self.backbone, self.lift(plan), plan, prompt))
 
     def recipe(
         self,

@@ -81,11 +81,11 @@ class Noised(NamedTuple):
     generators: list[torch.Generator]
 
 
-def mix_noise(latents: Tensor, sigma: float, steps: int, seeds: Iterable[int]) -> Noised:
-    """Return latents (B, C, H, W) with the refine noise of their seeds, and sigmas of `steps` steps from there."""
+def mix_noise(latents: Tensor, sigmas: list[float], seeds: Iterable[int]) -> Noised:
+    """Return latents (B, C, H, W) with the refine noise of their seeds, at the first of the sigmas."""
     generators = refine_generators(seeds)
     noise = make_noise(latents.shape[1:], generators, latents.device)
-    return Noised(add_noise(latents, sigma, noise), refine_sigmas(sigma, steps), generators)
+    return Noised(add_noise(latents, sigmas[0], noise), sigmas, generators)
 
 
 def shrink_noise(noise: Tensor, height: int, width: int) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from itertools import chain
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from mrflow.jobs import Job, Size
 from mrflow.model import Model
 from mrflow.plan import NATIVE, Plan
 from mrflow.progress import Callback, Clock, P, Step, timed
-from mrflow.sampling import Noised, draft_generators, keep_colors, mix_noise, shrink_noise
+from mrflow.sampling import Noised, draft_generators, keep_colors, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
 
 
@@ -143,17 +143,16 @@ def finish(
     kept: the drafts' latents, for a lift that enlarges latents; None encodes the pixels. show: decode what such a
     lift makes, which has no pixels else.
     """
-    plan, size, seeds = batch.plan, batch.size, batch.seeds
-    batch = encode_prompts(run, batch)  # of drafts that came from files
+    size, batch = batch.size, encode_prompts(run, batch)  # of drafts that came from files
     upscaled: Tensor | None = None
-    if run.model.lift(plan).latents:
+    if run.model.lift(batch.plan).latents:
         small = encode(run, batch, drafts) if kept is None else _unpack(run, kept, drafts)
         latents = upscale_latents(run, batch, small, drafts)
         upscaled = _show(run, batch, latents) if show else None
     else:
         upscaled = upscale(run, batch, drafts, size)
         latents = encode(run, batch, upscaled)
-    noised = mix_noise(latents, plan.refine_sigma, plan.refine_steps, seeds)
+    noised = renoise(run, batch, latents, size)
     refined = refine(run, batch, noised, size)
     return upscaled, decode(run, batch, refined, size, drafts)
 
@@ -203,17 +202,19 @@ def encode_prompts(run: Run, batch: Batch) -> Batch:
 def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
     """Return latents drawn from noise in `plan.steps` steps on the model's own schedule at `size`.
 
-    In one run of the pipeline, or in two, of which only the first is guided.
+    In one run of the pipeline, or in two, of which only the first is guided. Of a plan that switches these are the
+    first steps of the schedule, and end at the clean estimate (`draft_scheduler`).
     """
     backbone, pipe, plan, seeds = run.model.backbone, run.model.pipe, batch.plan, batch.seeds
     more: dict[str, Any] = {"generator": draft_generators(seeds)}
     if plan.noise == NATIVE and size != (noise_size := batch.noise_size):
         more["latents"] = _native_noise(run, batch, noise_size, size)
     cfg, guided = plan.true_cfg_scale or 1.0, plan.guided_steps
-    whole = _Pass(batch, size, draft_scheduler(pipe, plan.solver), cfg)
+    scheduler = draft_scheduler(pipe, plan.solver, slice(plan.steps) if plan.switches else None)
+    whole = _Pass(batch, size, scheduler, cfg, end=plan.steps / plan.schedule_steps)
     if cfg <= 1 or guided == plan.steps:
         return _run_pipeline(run, whole, more)[0]
-    share = guided / plan.steps
+    share = guided / plan.schedule_steps
     take_head(whole.scheduler, guided)
     held = _run_pipeline(run, replace(whole, end=share), more)[1]
     take_tail(whole.scheduler)
@@ -222,21 +223,18 @@ def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
 
 
 def _native_noise(run: Run, batch: Batch, native: Size, size: Size) -> Tensor:
-    """Return the noise that the pipeline draws for a picture of `native` size, brought down to `size`, packed.
-
-    The pipeline itself is asked for it: its loop is run without a step.
-    """
+    """Return the noise that the pipeline draws for a picture of `native` size, brought down to `size`, packed."""
     backbone, pipe = run.model.backbone, run.model.pipe
-    given = _run_no_step(run, batch, native, {"generator": draft_generators(batch.seeds)})
+    asked = _Pass(batch, native, draft_scheduler(pipe), 1.0)
+    given = _run_without_a_step(run, asked, {"generator": draft_generators(batch.seeds)})
     noise = backbone.unpack(pipe, given, *native)
     rows, columns = (int(side) for side in noise.shape[-2:])
     small = shrink_noise(noise, rows * size[1] // native[1], columns * size[0] // native[0])
     return backbone.pack(pipe, small.to(given.dtype))
 
 
-def _run_no_step(run: Run, batch: Batch, size: Size, more: Mapping[str, Any]) -> Tensor:
-    """Return what the pipeline gives as latents where its loop ends before the first step."""
-    asked = _Pass(batch, size, draft_scheduler(run.model.pipe, batch.plan.solver), 1.0)
+def _run_without_a_step(run: Run, asked: _Pass, more: Mapping[str, Any]) -> Tensor:
+    """Return the latents that the pipeline itself would begin with; its scheduler is set as for a run."""
     take_head(asked.scheduler, 0)
     return _run_pipeline(run, asked, more)[0]
 
@@ -264,22 +262,17 @@ def _unpack(run: Run, kept: Tensor, drafts: Tensor) -> Tensor:
 @_finite("upscaler")
 def upscale_latents(run: Run, batch: Batch, latents: Tensor, drafts: Tensor) -> Tensor:
     """Return latents (B, C, H, W) of drafts (B, 3, h, w) as large as those of the finished pictures."""
-    upscaler, (width, height), (rows, columns) = run.model.lift(batch.plan), batch.size, drafts.shape[-2:]
-
-    def larger(plain: Tensor) -> Tensor:
-        across, down = plain.shape[-1] * width // columns, plain.shape[-2] * height // rows
-        return upscaler.upscale_latents(plain, across, down)
-
+    height, width = drafts.shape[-2:]
+    larger = partial(run.model.lift(batch.plan).upscale_latents, before=(width, height), after=batch.size)
     return run.model.backbone.enlarge(run.model.pipe, latents, larger)
 
 
 def _show(run: Run, batch: Batch, latents: Tensor) -> Tensor:
     """Return enlarged latents as pixels (B, 3, height, width), by way of the pipeline's own form of them."""
-    more = {
-        "latents": run.model.backbone.pack(run.model.pipe, latents),
-        "generator": draft_generators(batch.seeds),
-    }
-    return _decode(run, batch, _run_no_step(run, batch, batch.size, more), batch.size)
+    given, scheduler = run.model.backbone.pack(run.model.pipe, latents), draft_scheduler(run.model.pipe)
+    more = {"latents": given, "generator": draft_generators(batch.seeds)}
+    own = _run_without_a_step(run, _Pass(batch, batch.size, scheduler, 1.0), more)
+    return _decode(run, batch, own, batch.size)
 
 
 @timed("encode")
@@ -291,16 +284,39 @@ def encode(run: Run, batch: Batch, pixels: Tensor) -> Tensor:
     return latents.to(run.clock.device)
 
 
+def renoise(run: Run, batch: Batch, latents: Tensor, size: Size) -> Noised:
+    """Return latents (B, C, H, W) with noise at the refine sigma, or at the schedule's next if the plan switches.
+
+    The next is by its number, at the large size, where sigmas lie higher: a larger picture needs more noise to
+    hide as much, for which models shift their schedules. So the transformer is called as often as natively.
+    """
+    pipe, plan = run.model.pipe, batch.plan
+    if not plan.switches:
+        sigmas = refine_sigmas(float(plan.refine_sigma), plan.refine_steps)
+    else:
+        asked = _Pass(batch, size, draft_scheduler(pipe, None, slice(plan.steps, None)), 1.0, refines=True)
+        _run_without_a_step(run, asked, {"latents": run.model.backbone.pack(pipe, latents)})
+        sigmas = asked.scheduler.sigmas.tolist()
+    return mix_noise(latents, sigmas, batch.seeds)
+
+
 @timed("refine", loop="refine_steps")
 @_finite("transformer")
 def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
-    """Return latents, as the pipeline gives them, refined by Euler over the sigmas, without feature caches."""
-    pipe, plan = run.model.pipe, batch.plan
+    """Return latents, as the pipeline gives them, refined over the sigmas without feature caches.
+
+    By Euler, or, if the plan switches, by the pipeline's own scheduler or the plan's solver, begun anew.
+    """
+    pipe, backbone, plan = run.model.pipe, run.model.backbone, batch.plan
     cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
-    timesteps = run.model.backbone.timesteps(pipe, noised.sigmas[:-1], *size)
-    more = {"latents": run.model.backbone.pack(pipe, noised.latents), "generator": noised.generators}
-    scheduler = exact_scheduler(pipe, noised.sigmas, timesteps)
-    last = _Pass(batch, size, scheduler, cfg or 1.0, begin=1 - plan.refine_sigma, refines=True)
+    more = {"latents": backbone.pack(pipe, noised.latents), "generator": noised.generators}
+    if plan.switches:
+        scheduler = draft_scheduler(pipe, plan.solver, slice(plan.steps, None))
+        begin = plan.steps / plan.schedule_steps
+    else:
+        timesteps = backbone.timesteps(pipe, noised.sigmas[:-1], *size)
+        scheduler, begin = exact_scheduler(pipe, noised.sigmas, timesteps), 1 - noised.sigmas[0]
+    last = _Pass(batch, size, scheduler, cfg or 1.0, begin=begin, refines=True)
     return _run_pipeline(run, last, more)[0]
 
 
@@ -346,7 +362,8 @@ def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor
     """Return what the pipeline gives as latents, and what its loop held; more: further arguments of its call."""
     pipe, backbone, plan = run.model.pipe, run.model.backbone, one.batch.plan
     lent = {**backbone.settings(pipe, *one.size), "scheduler": one.scheduler}
-    own = None if one.refines else backbone.draft_arguments(pipe, plan.steps)
+    fixed = one.refines and not plan.switches
+    own = None if fixed else backbone.draft_arguments(pipe, plan.schedule_steps)
     steps = own or {"num_inference_steps": plan.refine_steps}
     prompts = backbone.call_arguments(pipe, one.batch.rows, plan.guidance_scale, one.cfg)
     shares = one.begin, one.end, one.batch.part, one.batch.whole

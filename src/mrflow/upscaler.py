@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrflow.errors import UpscalerError, UpscalerNameError
+from mrflow.jobs import Size
 from mrflow.known_upscalers import KNOWN, METHODS, check, fetch
 from mrflow.latent_upscaler import LatentNetwork, is_latent_network
 
@@ -98,12 +99,14 @@ class Upscaler:
         mode = cast("Literal['bicubic', 'bilinear']", "bicubic" if self._network is not None else self.name)
         return resize(pixels, width, height, mode).clamp(0, 1)
 
-    def upscale_latents(self, latents: Tensor, width: int, height: int) -> Tensor:
-        """Return latents (B, C, h, w) as (B, C, height, width), float32, same device; of lifts of latents alone.
+    def upscale_latents(self, latents: Tensor, before: Size, after: Size) -> Tensor:
+        """Return latents (B, C, h, w) as those of a larger picture, float32, same device; of lifts of latents alone.
 
-        A network runs as often as needed, for one picture at a time. Raises UpscalerError for less than 2 x 2.
+        before, after: of the pictures, width and height in pixels. A network runs as often as needed, for one
+        picture at a time. Raises UpscalerError for less than 2 x 2.
         """
         latents = latents.float()
+        width, height = (latents.shape[-1 - k] * after[k] // before[k] for k in (0, 1))
         if self._network is None:  # as latents have been enlarged wherever they are: without antialiasing
             return F.interpolate(latents, (height, width), mode="bicubic", align_corners=False)
         rows, columns = latents.shape[-2:]
