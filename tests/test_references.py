@@ -118,7 +118,7 @@ def test_all_pictures_of_a_batch_see_them(fast: MrFlow) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (torch.zeros(1, 3, 64, 64), "A reference is Tensor; it must be a Pillow image or the path"),
+        (torch.zeros(1, 3, 64, 64), "A reference is Tensor; it must be a Pillow image or its path"),
         ([picture(), 3], "A reference is int"),
         (picture(8, 8), "A reference can't be taken: Image too small: 8×8"),  # noqa: RUF001
     ],

@@ -103,6 +103,8 @@ def test_colors_that_drifted_are_taken_back() -> None:
     assert (drifted - large).abs().max() > 0.02
     assert (kept - large).abs().max() < 1e-3
     assert (kept.mean((2, 3)) - draft.mean((2, 3))).abs().max() < 1e-6
+    smaller = keep_colors(draft * 0.97, large, 0.4)  # as where a given picture is made smaller
+    assert (smaller - draft).abs().max() < 1e-3
     mean = keep_colors(drifted, draft, 1e-6)
     assert torch.allclose(mean - drifted, (mean - drifted).mean((2, 3), keepdim=True), atol=1e-6)
 

@@ -101,7 +101,8 @@ def _presets() -> Iterable[str]:
 
 def _upscalers() -> Iterable[str]:
     yield "## Upscalers\n"
-    yield "Any file that spandrel reads works by its path. These work by name (`upscaler='realesrgan-x2'`): they"
+    yield "Any file that spandrel reads works by its path, and so do SesquiLSR's, which enlarge latents."
+    yield "These work by name (`upscaler='realesrgan-x2'`): they"
     yield "are fetched once, and their hash is checked. The hashes are those that several public lists agree on;"
     yield "no file was fetched where this was written.\n"
     yield "| name | what | licence | from | SHA-256 |"

@@ -299,14 +299,10 @@ def _one_each(value: Any) -> Any:
 def _check_references(pipe: Pipeline, backbone: Backbone, given: Any) -> list[Image.Image]:
     """Return reference pictures as RGB images; raises RequestError or ImageError for what is unfit."""
     if not backbone.references:
-        raise RequestError(
-            f"{type(pipe).__name__} takes no reference pictures. Give them to FLUX.2 or FLUX.2 Klein."
-        )
+        raise RequestError(f"{type(pipe).__name__} takes no reference pictures; FLUX.2 and FLUX.2 Klein do.")
     values = list(given) if isinstance(given, (list, tuple)) else [given]
     if odd := [each for each in values if not isinstance(each, (str, Path, Image.Image))]:
-        raise RequestError(
-            f"A reference is {type(odd[0]).__name__}; it must be a Pillow image or the path of one."
-        )
+        raise RequestError(f"A reference is {type(odd[0]).__name__}; it must be a Pillow image or its path.")
     images = [load_image(each) for each in values]
     try:
         for image in images:

@@ -113,7 +113,7 @@ def keep_colors(pixels: Tensor, draft: Tensor, share: float) -> Tensor:
     but for what leaves [0, 1]; the contrast that it adds, as the deviation of the brightness, is taken from the
     low frequencies, which keep 9/10 of theirs at least.
     """
-    counts = [math.ceil(share * side) for side in draft.shape[-2:]]
+    counts = [math.ceil(share * min(sides)) for sides in zip(draft.shape[-2:], pixels.shape[-2:], strict=True)]
     (down, across), (rows, columns) = (
         [_cosines(side)[:count].to(each) for side, count in zip(each.shape[-2:], counts, strict=True)]
         for each in (pixels, draft)
@@ -123,9 +123,8 @@ def keep_colors(pixels: Tensor, draft: Tensor, share: float) -> Tensor:
     wanted = rows @ draft @ columns.T * math.sqrt(area / math.prod(draft.shape[-2:]))
     fine = _contrast(pixels) - _low_contrast(found, area)
     gain = ((_contrast(draft) - fine) / _low_contrast(wanted, area).clamp(min=1e-12)).clamp(0.81, 1.21).sqrt()
-    mean = wanted[..., :1, :1].clone()
-    wanted *= gain[:, None, None, None]
-    wanted[..., :1, :1] = mean
+    wanted[..., 1:, :] *= gain[:, None, None, None]  # all but the mean
+    wanted[..., :1, 1:] *= gain[:, None, None, None]
     return (pixels + down.T @ (wanted - found) @ across).clamp(0, 1)
 
 

@@ -100,7 +100,7 @@ class Upscaler:
         return resize(pixels, width, height, mode).clamp(0, 1)
 
     def upscale_latents(self, latents: Tensor, before: Size, after: Size) -> Tensor:
-        """Return latents (B, C, h, w) as those of a larger picture, float32, same device; of lifts of latents alone.
+        """Return latents (B, C, h, w) as those of a larger picture, float32, same device; for lifts of latents.
 
         before, after: of the pictures, width and height in pixels. A network runs as often as needed, for one
         picture at a time. Raises UpscalerError for less than 2 x 2.
