@@ -22,12 +22,13 @@ from mrflow.images import to_pil
 from mrflow.jobs import MAX_SEED, MAX_SIDE
 from mrflow.plan import ABOUT, PRESETS, Plan
 from mrflow.sampling import refine_sigmas
-from mrflow.upscaler import METHODS, OVERLAP, TILE, Upscaler
+from mrflow.upscaler import OVERLAP, TILE, Upscaler
 
 from . import passes
 from .passes import Target
 
 PlanType = io.Custom("MRFLOW_PLAN")
+INTERPOLATIONS = ["lanczos", "bicubic", "bilinear"]
 
 
 class Plans(io.ComfyNode):
@@ -46,6 +47,13 @@ class Plans(io.ComfyNode):
                 *_size(),
                 io.Combo.Input("preset", options=[passes.OWN_NUMBERS, *PRESETS], tooltip=_presets()),
                 *(_number(name, default) for name, _, default in passes.numbers()),
+                io.Boolean.Input(
+                    "switch",
+                    default=False,
+                    optional=True,
+                    tooltip="In place of refine_sigma: steps and refine_steps divide one schedule, and the refine "
+                    "pass goes on at its own next sigma. For few-step models; some presets do so.",
+                ),
             ],
             outputs=[
                 PlanType.Output(display_name="plan"),
@@ -62,7 +70,8 @@ class Plans(io.ComfyNode):
         """Return the plan, and what other nodes may want of it."""
         target = passes.make_target(width, height, preset, **numbers)
         plan = target.plan
-        return io.NodeOutput(target, *target.draft_size, plan.steps, plan.refine_steps, plan.refine_sigma)
+        sigma = 0.0 if plan.switches else plan.refine_sigma
+        return io.NodeOutput(target, *target.draft_size, plan.schedule_steps, plan.refine_steps, sigma)
 
 
 class Lift(io.ComfyNode):
@@ -79,7 +88,7 @@ class Lift(io.ComfyNode):
             inputs=[
                 io.Image.Input("image"),
                 *_size(),
-                io.Combo.Input("method", options=METHODS[::-1], tooltip="Where no upscale model is wired in."),
+                io.Combo.Input("method", options=INTERPOLATIONS, tooltip="Where no upscale model is wired in."),
                 io.UpscaleModel.Input("upscale_model", optional=True),
             ],
             outputs=[io.Image.Output()],
@@ -131,8 +140,8 @@ class Refine(io.ComfyNode):
         **numbers: Any,
     ) -> io.NodeOutput:
         """Return the refined latents and pictures."""
-        way = _Way(model, positive, negative, vae, sampler_name, _seeds(seed, len(image)))
-        latents = way.refine(image, Plan(**numbers))
+        way = _Sampling(model, positive, negative, vae, sampler_name, _seeds(seed, len(image)))
+        latents = way.refine(way.encode(image), Plan(**numbers))
         return io.NodeOutput({"samples": latents}, way.decode(latents))
 
 
@@ -163,6 +172,11 @@ class Sampler(io.ComfyNode):
                     tooltip="The draft's schedule, instead of the plan's steps by the scheduler. Make it for the "
                     "draft's size where a model's depends on it.",
                 ),
+                io.Sigmas.Input(
+                    "large_sigmas",
+                    optional=True,
+                    tooltip="The same for the finished size, where the plan switches; else it is `sigmas`.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(),
@@ -186,14 +200,17 @@ class Sampler(io.ComfyNode):
         negative: Any = None,
         upscale_model: Any = None,
         sigmas: Tensor | None = None,
+        large_sigmas: Tensor | None = None,
     ) -> io.NodeOutput:
         """Return latents and pictures, the drafts and the lifted ones."""
-        way = _Way(model, positive, negative, vae, sampler_name, _seeds(seed, batch_size))
-        draft = way.decode(way.draft(plan, _schedule(way, plan.plan, scheduler) if sigmas is None else sigmas))
+        way = _Sampling(model, positive, negative, vae, sampler_name, _seeds(seed, batch_size))
+        small = _schedule(way, plan.plan, scheduler) if sigmas is None else sigmas
+        small, large = passes.divide(plan.plan, small, small if large_sigmas is None else large_sigmas)
+        draft = way.decode(way.draft(plan, small))
         _show(draft)
         lifted = _lift(draft, plan.width, plan.height, upscale_model)
         _show(lifted)
-        latents = way.refine(lifted, plan.plan)
+        latents = way.refine(way.encode(lifted), plan.plan, large)
         return io.NodeOutput({"samples": latents}, way.decode(latents), draft, lifted)
 
 
@@ -205,7 +222,7 @@ class Extension(ComfyExtension):
         return [Plans, Lift, Refine, Sampler]
 
 
-class _Way:
+class _Sampling:
     """A model with all that both passes need of it."""
 
     def __init__(
@@ -226,17 +243,20 @@ class _Way:
         scale = passes.scales(target.plan)[0]
         return self._denoise(empty, noise, sigmas, scale, passes.guided_above(sigmas, target.plan))
 
-    def refine(self, image: Tensor, plan: Plan) -> Tensor:
-        """Return latents of pictures, refined from `plan.refine_sigma` on."""
-        # One by one: an autoencoder of videos takes a batch for frames of one
+    def encode(self, image: Tensor) -> Tensor:
+        """Return pictures (B, h, w, 3) as latents, one by one: some take a batch for frames of a video."""
         latents = torch.cat([self.vae.encode(row[None, ..., :3]) for row in image])
-        latents = comfy.sample.fix_empty_latent_channels(self.model, latents)
-        law = self.model.get_model_object("model_sampling")
-        flow = isinstance(law, comfy.model_sampling.CONST)
-        sigmas = refine_sigmas(plan.refine_sigma, plan.refine_steps)
+        return comfy.sample.fix_empty_latent_channels(self.model, latents)
+
+    def refine(self, latents: Tensor, plan: Plan, levels: Tensor | None = None) -> Tensor:
+        """Return latents refined from `plan.refine_sigma` on, or over these levels."""
+        if levels is None:
+            law = self.model.get_model_object("model_sampling")
+            flow = isinstance(law, comfy.model_sampling.CONST)
+            sigmas = refine_sigmas(float(plan.refine_sigma), plan.refine_steps)
+            levels = passes.levels(sigmas, flow, float(getattr(law, "sigma_data", 1.0)))
         noise = passes.refine_noise(self.seeds, latents.shape[1:])
-        scaled = passes.levels(sigmas, flow, float(getattr(law, "sigma_data", 1.0)))
-        return self._denoise(latents, noise, scaled, passes.scales(plan)[1])
+        return self._denoise(latents, noise, levels, passes.scales(plan)[1])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return latents as pictures (B, h, w, 3)."""
@@ -285,16 +305,16 @@ def _sampler(name: str, like: Tensor, sigmas: Tensor, seeds: Sequence[int]) -> A
     return sampler
 
 
-def _schedule(way: _Way, plan: Plan, scheduler: str) -> Tensor:
+def _schedule(way: _Sampling, plan: Plan, scheduler: str) -> Tensor:
     """Return the sigmas that ComfyUI's own sampler node would take, which leaves one out for some samplers."""
     model, options = way.model, way.model.model_options
     own = comfy.samplers.KSampler(
-        model, plan.steps, model.load_device, way.sampler, scheduler, model_options=options
+        model, plan.schedule_steps, model.load_device, way.sampler, scheduler, model_options=options
     )
     return own.sigmas
 
 
-def _lift(image: Tensor, width: int, height: int, network: Any, method: str = METHODS[-1]) -> Tensor:
+def _lift(image: Tensor, width: int, height: int, network: Any, method: str = INTERPOLATIONS[0]) -> Tensor:
     """Return pictures (B, h, w, 3) at exactly width x height.
 
     The network is a copy of the user's, for mrflow runs it in bfloat16 where hardware has that. Smaller tiles are
@@ -352,12 +372,13 @@ def _seed() -> Any:
 def _number(name: str, default: Any) -> Any:
     """Return the input of one of a plan's numbers; a socket to be left alone where its default is None."""
     about, kinds = ABOUT[name], {int: io.Int, float: io.Float, str: io.String}
-    if about.choices:
-        return io.Combo.Input(name, options=list(about.choices), default=default, tooltip=passes.tooltip(about))
+    said = {"tooltip": passes.tooltip(about), "optional": True}  # so that prompts go on working as numbers come
+    if about.kind is str and about.choices:
+        return io.Combo.Input(name, options=list(about.choices), default=default, **said)
     if default is None:
-        return kinds[about.kind].Input(name, optional=True, force_input=True, tooltip=passes.tooltip(about))
+        return kinds[about.kind].Input(name, force_input=True, **said)
     limits = {} if about.kind is str else passes.bounds(about)
-    return kinds[about.kind].Input(name, default=default, tooltip=passes.tooltip(about), **limits)
+    return kinds[about.kind].Input(name, default=default, **limits, **said)
 
 
 def _presets() -> str:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mrflow.errors import MrFlowError
+from mrflow.errors import MrFlowError, PlanError
 from mrflow.jobs import check_size
-from mrflow.plan import ABOUT, NATIVE, PRESETS, About, Plan
+from mrflow.plan import ABOUT, NATIVE, PRESETS, SWITCH, About, Plan
 from mrflow.sampling import draft_generators, make_noise, refine_generators, shrink_noise
 
 MULTIPLE = 16  # pixels of a patch in nearly all families; ComfyUI itself pads for those of 32
@@ -46,13 +46,17 @@ def numbers() -> Iterator[tuple[str, About, Any]]:
             yield name, about, USUAL.get(name, about.absent)
 
 
-def make_target(width: int, height: int, preset: str = OWN_NUMBERS, **given: Any) -> Target:
+def make_target(
+    width: int, height: int, preset: str = OWN_NUMBERS, *, switch: bool = False, **given: Any
+) -> Target:
     """Return the plan of a preset, or of the numbers, at a size. Raises PlanError or SizeError.
 
-    A preset sets steps, sigma and whatever else it names; the rest stays as given.
+    A preset sets steps, sigma and whatever else it names; the rest stays as given, or as the widgets' defaults.
+    switch: in place of a sigma, both passes are one schedule.
     """
     check_size(width, height, MULTIPLE)
-    plan = Plan(**{name: value for name, value in given.items() if value is not None})
+    usual = {name: default for name, _, default in numbers()}
+    plan = Plan(**{**usual, **given, **({"refine_sigma": SWITCH} if switch else {})})
     if preset != OWN_NUMBERS:
         named = PRESETS[preset].plan
         said = {"steps", "refine_steps", "refine_sigma", *named.to_dict()}
@@ -75,6 +79,24 @@ def levels(sigmas: Sequence[float], flow: bool, data: float = 1.0) -> Tensor:
     """
     exact = torch.tensor(sigmas, dtype=torch.float64)
     return (exact if flow else data * exact / (1 - exact)).float()
+
+
+def divide(plan: Plan, small: Tensor, large: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the levels of the draft and, where a plan switches, of the refine pass; else None.
+
+    small, large: the schedules (N + 1) for the draft's size and the finished one. A plan that switches takes its
+    first steps of the one, to an end at the clean estimate, and goes on with the other by number.
+    Raises PlanError unless they have as many steps as the plan.
+    """
+    if not plan.switches:
+        return small, None
+    for schedule in (small, large):
+        if len(schedule) - 1 != plan.schedule_steps:
+            raise PlanError(
+                f"The schedule has {len(schedule) - 1} steps and the plan {plan.label} divides "
+                f"{plan.schedule_steps}. Make it of as many."
+            )
+    return torch.cat([small[: plan.steps], small[-1:]]), large[plan.steps :]
 
 
 def guided_above(sigmas: Tensor, plan: Plan) -> float:

@@ -5,6 +5,8 @@ tests/test_comfyui_server.py tries the nodes themselves.
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,10 +18,10 @@ import torch
 from comfyui import passes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tools import comfyui_pack
+from tools import comfyui_pack, comfyui_workflows
 
 import mrflow
-from mrflow import PRESETS, Plan
+from mrflow import Plan
 from mrflow.errors import MrFlowError, PlanError, SizeError
 from mrflow.plan import ABOUT
 from mrflow.sampling import add_noise, refine_sigmas
@@ -29,10 +31,22 @@ def defaults() -> dict[str, object]:
     return {name: default for name, _, default in passes.numbers()}
 
 
-def test_every_number_of_a_plan_is_a_widget_or_has_its_place_in_comfyui() -> None:
-    offered = {name for name, *_ in passes.numbers()}
-    assert offered | set(passes.ELSEWHERE) == set(ABOUT)
-    assert not offered & set(passes.ELSEWHERE)
+ACTS = {
+    "steps",
+    "refine_steps",
+    "refine_sigma",
+    "scale",
+    "true_cfg_scale",
+    "refine_true_cfg_scale",
+    "guidance_stop",
+    "noise",
+}
+
+
+def test_no_widget_is_only_a_widget() -> None:
+    """A new number of a plan is a widget by itself: let nodes.py act on it, try that in a server, add it here."""
+    assert {name for name, *_ in passes.numbers()} == ACTS
+    assert set(passes.ELSEWHERE) == set(ABOUT) - ACTS
 
 
 def test_a_node_as_it_is_dropped_makes_the_default_plan_without_guidance() -> None:
@@ -41,10 +55,10 @@ def test_a_node_as_it_is_dropped_makes_the_default_plan_without_guidance() -> No
     assert target.draft_size == (512, 384)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", passes.PRESETS)
 def test_a_preset_sets_what_it_names_and_nothing_else(name: str) -> None:
     given_numbers = {**defaults(), "steps": 33, "refine_sigma": 0.7, "noise": "native", "true_cfg_scale": 4.5}
-    plan, named = passes.make_target(1024, 1024, name, **given_numbers).plan, PRESETS[name].plan
+    plan, named = passes.make_target(1024, 1024, name, **given_numbers).plan, passes.PRESETS[name].plan
     assert (plan.steps, plan.refine_steps, plan.refine_sigma) == (
         named.steps,
         named.refine_steps,
@@ -88,6 +102,20 @@ def test_guidance_stops_where_the_plan_says(stop: float, guided: int) -> None:
     assert [bool(sigma > above) for sigma in sigmas[:-1]] == [k < guided for k in range(4)]
 
 
+def test_a_switch_divides_one_schedule_of_both_sizes() -> None:
+    small, large = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0]), torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
+    assert passes.make_target(1024, 1024, "klein-3/4").plan.label == "3/4"
+    plan = passes.make_target(1024, 1024, steps=3, refine_steps=1, switch=True).plan
+    assert plan.label == "3/4"
+    draft, refine = passes.divide(plan, small, large)
+    assert torch.equal(draft, torch.tensor([1.0, 0.8, 0.6, 0.0]))
+    assert refine is not None
+    assert torch.equal(refine, torch.tensor([0.4, 0.0]))
+    assert passes.divide(Plan(), small, large) == (small, None)
+    with pytest.raises(PlanError, match="3/4 divides 4"):
+        passes.divide(plan, small, large[1:])
+
+
 @pytest.mark.parametrize("frames", [(), (1,)], ids=["images", "video"])
 @pytest.mark.parametrize("noise", ["own", "native"])
 def test_noise_is_each_seeds_own(noise: str, frames: tuple[int, ...]) -> None:
@@ -120,6 +148,29 @@ def test_widgets_stay_within_a_numbers_own_bounds() -> None:
         for value in (limits["min"], limits["max"], default):
             about.check(name, value)
         assert passes.tooltip(about)
+
+
+# --- the workflows ---
+
+
+@pytest.mark.parametrize("name", comfyui_workflows.MODELS)
+def test_workflows_are_as_they_are_written(name: str) -> None:
+    written = (comfyui_workflows.PACK / "api_workflows" / f"{name}.json").read_text()
+    prompt = comfyui_workflows.prompt(name)
+    assert json.loads(written) == prompt
+    drawn = json.loads((comfyui_workflows.PACK / "example_workflows" / f"{name}.json").read_text())
+    kinds = sorted(node["type"] for node in drawn["nodes"])
+    assert kinds == sorted(["MarkdownNote", *(node["class_type"] for node in prompt.values())])
+    plan = next(node["inputs"] for node in prompt.values() if node["class_type"] == "MrFlowPlan")
+    assert passes.make_target(**plan).plan.steps > 1
+
+
+def test_the_pages_pictures_are_there() -> None:
+    page = (comfyui_workflows.PACK / "README.md").read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page)
+    assert len(links) > len(comfyui_workflows.MODELS)
+    for link in links:
+        assert (comfyui_workflows.PACK / link).is_file(), link
 
 
 # --- the folder ---

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import diffusers as d
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from safetensors.torch import save_file
+from tools import comfyui_workflows
 
-from mrflow import MrFlow, Plan, Progress, load_image
+from mrflow import MrFlow, Plan, Progress, get_plan, load_image
 from mrflow.images import to_pil, to_tensor
 from mrflow.sampling import make_noise, refine_generators
 from mrflow.upscaler import Upscaler
@@ -25,12 +29,6 @@ from support.families import CASES
 pytestmark = [pytest.mark.comfyui, pytest.mark.filterwarnings("ignore")]
 SIZE = (160, 96)
 PROMPT, NEGATIVE = "a red boat at dusk", "a big house"
-LOADERS = {
-    "model": {"class_type": "UNETLoader", "inputs": {"unet_name": "tiny.safetensors", "weight_dtype": "default"}},
-    "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny.safetensors"}},
-    "network": {"class_type": "UpscaleModelLoader", "inputs": {"model_name": comfyui.UPSCALER.name}},
-    "image": {"class_type": "LoadImage", "inputs": {"image": "draft.png"}},
-}
 
 
 def sd3() -> Any:
@@ -53,22 +51,56 @@ def sd3() -> Any:
     return d.StableDiffusion3Pipeline(**{**pipe.components, "transformer": transformer.eval(), "vae": vae})
 
 
-@pytest.fixture(scope="module")
-def fast() -> MrFlow:
-    pipe = sd3()
-    pipe.set_progress_bar_config(disable=True)
-    return MrFlow(pipe, Upscaler.load(comfyui.UPSCALER))
+def flux() -> Any:
+    """Return FLUX.1 of one block, as wide as the real one: before 0.9, ComfyUI takes nothing narrower for it."""
+    pipe = CASES["FluxPipeline"].make(guidance_embeds=True)
+    torch.manual_seed(4)
+    transformer = d.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=0,
+        attention_head_dim=128,
+        num_attention_heads=24,
+        joint_attention_dim=pipe.transformer.config.joint_attention_dim,
+        pooled_projection_dim=pipe.transformer.config.pooled_projection_dim,
+        guidance_embeds=True,
+        axes_dims_rope=(16, 56, 56),
+    )
+    vae = comfyui.make_vae(comfyui.FLUX_SCALING, comfyui.FLUX_SHIFT)
+    return d.FluxPipeline(**{**pipe.components, "transformer": transformer.bfloat16().float().eval(), "vae": vae})
+
+
+PIPES = {"sd3": sd3, "flux": flux}
 
 
 @pytest.fixture(scope="module")
-def server(fast: MrFlow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
+def models() -> dict[str, MrFlow]:
+    made = {}
+    for name, make in PIPES.items():
+        pipe = make()
+        pipe.set_progress_bar_config(disable=True)
+        made[name] = MrFlow(pipe, Upscaler.load(comfyui.UPSCALER))
+    return made
+
+
+@pytest.fixture
+def fast(models: dict[str, MrFlow]) -> MrFlow:
+    return models["sd3"]
+
+
+@pytest.fixture(scope="module")
+def server(models: dict[str, MrFlow], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     made = ComfyUI(tmp_path_factory.mktemp("comfyui") / "base")
-    models = made.folder / "models"
-    comfyui.save_transformer(fast.pipe.transformer, models / "diffusion_models" / "tiny.safetensors")
-    comfyui.save_vae(fast.pipe.vae, models / "vae" / "tiny.safetensors")
-    for name, text in (("positive", PROMPT), ("negative", NEGATIVE)):
-        embeds, _, pooled, _ = fast.pipe.encode_prompt(text, None, None, do_classifier_free_guidance=False)
-        save_file({"embeds": embeds, "pooled": pooled}, made.folder / f"{name}.safetensors")
+    for family, fast in models.items():
+        folder = made.folder / "models"
+        comfyui.save_transformer(fast.pipe.transformer, folder / "diffusion_models" / f"{family}.safetensors")
+        comfyui.save_vae(fast.pipe.vae, folder / "vae" / f"{family}.safetensors")
+        for name, text in (("positive", PROMPT), ("negative", NEGATIVE)):
+            row = fast.model.backbone.encode_prompts(fast.pipe, [text], None, None)[0]
+            texts = {"embeds": row["prompt_embeds"], "pooled": row["pooled_prompt_embeds"]}
+            save_file(texts, made.folder / f"{family}-{name}.safetensors")
+    comfyui.place_files(made.folder / "models", comfyui_workflows.MODELS)
     torch.manual_seed(3)
     smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 10), size=(48, 80), mode="bicubic").clamp(0, 1)
     to_pil(smooth)[0].save(made.folder / "input" / "draft.png")
@@ -76,15 +108,21 @@ def server(fast: MrFlow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         yield made
 
 
-def conditioning(server: ComfyUI, name: str) -> dict[str, Any]:
-    path = str(server.folder / f"{name}.safetensors")
-    return {"class_type": "TestConditioning", "inputs": {"path": path, "guidance": 3.5}}
-
-
-def graph(server: ComfyUI, **nodes: dict[str, Any]) -> dict[str, Any]:
-    """Return a prompt: the loaders, both conditionings and these nodes, (class, inputs) by their names."""
-    texts = {name: conditioning(server, name) for name in ("positive", "negative")}
-    return {**LOADERS, **texts, **nodes}
+def graph(server: ComfyUI, family: str = "sd3", **nodes: dict[str, Any]) -> dict[str, Any]:
+    """Return a prompt: loaders and conditionings of a family, and these nodes by their names."""
+    file = f"{family}.safetensors"
+    texts = {
+        name: node("TestConditioning", path=f"{server.folder}/{family}-{name}.safetensors", guidance=3.5)
+        for name in ("positive", "negative")
+    }
+    return {
+        "model": node("UNETLoader", unet_name=file, weight_dtype="default"),
+        "vae": node("VAELoader", vae_name=file),
+        "network": node("UpscaleModelLoader", model_name=comfyui.UPSCALER.name),
+        "image": node("LoadImage", image="draft.png"),
+        **texts,
+        **nodes,
+    }
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -120,11 +158,20 @@ def plan(**numbers: Any) -> dict[str, Any]:
     return node("MrFlowPlan", width=SIZE[0], height=SIZE[1], **{**usual, **numbers})
 
 
-def sampler(sigmas: list[float] | None = None, **numbers: Any) -> dict[str, Any]:
+def sampler(**numbers: Any) -> dict[str, Any]:
     wired = {name: [name, 0] for name in ("model", "positive", "negative", "vae", "plan")}
     usual = {"seed": 7, "batch_size": 1, "sampler_name": "euler", "scheduler": "simple"}
-    more = {} if sigmas is None else {"sigmas": ["sigmas", 0]}
-    return node("MrFlowSampler", upscale_model=["network", 0], **wired, **more, **{**usual, **numbers})
+    return node("MrFlowSampler", upscale_model=["network", 0], **wired, **{**usual, **numbers})
+
+
+def schedule(fast: MrFlow, steps: int, area: int) -> list[float]:
+    """Return the sigmas of the pipeline's own schedule for pictures of so many pixels."""
+    scheduler = copy.deepcopy(fast.pipe.scheduler)
+    if scheduler.config.use_dynamic_shifting:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=calculate_shift(area // 16**2))
+    else:
+        scheduler.set_timesteps(steps)
+    return list(scheduler.sigmas.tolist())
 
 
 def stages(fast: MrFlow, make: Any, **asked: Any) -> dict[str, torch.Tensor]:
@@ -147,8 +194,13 @@ def assert_same(theirs: np.ndarray[Any, Any], ours: torch.Tensor) -> None:
     assert (apart > 0).mean() < 1e-3
 
 
-def test_lift_and_refine_give_what_enhance_gives(server: ComfyUI, fast: MrFlow) -> None:
-    outputs = server.run(graph(server, lift=lift(), refine=refine(), lifted=save("lift"), saved=save("refine", 1)))
+@pytest.mark.parametrize("family", PIPES)
+def test_lift_and_refine_give_what_enhance_gives(server: ComfyUI, models: dict[str, MrFlow], family: str) -> None:
+    fast = models[family]
+    lifted = node("SaveImage", images=["lift", 0], filename_prefix=family)  # else it would be there already
+    outputs = server.run(
+        graph(server, family, lift=lift(), refine=refine(), lifted=lifted, saved=save("refine", 1))
+    )
     ours = stages(
         fast,
         fast.enhance,
@@ -161,23 +213,46 @@ def test_lift_and_refine_give_what_enhance_gives(server: ComfyUI, fast: MrFlow) 
 
 
 @pytest.mark.parametrize(
-    "numbers",
-    [{}, {"true_cfg_scale": 3.0}, {"true_cfg_scale": 3.0, "guidance_stop": 0.5}, {"noise": "native"}],
-    ids=lambda numbers: "-".join(numbers) or "plain",
+    ("family", "numbers"),
+    [
+        ("sd3", {}),
+        ("sd3", {"true_cfg_scale": 3.0}),
+        ("sd3", {"true_cfg_scale": 3.0, "guidance_stop": 0.5}),
+        ("sd3", {"noise": "native"}),
+        ("flux", {}),
+        ("flux", {"noise": "native"}),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "-".join(given) or "plain",
 )
-def test_the_sampler_gives_what_a_call_gives(server: ComfyUI, fast: MrFlow, numbers: dict[str, Any]) -> None:
-    scheduler = fast.pipe.scheduler
-    scheduler.set_timesteps(3)
-    sigmas = scheduler.sigmas.tolist()
+def test_the_sampler_gives_what_a_call_gives(
+    server: ComfyUI, models: dict[str, MrFlow], numbers: dict[str, Any], family: str
+) -> None:
+    fast = models[family]
+    sigmas = schedule(fast, 3, SIZE[0] * SIZE[1] // 4)
     nodes = {"plan": plan(**numbers), "sigmas": node("TestSigmas", sigmas=json.dumps(sigmas))}
     saved = {"saved": save("sampler", 1), "draft": save("sampler", 2), "lifted": save("sampler", 3)}
-    outputs = server.run(graph(server, **nodes, sampler=sampler(sigmas), **saved))
+    outputs = server.run(graph(server, family, **nodes, sampler=sampler(sigmas=["sigmas", 0]), **saved))
     usual = {"steps": 3, "refine_sigma": 0.25, "true_cfg_scale": 1.0}
     guided = numbers.get("true_cfg_scale", 1.0) > 1
     asked = {"negative_prompt": NEGATIVE} if guided else {}
     ours = stages(fast, fast, prompt=PROMPT, plan=Plan(**{**usual, **numbers}), **asked)
     assert_same(server.pictures(outputs["draft"]), ours["decode_draft"])
     assert_same(server.pictures(outputs["lifted"]), ours["upscale"])
+    assert_same(server.pictures(outputs["saved"]), ours["decode"])
+
+
+@pytest.mark.parametrize("family", PIPES)
+def test_a_switch_goes_on_as_a_call_does(server: ComfyUI, models: dict[str, MrFlow], family: str) -> None:
+    """With the schedules of both sizes, which for FLUX.1 differ."""
+    fast, wired = models[family], {}
+    for name, area in (("sigmas", 4), ("large_sigmas", 1)):
+        sigmas = schedule(fast, 4, SIZE[0] * SIZE[1] // area)
+        wired[name] = node("TestSigmas", sigmas=json.dumps(sigmas))
+    numbers = {name: [name, 0] for name in wired}
+    nodes = {"plan": plan(steps=3, refine_steps=1, switch=True), **wired, "sampler": sampler(**numbers)}
+    outputs = server.run(graph(server, family, **nodes, saved=save("sampler", 1), draft=save("sampler", 2)))
+    ours = stages(fast, fast, prompt=PROMPT, plan=replace(get_plan("3/4"), true_cfg_scale=1.0))
+    assert_same(server.pictures(outputs["draft"]), ours["decode_draft"])
     assert_same(server.pictures(outputs["saved"]), ours["decode"])
 
 
@@ -252,6 +327,20 @@ def test_an_interrupt_leaves_nothing_behind(server: ComfyUI) -> None:
     server.post("/free", {"unload_models": True, "free_memory": True})
     time.sleep(2)
     assert np.array_equal(server.pictures(server.run(once)["saved"]), before)
+
+
+@pytest.mark.parametrize("name", comfyui_workflows.MODELS)
+def test_workflows_are_taken(server: ComfyUI, name: str) -> None:
+    """By the server's own check, with files of the names that they use; what these hold can't be loaded."""
+    graph = json.loads((comfyui_workflows.PACK / "api_workflows" / f"{name}.json").read_text())
+    kinds = server.get("/object_info/CLIPLoader")["CLIPLoader"]["input"]["required"]["type"][0]
+    wanted = {node["inputs"].get("type") for node in graph.values() if node["class_type"] == "CLIPLoader"}
+    if not wanted <= set(kinds):
+        pytest.skip(f"ComfyUI {server.system['comfyui_version']} has no text encoder of {wanted}")
+    answer = server.post("/prompt", {"prompt": graph})
+    assert answer["node_errors"] == {}
+    server.post("/queue", {"clear": True})
+    server.wait(answer["prompt_id"])  # in vain: it ends with the first file
 
 
 def test_what_cannot_be_is_refused_in_words(server: ComfyUI) -> None:

@@ -165,5 +165,7 @@ def test_what_cannot_be_is_refused() -> None:
         made(seed=7, width=100, height=64, plan=PLAN, **texts)
     with pytest.raises(PlanError, match="no plan 'quick'"):
         made(seed=7, width=128, height=64, plan="quick", **texts)
+    with pytest.raises(PlanError, match="refine_sigma is 'switch'"):
+        run(made, "3/4", **texts)
     with pytest.raises(PlanError, match="noise is 'native'"):
         run(made, Plan(noise="native"), **texts)

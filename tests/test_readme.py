@@ -105,6 +105,14 @@ def test_readme_is_short():
     assert len(prose.split()) <= 1000
 
 
+def test_what_a_draft_costs_is_as_recorded():
+    report = json.loads((ROOT / "benchmarks" / "bench-vista-cpu.json").read_text())
+    native, *_, staged = (row["seconds"] for row in report["groups"][0]["methods"][:4])
+    draft = sum(staged[stage]["median"] for stage in ("text", "draft", "decode_draft"))
+    whole, plain = (figure(seconds["total"]["median"], ".2f") for seconds in (staged, native))
+    assert f"(vista's 12+1: {figure(draft, '.2f')} of {whole} s, native {plain} s)" in README
+
+
 def test_exit_codes_are_all_named():
     """Each is held by a test of its own: test_cli_process.py, test_cli_refusals.py."""
     codes = ", ".join(re.findall(r"^\| ([\d, ]+) \|", CLI, flags=re.MULTILINE))

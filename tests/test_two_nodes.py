@@ -186,7 +186,7 @@ def replicas_told(url: str) -> int:
 
 
 def test_two_replicas_on_two_nodes_one_of_which_ends_under_load(folder: Path, env: dict[str, str]) -> None:
-    """Each request has an answer, each picture is the same up to rounding; /metrics tells of both all the while."""
+    """Each request has an answer, pictures are the same up to rounding; /metrics tells of both all the while."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with nodes(env) as cluster:

@@ -252,12 +252,13 @@ def _check_extra(
     if (images := extra.get("control_image")) is not None:
         several = hasattr(getattr(pipe, "controlnet", None), "nets") and isinstance(images, list)
         extra = {**extra, "control_image": [_one_each(each) for each in images] if several else _one_each(images)}
-    _check_adapters(pipe.transformer, extra)
+    _check_adapters(pipe, extra)
     return _check_callback(pipe, extra)
 
 
-def _check_adapters(transformer: Any, extra: Arguments) -> None:
+def _check_adapters(pipe: Pipeline, extra: Arguments) -> None:
     """Raise RequestError unless each IP-Adapter has its image, or images, which guide all pictures of a call."""
+    transformer = getattr(pipe, "transformer", None)
     several = getattr(getattr(transformer, "encoder_hid_proj", None), "num_ip_adapters", 0)
     loaded = several or int(getattr(transformer, "image_proj", None) is not None)  # SD3 has one at most
     for name in (name for name in extra if "ip_adapter_image" in name and extra[name] is not None):

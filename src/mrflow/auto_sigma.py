@@ -4,10 +4,10 @@ Noise that is mixed in before refining hides what lies below it, and the model d
 the way to full size got wrong or left out: where that has the power l in latents, beside the noise's of 1, sigma
 is at least sqrt(l) / (1 + sqrt(l)), for then sigma^2 >= (1 - sigma)^2 l (after arXiv 2607.01642, noise injection).
 
-l is measured on four fixed pictures, smooth noise whose power falls with the cube of the frequency, as that of
-generated pictures does: photographs' falls with the square, and would ask for too much. In vista's latents it lies
-frequency by frequency where that of its own pictures lies, and so does sigma: .13, from its own pictures .14
-(docs/log.md). The models' own pictures would do as well, and cost native runs.
+l is measured on four fixed pictures, smooth noise whose power falls with the cube of the frequency: photographs'
+falls with the square, that of vista's pictures with the 3.5th power. For vista it gives .13, where .08 to .13
+serve alike and more serves worse (docs/log.md). A model's own pictures cost native runs, and ask for more: vista's
+for .14 to .21.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LETTERING = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _PATCHES = 16  # a side of the pictures
-_CONTRAST, _FALL = 0.2, 1.5  # their deviation, and the power of the frequency with which amplitudes fall
+_CONTRAST, _FALL = 0.2, 1.5  # their deviation, as of vista's pictures; how amplitudes fall with the frequency
 _LOWEST, _HIGHEST = 0.05, 0.5
 _VERSION = 1  # of the measure: another one makes the kept values void
 _known: dict[str, float] = {}

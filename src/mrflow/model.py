@@ -15,7 +15,7 @@ from mrflow.auto_sigma import fit_sigma
 from mrflow.backbones.family import Backbone, Pipeline, Reading
 from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
-from mrflow.plan import AUTO, UPSCALER, Defaults, Plan, get_plan
+from mrflow.plan import AUTO, SWITCH, UPSCALER, Defaults, Plan, get_plan
 from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions
 from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
@@ -84,9 +84,11 @@ class Model:
             encoded, side = self._encoded_grey()
             with torch.no_grad():
                 latents = backbone.pack(pipe, encoded)
-                made = backbone.decode(pipe, latents, side, side)
+                made, again = (backbone.decode(pipe, latents, side, side) for _ in range(2))
             if made.shape != (1, 3, side, side) or pipe.transformer.config.in_channels not in latents.shape[1:]:
                 reason = f"latents are {tuple(latents.shape)}, pixels {tuple(made.shape)}"
+            elif not torch.allclose(made, again, atol=0.02):
+                reason = "it decodes with noise of its own, which no seed holds"
         except Exception as error:  # whatever a class of another shape of answer trips over
             reason = f"{type(error).__name__}: {error}"
         if reason:
@@ -124,7 +126,8 @@ class Model:
         texts: dict[tuple[str, int | None], None] = {}
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
         for one in asked:
-            own, plan = self.defaults, self.fit(plans[one.plan], one.prompt)
+            own, plan = self.defaults, plans[one.plan]
+            plan = self.fit(plan, one.prompt) if plan.refine_sigma == AUTO else plan
             guided = plan.guided
             values: dict[str, Any] = {
                 "noise_width": one.noise_width,
@@ -166,7 +169,7 @@ class Model:
         if native:
             stop = None if plan is None else given.guidance_stop
             return resolved.native(given.steps, guidance_stop=stop, solver=solver)
-        if resolved.switches:
+        if resolved.refine_sigma == SWITCH:
             check_switch(self.pipe)
         return resolved
 

@@ -97,6 +97,8 @@ class PlanStep(_Family):
         """Set them; raises PlanError, SizeError or RequestError."""
         block = self.get_block_state(state)
         block.plan = get_plan(block.plan)
+        if isinstance(block.plan.refine_sigma, str):
+            raise PlanError(f"refine_sigma is {block.plan.refine_sigma!r}; these blocks take numbers. Try 0.12.")
         if block.plan.noise == NATIVE:
             raise PlanError("noise is 'native'; these blocks draw a draft's own. Leave it out, or call MrFlow.")
         check_size(block.width, block.height, self.backbone.multiple(self.pipe(components)))
@@ -158,7 +160,8 @@ class NoiseStep(_Family):
         block, pipe = self.get_block_state(state), self.pipe(components)
         latents = self.backbone.encode(pipe, block.upscaled)
         plan = get_plan(block.plan)
-        noised = mix_noise(latents, refine_sigmas(float(plan.refine_sigma), plan.refine_steps), block.seeds)
+        sigmas = refine_sigmas(float(plan.refine_sigma), plan.refine_steps)
+        noised = mix_noise(latents, sigmas, block.seeds)
         block.noised = noised._replace(latents=self.backbone.pack(pipe, noised.latents))
         self.set_block_state(state, block)
         return components, state

@@ -164,7 +164,9 @@ def finished_conditions(draft: Mapping[str, str], now: Mapping[str, str]) -> dic
 
 def warn_of_difference(recorded: Mapping[str, str], here: Mapping[str, str], whose: str) -> None:
     """Warn (MrFlowWarning) where what shaped a picture is not what is here."""
-    names = [name for name in {**recorded, **here} if recorded.get(name) != here.get(name)]
+    changed = {name for name in {**recorded, **here} if recorded.get(name) != here.get(name)}
+    both = recorded.keys() & here.keys()  # hashes are for telling apart what has one name
+    names = sorted(name for name in changed if name in both or not name.endswith(".sha256"))
     if names:
         told = "; ".join(f"{n} {recorded.get(n, 'none')[:80]}, here {here.get(n, 'none')[:80]}" for n in names)
         text = f"{whose} was made with other settings than the pipeline has now, and its pixels depend on them"

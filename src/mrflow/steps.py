@@ -25,7 +25,7 @@ from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.errors import NonFiniteError
 from mrflow.jobs import Job, Size
 from mrflow.model import Model
-from mrflow.plan import NATIVE, Plan
+from mrflow.plan import NATIVE, SWITCH, Plan
 from mrflow.progress import Callback, Clock, P, Step, timed
 from mrflow.sampling import Noised, draft_generators, keep_colors, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
@@ -83,6 +83,16 @@ class Batch:
     def plan(self) -> Plan:
         """Of all of its jobs."""
         return self.jobs[0].plan
+
+    @property
+    def switches(self) -> bool:
+        """Whether the refine pass goes on with the draft's schedule."""
+        return self.plan.refine_sigma == SWITCH
+
+    @property
+    def schedule_steps(self) -> int:
+        """Of the schedule that the draft is drawn on."""
+        return self.plan.schedule_steps if self.switches else self.plan.steps
 
     @property
     def size(self) -> Size:
@@ -143,16 +153,19 @@ def finish(
     kept: the drafts' latents, for a lift that enlarges latents; None encodes the pixels. show: decode what such a
     lift makes, which has no pixels else.
     """
-    size, batch = batch.size, encode_prompts(run, batch)  # of drafts that came from files
+    plan, size, seeds = batch.plan, batch.size, batch.seeds
+    batch = encode_prompts(run, batch)  # of drafts that came from files
     upscaled: Tensor | None = None
-    if run.model.lift(batch.plan).latents:
+    if run.model.lift(plan).latents:
         small = encode(run, batch, drafts) if kept is None else _unpack(run, kept, drafts)
         latents = upscale_latents(run, batch, small, drafts)
         upscaled = _show(run, batch, latents) if show else None
     else:
         upscaled = upscale(run, batch, drafts, size)
         latents = encode(run, batch, upscaled)
-    noised = renoise(run, batch, latents, size)
+    given = plan.refine_sigma, plan.refine_steps
+    sigmas = next_sigmas(run, batch, latents, size) if batch.switches else refine_sigmas(*given)
+    noised = mix_noise(latents, sigmas, seeds)
     refined = refine(run, batch, noised, size)
     return upscaled, decode(run, batch, refined, size, drafts)
 
@@ -206,15 +219,15 @@ def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
     first steps of the schedule, and end at the clean estimate (`draft_scheduler`).
     """
     backbone, pipe, plan, seeds = run.model.backbone, run.model.pipe, batch.plan, batch.seeds
+    part, steps = slice(plan.steps) if batch.switches else None, batch.schedule_steps
     more: dict[str, Any] = {"generator": draft_generators(seeds)}
     if plan.noise == NATIVE and size != (noise_size := batch.noise_size):
         more["latents"] = _native_noise(run, batch, noise_size, size)
     cfg, guided = plan.true_cfg_scale or 1.0, plan.guided_steps
-    scheduler = draft_scheduler(pipe, plan.solver, slice(plan.steps) if plan.switches else None)
-    whole = _Pass(batch, size, scheduler, cfg, end=plan.steps / plan.schedule_steps)
+    whole = _Pass(batch, size, draft_scheduler(pipe, plan.solver, part), cfg, end=plan.steps / steps)
     if cfg <= 1 or guided == plan.steps:
         return _run_pipeline(run, whole, more)[0]
-    share = guided / plan.schedule_steps
+    share = guided / steps
     take_head(whole.scheduler, guided)
     held = _run_pipeline(run, replace(whole, end=share), more)[1]
     take_tail(whole.scheduler)
@@ -284,20 +297,17 @@ def encode(run: Run, batch: Batch, pixels: Tensor) -> Tensor:
     return latents.to(run.clock.device)
 
 
-def renoise(run: Run, batch: Batch, latents: Tensor, size: Size) -> Noised:
-    """Return latents (B, C, H, W) with noise at the refine sigma, or at the schedule's next if the plan switches.
+def next_sigmas(run: Run, batch: Batch, latents: Tensor, size: Size) -> list[float]:
+    """Return the sigmas of a schedule's large steps, to the end, as the pipeline itself sets them at `size`.
 
-    The next is by its number, at the large size, where sigmas lie higher: a larger picture needs more noise to
-    hide as much, for which models shift their schedules. So the transformer is called as often as natively.
+    They begin at the next number, not at the next lower sigma: a larger picture needs more noise to hide as much,
+    for which models shift; so the transformer is called as often as natively. latents: of that size.
     """
-    pipe, plan = run.model.pipe, batch.plan
-    if not plan.switches:
-        sigmas = refine_sigmas(float(plan.refine_sigma), plan.refine_steps)
-    else:
-        asked = _Pass(batch, size, draft_scheduler(pipe, None, slice(plan.steps, None)), 1.0, refines=True)
-        _run_without_a_step(run, asked, {"latents": run.model.backbone.pack(pipe, latents)})
-        sigmas = asked.scheduler.sigmas.tolist()
-    return mix_noise(latents, sigmas, batch.seeds)
+    pipe, rest = run.model.pipe, slice(batch.plan.steps, None)
+    asked = _Pass(batch, size, draft_scheduler(pipe, None, rest), 1.0, refines=True)
+    _run_without_a_step(run, asked, {"latents": run.model.backbone.pack(pipe, latents)})
+    sigmas: list[float] = asked.scheduler.sigmas.tolist()
+    return sigmas
 
 
 @timed("refine", loop="refine_steps")
@@ -308,11 +318,11 @@ def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
     By Euler, or, if the plan switches, by the pipeline's own scheduler or the plan's solver, begun anew.
     """
     pipe, backbone, plan = run.model.pipe, run.model.backbone, batch.plan
+    switches, begin = batch.switches, plan.steps / batch.schedule_steps
     cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
     more = {"latents": backbone.pack(pipe, noised.latents), "generator": noised.generators}
-    if plan.switches:
+    if switches:
         scheduler = draft_scheduler(pipe, plan.solver, slice(plan.steps, None))
-        begin = plan.steps / plan.schedule_steps
     else:
         timesteps = backbone.timesteps(pipe, noised.sigmas[:-1], *size)
         scheduler, begin = exact_scheduler(pipe, noised.sigmas, timesteps), 1 - noised.sigmas[0]
@@ -360,13 +370,13 @@ class _Pass:
 
 def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Return what the pipeline gives as latents, and what its loop held; more: further arguments of its call."""
-    pipe, backbone, plan = run.model.pipe, run.model.backbone, one.batch.plan
+    pipe, backbone, batch, plan = run.model.pipe, run.model.backbone, one.batch, one.batch.plan
+    fixed, count = one.refines and not batch.switches, batch.schedule_steps
     lent = {**backbone.settings(pipe, *one.size), "scheduler": one.scheduler}
-    fixed = one.refines and not plan.switches
-    own = None if fixed else backbone.draft_arguments(pipe, plan.schedule_steps)
+    own = None if fixed else backbone.draft_arguments(pipe, count)
     steps = own or {"num_inference_steps": plan.refine_steps}
-    prompts = backbone.call_arguments(pipe, one.batch.rows, plan.guidance_scale, one.cfg)
-    shares = one.begin, one.end, one.batch.part, one.batch.whole
+    prompts = backbone.call_arguments(pipe, batch.rows, plan.guidance_scale, one.cfg)
+    shares = one.begin, one.end, batch.part, batch.whole
     extra = fit_arguments(run.extra, one.size, *shares) if run.extra else {}
     arguments = {**prompts, **extra, **steps, **more, "width": one.size[0], "height": one.size[1]}
     return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)

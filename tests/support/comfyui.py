@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 UPSCALER = PACKAGE / "vista" / "upscaler" / "vista-x2.safetensors"
 PYTHON = os.environ.get("MRFLOW_COMFYUI_PYTHON", "")
 NEWER = os.environ.get("MRFLOW_COMFYUI", "")
-SD3_SCALING, SD3_SHIFT = 1.5305, 0.0609  # comfy/latent_formats.py, SD3; diffusers' stable-diffusion-3 configs
+SD3_SCALING, SD3_SHIFT = 1.5305, 0.0609  # comfy/latent_formats.py, as the checkpoints' own configurations
+FLUX_SCALING, FLUX_SHIFT = 0.3611, 0.1159
 
 
 class ComfyUI:
@@ -152,6 +153,21 @@ def save_vae(vae: Any, path: Path) -> None:
 
 
 def save_transformer(transformer: Any, path: Path) -> None:
-    """Write a transformer in diffusers' names, which ComfyUI knows."""
+    """Write a transformer in diffusers' names, which ComfyUI knows, in bfloat16 where that is exact."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in transformer.state_dict().items()}, path)
+    tensors = {name: value.contiguous() for name, value in transformer.state_dict().items()}
+    short = {name: value.bfloat16() for name, value in tensors.items()}
+    exact = all(torch.equal(short[name].float(), value) for name, value in tensors.items())
+    save_file(short if exact else tensors, path)
+
+
+def place_files(models: Path, workflows: Mapping[str, Any]) -> None:
+    """Put empty files where the workflows look for theirs."""
+    names = {"upscale_models/RealESRGAN_x2plus.pth"}
+    for given in workflows.values():
+        places = ("diffusion_models", "vae") if len(given["files"]) > 1 else ("checkpoints",)
+        names |= {f"{place}/{file}" for place, file in zip(places, given["files"], strict=True)}
+        names |= {f"text_encoders/{file}" for file in given.get("text", ("", {}))[1].values()}
+    for name in names:
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
+        (models / name).touch()
