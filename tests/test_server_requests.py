@@ -28,8 +28,8 @@ def test_every_number_with_a_name_for_http_is_an_optional_field(body: type[BaseM
         assert name not in schema["required"]
 
 
-def test_finishing_takes_the_numbers_of_the_refine_pass_alone() -> None:
-    assert set(IN_REQUESTS) & set(FinishBody.model_fields) == {"refine_sigma"}
+def test_finishing_takes_the_numbers_of_what_comes_after_the_draft_alone() -> None:
+    assert set(IN_REQUESTS) & set(FinishBody.model_fields) == {"refine_sigma", "lift", "color_guard"}
 
 
 @pytest.mark.parametrize("name", [name for name, about in IN_REQUESTS.items() if about.kind is not str])
@@ -42,6 +42,22 @@ def test_numbers_keep_to_their_bounds(name: str) -> None:
     for bound in {about.low, about.high} - set(about.open):
         given = plan_numbers(GenerateBody(**FULL, **{name: bound}))
         assert list(given.values()) == [bound]
+
+
+@pytest.mark.parametrize("body", [GenerateBody, EditBody, FinishBody])
+def test_words_may_stand_for_a_number(body: type[BaseModel]) -> None:
+    full: dict[str, Any] = FULL if body is not FinishBody else {"drafts": ["a"]}
+    for word in ("auto", "switch"):
+        assert plan_numbers(body(**full, refine_sigma=word)) == {"refine_sigma": word}
+    for wrong in ("best", "", ["auto"], 1.0):
+        with pytest.raises(ValidationError):
+            body(**full, refine_sigma=wrong)
+    kinds = body.model_json_schema()["properties"]["refine_sigma"]["anyOf"]
+    assert [each.get("enum", each["type"]) for each in kinds] == ["number", ["auto", "switch"], "null"]
+
+
+def test_a_forms_texts_are_numbers_or_words() -> None:
+    assert plan_numbers(EditBody(**FULL, refine_sigma="0.2")) == {"refine_sigma": 0.2}
 
 
 def test_numbers_have_the_names_of_the_plan() -> None:
