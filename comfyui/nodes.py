@@ -70,8 +70,9 @@ class Plans(io.ComfyNode):
         """Return the plan, and what other nodes may want of it."""
         target = passes.make_target(width, height, preset, **numbers)
         plan = target.plan
-        sigma = 0.0 if plan.switches else plan.refine_sigma
-        return io.NodeOutput(target, *target.draft_size, plan.schedule_steps, plan.refine_steps, sigma)
+        first = plan.levels[0]
+        sigma = 0.0 if plan.switches else first.refine_sigma
+        return io.NodeOutput(target, *target.draft_size, plan.schedule_steps, first.refine_steps, sigma)
 
 
 class Lift(io.ComfyNode):
@@ -208,10 +209,13 @@ class Sampler(io.ComfyNode):
         small, large = passes.divide(plan.plan, small, small if large_sigmas is None else large_sigmas)
         draft = way.decode(way.draft(plan, small))
         _show(draft)
-        lifted = _lift(draft, plan.width, plan.height, upscale_model)
-        _show(lifted)
-        latents = way.refine(way.encode(lifted), plan.plan, large)
-        return io.NodeOutput({"samples": latents}, way.decode(latents), draft, lifted)
+        made = draft
+        for number, (level, width, height) in enumerate(plan.levels(), 1):
+            lifted = _lift(made, width, height, upscale_model)
+            _show(lifted)
+            latents = way.refine(way.encode(lifted), level, large, number)
+            made = way.decode(latents)
+        return io.NodeOutput({"samples": latents}, made, draft, lifted)
 
 
 class Extension(ComfyExtension):
@@ -248,14 +252,14 @@ class _Sampling:
         latents = torch.cat([self.vae.encode(row[None, ..., :3]) for row in image])
         return comfy.sample.fix_empty_latent_channels(self.model, latents)
 
-    def refine(self, latents: Tensor, plan: Plan, levels: Tensor | None = None) -> Tensor:
-        """Return latents refined from `plan.refine_sigma` on, or over these levels."""
+    def refine(self, latents: Tensor, plan: Plan, levels: Tensor | None = None, number: int = 1) -> Tensor:
+        """Return latents refined from `plan.refine_sigma` on, or over these levels. number: of the plan's own."""
         if levels is None:
             law = self.model.get_model_object("model_sampling")
             flow = isinstance(law, comfy.model_sampling.CONST)
             sigmas = refine_sigmas(plan.refine_sigma, plan.refine_steps)
             levels = passes.levels(sigmas, flow, float(getattr(law, "sigma_data", 1.0)))
-        noise = passes.refine_noise(self.seeds, latents.shape[1:])
+        noise = passes.refine_noise(self.seeds, latents.shape[1:], number)
         return self._denoise(latents, noise, levels, passes.scales(plan)[1])
 
     def decode(self, latents: Tensor) -> Tensor:

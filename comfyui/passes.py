@@ -20,7 +20,11 @@ from mrflow.sampling import draft_generators, make_noise, refine_generators, shr
 
 MULTIPLE = 16  # pixels of a patch in nearly all families; ComfyUI itself pads for those of 32
 OWN_NUMBERS = "the numbers below"
-ELSEWHERE = {"guidance_scale": "FluxGuidance", "solver": "sampler_name"}
+ELSEWHERE = {
+    "guidance_scale": "FluxGuidance",
+    "solver": "sampler_name",
+    "scales": "MrFlowLift and MrFlowRefine again",
+}
 """Numbers of a plan that ComfyUI has a place for already."""
 USUAL = {"true_cfg_scale": 1.0, "guidance_stop": 1.0}
 """What stands in a widget where a plan's None is the model's own, which no node can know."""
@@ -37,6 +41,11 @@ class Target(NamedTuple):
     def draft_size(self) -> tuple[int, int]:
         """Width and height of the draft."""
         return self.plan.draft_size(self.width, self.height, MULTIPLE)
+
+    def levels(self) -> list[tuple[Plan, int, int]]:
+        """Return the plan, width and height of each lift with its refining."""
+        sizes = self.plan.sizes(self.width, self.height, MULTIPLE)[1:]
+        return [(plan, *size) for plan, size in zip(self.plan.levels, sizes, strict=True)]
 
 
 def numbers() -> Iterator[tuple[str, About, Any]]:
@@ -119,9 +128,9 @@ def draft_noise(plan: Plan, seeds: Sequence[int], shape: Sequence[int], native: 
     return shrink_noise(noise, *shape[-2:]).reshape(len(seeds), *shape)
 
 
-def refine_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+def refine_noise(seeds: Sequence[int], shape: Sequence[int], level: int = 1) -> Tensor:
     """Return the noise mixed in before refining, float32, each of its seed alone. shape: see `draft_noise`."""
-    return make_noise(shape, refine_generators(seeds))
+    return make_noise(shape, refine_generators(seeds, level))
 
 
 def stream_seeds(seeds: Sequence[int]) -> list[int]:

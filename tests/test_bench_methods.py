@@ -9,7 +9,7 @@ import pytest
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.bench.methods import Method, read_methods
 from mrflow.errors import PlanError, RequestError, UpscalerError
-from mrflow.plan import ABOUT
+from mrflow.plan import ABOUT, written
 
 
 def test_texts_become_methods():
@@ -31,7 +31,8 @@ def test_a_warm_up_takes_few_steps_of_the_same_kind():
 def test_every_number_of_a_plan_can_be_said_in_a_text(name):
     about = ABOUT[name]
     value = about.choices[0] if about.choices else about.kind(0.5 * (about.low + min(about.high, 3)))
-    (method,) = read_methods([f"12+1:{name}={value}"])
+    value = (2.0, 1.5) if name == "scales" else value
+    (method,) = read_methods([f"12+1:{name}={written(value)}"])
     assert getattr(method.plan, name) == value
     assert method.plan.to_dict() == Plan(**{"steps": 12, name: value}).to_dict()
 

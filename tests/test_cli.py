@@ -119,6 +119,8 @@ def test_every_number_of_a_plan_that_has_options_is_one_of_each_command_that_mak
     for name, about in ABOUT.items():
         for option in about.options:
             text, value = values[about.kind] if name != "scale" else ("1.5", 1.5)
+            if name == "scales":
+                text, value = "2+1.5", (2.0, 1.5)
             for command in (
                 ["generate", "a"],
                 ["draft", "a"],

@@ -14,7 +14,7 @@ import difflib
 import hashlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -209,12 +209,12 @@ def _chosen(plan: Plan | str | None, base: Plan, numbers: Mapping[str, Any]) -> 
         return chosen
     said = {name for name in ABOUT if getattr(chosen, name) != getattr(DEFAULT_PLAN, name)}
     if isinstance(plan, str):
-        said |= {"steps", "refine_steps"}
+        said = {*said, "steps", "refine_steps"} - {"scales"}  # how many there are, the name says, not which
     for name in said & set(numbers):
         if ABOUT[name].check(name, numbers[name]) != getattr(chosen, name):
             value = f"{name} is {shown(numbers[name])} and the plan says {getattr(chosen, name)!r}"
             raise RequestError(f"{value}; they mean the same. Give one.")
-    return replace(chosen, **numbers)
+    return chosen.changed(**numbers)
 
 
 def _check_output(name: object) -> str:

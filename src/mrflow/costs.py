@@ -38,7 +38,7 @@ from mrflow.borrowing import borrowed
 from mrflow.jobs import Asked
 from mrflow.known_models import BITS, BY_ID, KNOWN
 from mrflow.model import Model
-from mrflow.plan import AUTO, Plan, get_plan, named_plan
+from mrflow.plan import Plan, get_plan, named_plan
 from mrflow.progress import Progress
 from mrflow.steps import Batch, Run, draft, encode_prompts, finish, native
 from mrflow.upscaler import Upscaler
@@ -155,9 +155,7 @@ def estimate(
         plain = replace(asked, plan=replace(get_plan(), steps=steps))
         ways = [tally.way(model, f"native:{steps}", plain, plain=True)]
         for label, plan in chosen:
-            sigma = (
-                0.12 if plan.refine_sigma == AUTO else plan.refine_sigma
-            )  # to be measured, and any costs the same
+            sigma = plan.refine_sigma if plan.switches else 0.12  # auto is to be measured, and any costs the same
             ways.append(tally.way(model, label, replace(asked, plan=replace(plan, refine_sigma=sigma))))
     about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
     return Estimate(**about, parameters=tally.parameters, ways=ways)

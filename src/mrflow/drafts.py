@@ -199,8 +199,9 @@ def drafts_from_images(
             f"The plan is {chosen.label}, which goes on where a draft's schedule ended; a given image has none. "
             "Give refine_sigma a number, such as 0.12."
         )
+    scale = float(chosen.ratio) if chosen.scales else chosen.scale
     for k, (pixels, _) in enumerate(read):
-        own = fit_size(pixels.shape[-1], pixels.shape[-2], chosen.scale, model.multiple) if width is None else None
+        own = fit_size(pixels.shape[-1], pixels.shape[-2], scale, model.multiple) if width is None else None
         asked[k] = replace(asked[k], width=own[0] if own else width, height=own[1] if own else height)
     jobs = model.resolve(asked)
     return [_from_image(model, job, *each) for job, each in zip(jobs, read, strict=True)]
@@ -225,7 +226,7 @@ def replan_drafts(
             kind = type(draft).__name__
             raise RequestError(f"A draft is {kind}; give what draft() or Draft.from_image returns.")
     if plan is not None or numbers:
-        given = [_replan(model, each, replace(_plan_for(each, plan), **(numbers or {}))) for each in given]
+        given = [_replan(model, each, _plan_for(each, plan).changed(**(numbers or {}))) for each in given]
     for draft in given:
         check_size(*draft.base_recipe.size, model.multiple)
     return [_with_latents(model, each) for each in given]
@@ -308,7 +309,7 @@ def _enlarged(model: Model, draft: Draft, plan: Plan) -> tuple[int, int]:
     size = (width * plan.ratio, height * plan.ratio)
     if any(side % model.multiple for side in size):
         shown = f"{float(size[0]):g}x{float(size[1]):g}"
-        text = f"The draft of {width}x{height} at scale {plan.scale:g} gives {shown}"
+        text = f"The draft of {width}x{height} at scale {float(plan.ratio):g} gives {shown}"
         raise SizeError(f"{text}, which does not fit: sides must be multiples of {model.multiple}.")
     return int(size[0]), int(size[1])
 

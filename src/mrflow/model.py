@@ -127,7 +127,7 @@ class Model:
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
         for one in asked:
             own, plan = self.defaults, plans[one.plan]
-            plan = self.fit(plan, one.prompt) if plan.refine_sigma == AUTO else plan
+            plan = self.fit(plan, one.prompt)
             guided = plan.guided
             values: dict[str, Any] = {
                 "noise_width": one.noise_width,
@@ -175,9 +175,15 @@ class Model:
 
     def fit(self, plan: Plan, prompt: str) -> Plan:
         """Return a resolved plan with a number where its refine_sigma was "auto": see `mrflow.auto_sigma`."""
-        if plan.refine_sigma != AUTO:
+        if plan.refine_sigma != AUTO and not isinstance(plan.refine_sigma, tuple):
             return plan
-        return replace(plan, refine_sigma=fit_sigma(self.pipe, self.backbone, self.lift(plan), plan, prompt))
+        sigmas: Any = tuple(
+            fit_sigma(self.pipe, self.backbone, self.lift(each), each, prompt)
+            if each.refine_sigma == AUTO
+            else each.refine_sigma
+            for each in plan.levels
+        )
+        return replace(plan, refine_sigma=sigmas)
 
     def recipe(
         self,

@@ -97,6 +97,8 @@ class PlanStep(_Family):
         """Set them; raises PlanError, SizeError or RequestError."""
         block = self.get_block_state(state)
         block.plan = get_plan(block.plan)
+        if block.plan.scales:
+            raise PlanError(f"The plan is {block.plan.label}; these blocks lift once. Give scale, or call MrFlow.")
         if isinstance(block.plan.refine_sigma, str):
             raise PlanError(f"refine_sigma is {block.plan.refine_sigma!r}; these blocks take numbers. Try 0.12.")
         if block.plan.noise == NATIVE:

@@ -19,6 +19,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +33,7 @@ UPSCALER = "upscaler"
 AUTO, SWITCH = "auto", "switch"
 _MAX_DENOMINATOR = 8  # 1.5 = 3/2 and 1.333 = 4/3 pass; finer ratios would leave hardly any size that fits
 _RATIO_TOLERANCE = 1e-3
+_MOST_LEVELS = 4  # 8192 from 512; a cascade of more would be of levels that hardly enlarge
 
 FORMAT = 1  # of plan files
 SUFFIX = ".json"
@@ -69,6 +71,13 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__} that can't be shown"
 
 
+def written(value: object) -> str:
+    """Return one of a plan's numbers as texts have it: 0.2, unipc, or 2+2, one for each level; None is empty."""
+    if isinstance(value, tuple):
+        return "+".join(map(written, value))
+    return "" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
 def _is_truth(value: object) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
@@ -83,6 +92,7 @@ class About:
     absent: what a file without the field means, whatever the default becomes; never to be changed.
     options, metavar: the command line's names for it. http: in requests, None where a client may not set it.
     finishes: whether it is of the steps after the draft, so that finishing may change it.
+    each: whether a list, or a text such as 2+2, may give one for each level.
     """
 
     kind: type[int] | type[float] | type[str]
@@ -98,11 +108,18 @@ class About:
     metavar: str = ""
     http: str | None = None
     finishes: bool = False
+    each: bool = False
 
     def check(self, name: str, value: object) -> Any:
         """Return the value as Python's own number or text; raises PlanError."""
         if value is None and self.absent is None:
             return None
+        if self.each and isinstance(value, str) and "+" in value:
+            with suppress(ValueError):
+                value = self.read(value)
+        if self.each and isinstance(value, list | tuple):
+            single = replace(self, each=False, absent=self.low)  # for which None is nothing
+            return tuple(single.check(name, one) for one in value)
         if isinstance(value, str) and value in self.choices:
             return value
         if self.kind is str:
@@ -118,7 +135,9 @@ class About:
         return number
 
     def read(self, text: str) -> Any:
-        """Return a text as one of its words, or as a number; raises ValueError for what is neither."""
+        """Return a text as one of its words, or as a number, or several; raises ValueError for what is neither."""
+        if self.each and "+" in text:
+            return tuple(self.read(part.strip()) for part in text.split("+"))
         return text if text in self.choices else self.kind(text)
 
     def typed(self, kind: Any) -> Any:
@@ -139,9 +158,10 @@ class Plan:
     """
 
     steps: int = 12
-    refine_steps: int = 1
-    refine_sigma: float | str = 0.12
+    refine_steps: int | tuple[int, ...] = 1
+    refine_sigma: float | str | tuple[float | str, ...] = 0.12
     scale: float = 2.0
+    scales: tuple[float, ...] | None = None
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
     refine_true_cfg_scale: float | None = None
@@ -154,10 +174,42 @@ class Plan:
     def __post_init__(self) -> None:
         for name, about in ABOUT.items():
             object.__setattr__(self, name, about.check(name, getattr(self, name)))
-        if abs(float(self.ratio) - self.scale) > _RATIO_TOLERANCE:
+        if self.scales is not None:
+            self._check_scales()
+        for scale in self.scales or (self.scale,):
+            if abs(float(near := _exact(scale)) - scale) > _RATIO_TOLERANCE:
+                raise PlanError(
+                    f"scale is {scale}; it must be a ratio of small whole numbers, such as 1.5, 2 or 3. "
+                    f"The nearest is {near} = {float(near):.4g}."
+                )
+        self._check_each()
+
+    def _check_scales(self) -> None:
+        if not isinstance(self.scales, tuple) or not 1 < len(self.scales) <= _MOST_LEVELS:
             raise PlanError(
-                f"scale is {self.scale}; it must be a ratio of small whole numbers, such as 1.5, 2 or 3. "
-                f"The nearest is {self.ratio} = {float(self.ratio):.4g}."
+                f"scales is {shown(self.scales)}; it must be 2 to {_MOST_LEVELS} ratios, one for each "
+                "level, such as 2+2. For one level give scale."
+            )
+        if self.scale != ABOUT["scale"].absent:
+            raise PlanError(_both(self.scale, self.scales))
+
+    def _check_each(self) -> None:
+        count = len(self.scales or (self.scale,))
+        for name in ("refine_steps", "refine_sigma"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple):
+                continue
+            if len(value) != count:
+                raise PlanError(
+                    f"{name} is {shown(value)}, for {len(value)} levels; the plan has {count}. "
+                    "Give one number for all, or one for each of scales, such as 2+2."
+                )
+            if len(set(value)) == 1:  # so that equal plans are equal
+                object.__setattr__(self, name, value[0])
+        if count > 1 and SWITCH in _each(self.refine_sigma, count):
+            raise PlanError(
+                "refine_sigma is 'switch', which goes on with the draft's schedule; a plan of several levels "
+                "cannot. Give a number, such as 0.12, or auto."
             )
 
     @property
@@ -172,8 +224,24 @@ class Plan:
 
     @property
     def ratio(self) -> Fraction:
-        """`scale` as an exact ratio, so that sizes divide without rounding."""
-        return Fraction(self.scale).limit_denominator(_MAX_DENOMINATOR)
+        """`scale`, or all of `scales` together, as an exact ratio, so that sizes divide without rounding."""
+        return math.prod(map(_exact, self.scales or (self.scale,)), start=Fraction(1))
+
+    @property
+    def levels(self) -> tuple[Plan, ...]:
+        """The plan of each lift with its refining, smallest first, whose numbers are single ones."""
+        if self.scales is None:
+            return (self,)
+        several = (_each(value, len(self.scales)) for value in (self.refine_steps, self.refine_sigma))
+        return tuple(
+            replace(self, scale=scale, scales=None, refine_steps=steps, refine_sigma=sigma)
+            for scale, steps, sigma in zip(self.scales, *several, strict=True)
+        )
+
+    @property
+    def all_refine_steps(self) -> int:
+        """Of all levels together."""
+        return sum(_each(self.refine_steps, len(self.scales or (self.scale,))))
 
     @property
     def switches(self) -> bool:
@@ -183,15 +251,24 @@ class Plan:
     @property
     def schedule_steps(self) -> int:
         """The steps of the schedule that the draft follows, to its end unless the plan switches."""
-        return self.steps + self.refine_steps * self.switches
+        return self.steps + self.all_refine_steps * self.switches
 
     @property
     def label(self) -> str:
-        """The short name, "12+1": draft steps + refine steps; or "3/4": the first 3 of 4 steps small."""
-        return f"{self.steps}/{self.schedule_steps}" if self.switches else f"{self.steps}+{self.refine_steps}"
+        """The short name: draft + refine steps, "12+1", "12+1+1" of two levels; "3/4": the first 3 of 4 small."""
+        if self.switches:
+            return f"{self.steps}/{self.schedule_steps}"
+        return written((self.steps, *_each(self.refine_steps, len(self.scales or (self.scale,)))))
 
     def changed(self, **numbers: Any) -> Plan:
-        """Return the plan with other numbers; raises PlanError for a sigma where it takes the model's own."""
+        """Return the plan with other numbers, `scales` in place of `scale`.
+
+        Raises PlanError for a sigma where it takes the model's own, and for a scale where it has several.
+        """
+        if (scales := numbers.get("scales", self.scales)) is not None:
+            if numbers.get("scale") is not None:
+                raise PlanError(_both(numbers["scale"], scales))
+            numbers = {**numbers, "scale": ABOUT["scale"].absent}
         sigma = numbers.get("refine_sigma", SWITCH)
         if self.switches and sigma != SWITCH:
             raise PlanError(
@@ -201,21 +278,28 @@ class Plan:
         return replace(self, **numbers)
 
     def draft_size(self, width: int, height: int, multiple: int = 1) -> tuple[int, int]:
-        """Return the draft's size of a final one: over `scale`, in the nearest whole patches of `multiple`."""
-        unit, half = self.ratio * multiple, Fraction(1, 2)
-        return max(int(width / unit + half), 1) * multiple, max(int(height / unit + half), 1) * multiple
+        """Return the draft's size of a final one: over `ratio`, in the nearest whole patches of `multiple`."""
+        return self.sizes(width, height, multiple)[0]
+
+    def sizes(self, width: int, height: int, multiple: int = 1) -> list[tuple[int, int]]:
+        """Return the sizes of the draft and after each level, the last as given, the others as of `draft_size`."""
+        ratios = [_exact(scale) for scale in self.scales or (self.scale,)]
+        units, half = [math.prod(ratios[k:], start=multiple) for k in range(len(ratios))], Fraction(1, 2)
+        smaller = [[max(int(side / unit + half), 1) * multiple for side in (width, height)] for unit in units]
+        return [(across, down) for across, down in [*smaller, (width, height)]]
 
     def native(self, steps: int, *, guidance_stop: float | None = None, solver: str | None = None) -> Plan:
         """Return the plain pipeline's plan: guided in every step, by its own scheduler, unless given."""
         stop = 1.0 if guidance_stop is None else guidance_stop
-        sigma = Plan.refine_sigma if isinstance(self.refine_sigma, str) else self.refine_sigma  # of no use there
-        plan = replace(self, steps=steps, refine_sigma=sigma, refine_true_cfg_scale=None)
+        first = self.levels[0]
+        sigma = Plan.refine_sigma if isinstance(first.refine_sigma, str) else first.refine_sigma  # of no use there
+        plan = replace(first, steps=steps, refine_sigma=sigma, refine_true_cfg_scale=None)
         return replace(plan, guidance_stop=stop, solver=solver)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what differs from the values of `absent`, as plain JSON values: what a file holds of a plan."""
-        values = {name: getattr(self, name) for name in ABOUT}
-        return {name: value for name, value in values.items() if value != ABOUT[name].absent}
+        values = {name: value for name, about in ABOUT.items() if (value := getattr(self, name)) != about.absent}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -231,13 +315,30 @@ class Plan:
         return cls(**{name: about.absent for name, about in ABOUT.items()} | dict(data))
 
 
+def _exact(scale: float) -> Fraction:
+    return Fraction(scale).limit_denominator(_MAX_DENOMINATOR)
+
+
+def _both(scale: object, scales: object) -> str:
+    return (
+        f"scale is {shown(scale)} and scales is {shown(scales)}; a plan has one or the other. "
+        "Leave one out, or give a plan such as 12+1 or 12+1+1."
+    )
+
+
+def _each(value: Any, count: int) -> tuple[Any, ...]:
+    """Return one value for each of `count` levels."""
+    return value if isinstance(value, tuple) else (value,) * count
+
+
 def _read_about(plan: type[Plan]) -> dict[str, About]:
     """Return what plan.toml says of the fields of `plan`, whose types and defaults are in the class."""
     tables, kinds = _read_toml("plan.toml"), {kind.__name__: kind for kind in (int, float, str)}
     about = {}
     for each in fields(plan):
         said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tables[each.name].items()}
-        about[each.name] = About(kind=kinds[str(each.type).split(" ")[0]], absent=each.default, **said)
+        kind = kinds[re.findall("int|float|str", str(each.type))[0]]
+        about[each.name] = About(kind=kind, absent=each.default, **said)
     return about
 
 
@@ -302,7 +403,8 @@ class Defaults:
 def get_plan(plan: Plan | str | None = None) -> Plan:
     """Return a plan from a preset's name, any "N+M" or "K/N" text, a Plan (as it is) or None (12+1).
 
-    Raises PlanError for other text, naming the presets.
+    "12+1+1", with the refine steps of 2 to 4 levels, doubles the size at each. Raises PlanError for other text,
+    naming the presets.
     """
     if plan is None:
         return DEFAULT_PLAN
@@ -313,15 +415,18 @@ def get_plan(plan: Plan | str | None = None) -> Plan:
     name = plan.strip()
     if name in PRESETS:
         return PRESETS[name].plan
-    match = re.fullmatch(r"(\d{1,4})\s*([+/])\s*(\d{1,4})", name, flags=re.ASCII)
+    match = re.fullmatch(r"(\d{1,4})\s*/\s*(\d{1,4})", name, flags=re.ASCII)
+    if match is None and re.fullmatch(r"\d{1,4}(\s*\+\s*\d{1,4}){1,4}", name, flags=re.ASCII):
+        steps, *refine = map(int, name.split("+"))
+        scales = (Plan.scale,) * len(refine) if len(refine) > 1 else None
+        return Plan(steps=steps, refine_steps=tuple(refine), scales=scales)
     if match is None:
         raise PlanError(
             f"There is no plan {name[:80]!r}. Known: {', '.join(PRESETS)}; or give your own as draft steps + "
-            "refine steps, such as '16+1', or as the small ones of a few-step model's steps, such as '3/4'."
+            "refine steps, such as '16+1', '12+1+1' to double the size twice, or as the small ones of a few-step "
+            "model's steps, such as '3/4'."
         )
-    steps, more = int(match[1]), int(match[3])
-    if match[2] == "+":
-        return Plan(steps=steps, refine_steps=more)
+    steps, more = int(match[1]), int(match[2])
     if not steps < more:
         of = max(more, 2)
         raise PlanError(f"The plan is {name}; not all steps can be small. Try {of - 1}/{of}.")

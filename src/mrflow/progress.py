@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
@@ -34,6 +34,7 @@ class Progress:
         decode.
     step, steps: 0 when the stage begins, then after each denoising step; a stage that is no loop has one.
     batch, batches: from 1. Drafting and finishing count their own batches.
+    level, levels: from 1, of a plan that lifts and refines more than once.
     pixels: (B, 3, h, w) in [0, 1], float32, on the device, when a stage that makes pixels ends
         (decode_draft, upscale, decode), else None. A real preview arrives with decode_draft.
     """
@@ -44,6 +45,13 @@ class Progress:
     batch: int
     batches: int
     pixels: Tensor | None = None
+    level: int = 1
+    levels: int = 1
+
+    @property
+    def words(self) -> str:
+        """The stage, and the level where there are several."""
+        return WORDS[self.stage] + (f" (level {self.level} of {self.levels})" if self.levels > 1 else "")
 
 
 Callback = Callable[[Progress], None]
@@ -71,9 +79,11 @@ class Clock:
         self._begin = self._now()
 
     @contextmanager
-    def stage(self, name: Stage, steps: int = 1, batch: int = 1, batches: int = 1) -> Iterator[StageRun]:
+    def stage(
+        self, name: Stage, steps: int = 1, batch: int = 1, batches: int = 1, level: int = 1, levels: int = 1
+    ) -> Iterator[StageRun]:
         """Time the body as one stage: news before it and, unless it raises, after it."""
-        run = self._stage = StageRun(self._callback, Progress(name, 0, steps, batch, batches))
+        run = self._stage = StageRun(self._callback, Progress(name, 0, steps, batch, batches, None, level, levels))
         run.step(0)
         begin = self._now()
         yield run
@@ -122,7 +132,8 @@ def timed(name: Stage, loop: str = "", *, shown: bool = True) -> Callable[[Step[
         @wraps(step)
         def timed_step(run: Any, batch: Any, *args: P.args, **kwargs: P.kwargs) -> Made:
             steps = getattr(batch.jobs[0].plan, loop) if loop else 1
-            with run.clock.stage(name, steps, batch.number, batch.of) as stage:
+            which = batch.number, batch.of, batch.level, batch.levels
+            with run.clock.stage(name, steps, *which) as stage:
                 made = step(run, batch, *args, **kwargs)
                 if shown and name in _SHOWN:
                     stage.pixels = made
@@ -148,7 +159,7 @@ class Bar:
         if news.step == 0:
             number = f" {news.batch}/{news.batches}" if news.batches > 1 else ""
             self._bar.reset(total=news.steps)
-            self._bar.set_description_str(f"{self._prefix}{WORDS[news.stage]}{number}")
+            self._bar.set_description_str(f"{self._prefix}{news.words}{number}")
         self._bar.update(news.step - self._bar.n)
 
     def close(self) -> None:
@@ -180,5 +191,4 @@ class StageRun:
     def _tell(self, step: int, pixels: Tensor | None) -> None:
         self._last = step
         if self._callback is not None:
-            first = self._first
-            self._callback(Progress(first.stage, step, first.steps, first.batch, first.batches, pixels))
+            self._callback(replace(self._first, step=step, pixels=pixels))

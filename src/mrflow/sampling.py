@@ -7,7 +7,8 @@ One seed makes one picture, through two streams of random numbers:
     draft stream    torch.Generator("cpu").manual_seed(seed), as a user of the plain pipeline would seed it,
                     so that a draft is what the pipeline itself gives for this seed and size
     refine stream   the same generator seeded with a hash of the seed, so that the noise of the refine pass
-                    is unrelated to that of the draft, and a draft can be finished without being made again
+                    is unrelated to that of the draft, and a draft can be finished without being made again;
+                    of a plan's later levels with a hash of seed and level
 
 The generators live on the CPU whatever the device, as diffusers' `randn_tensor` allows: the same seed gives
 the same noise on every device, and picture k of a batch gets the noise it would get alone.
@@ -27,13 +28,16 @@ from torch.nn.functional import avg_pool2d
 from mrflow.errors import PlanError
 
 
-def refine_sigmas(sigma: float | str, steps: int) -> list[float]:
+def refine_sigmas(sigma: float | str | tuple[float | str, ...], steps: int | tuple[int, ...]) -> list[float]:
     """Return steps + 1 evenly spaced sigmas from `sigma` down to exactly 0. Source: arXiv 2607.01642, refine pass.
 
-    Raises PlanError if sigma lies outside (0, 1) or is a plan's word for it, or steps is below 1.
+    Raises PlanError if sigma lies outside (0, 1) or is a plan's word for it, if steps is below 1, and for those of
+    several levels.
     """
-    if isinstance(sigma, str):
+    if isinstance(sigma, str | tuple):
         raise PlanError(f"refine_sigma is {sigma!r}; here it must be a number. Try 0.12.")
+    if isinstance(steps, tuple):
+        raise PlanError(f"refine_steps is {steps}; here it must be a number. Try 1.")
     _check_sigma(sigma)
     if steps < 1:
         raise PlanError(f"refine_steps is {steps}; it must be at least 1. Try 1.")
@@ -55,9 +59,9 @@ def draft_generators(seeds: Iterable[int]) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
-def refine_generators(seeds: Iterable[int]) -> list[torch.Generator]:
-    """Return one CPU generator per seed, at the start of its refine stream."""
-    return [torch.Generator("cpu").manual_seed(_refine_seed(seed)) for seed in seeds]
+def refine_generators(seeds: Iterable[int], level: int = 1) -> list[torch.Generator]:
+    """Return one CPU generator per seed, at the start of its refine stream of a plan's level, from 1."""
+    return [torch.Generator("cpu").manual_seed(_refine_seed(seed, level)) for seed in seeds]
 
 
 def make_noise(
@@ -83,9 +87,9 @@ class Noised(NamedTuple):
     generators: list[torch.Generator]
 
 
-def mix_noise(latents: Tensor, sigmas: list[float], seeds: Iterable[int]) -> Noised:
+def mix_noise(latents: Tensor, sigmas: list[float], seeds: Iterable[int], level: int = 1) -> Noised:
     """Return latents (B, C, H, W) with the refine noise of their seeds, at the first of the sigmas."""
-    generators = refine_generators(seeds)
+    generators = refine_generators(seeds, level)
     noise = make_noise(latents.shape[1:], generators, latents.device)
     return Noised(add_noise(latents, sigmas[0], noise), sigmas, generators)
 
@@ -133,8 +137,9 @@ def _cosines(size: int) -> Tensor:
     return cast("Tensor", matrix)
 
 
-def _refine_seed(seed: int) -> int:
-    digest = hashlib.sha256(f"mrflow refine {seed}".encode()).digest()
+def _refine_seed(seed: int, level: int) -> int:
+    of = f"{seed}" if level == 1 else f"{seed} {level}"  # one level's pictures stay what they were
+    digest = hashlib.sha256(f"mrflow refine {of}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # 63 bits: manual_seed takes no larger positive number
 
 

@@ -70,6 +70,7 @@ class Batch:
     """Jobs that go through the model together, of one plan and size, with their prompts once they are encoded.
 
     number, of: which of how many batches, for the callback. part, whole: which of how many pictures of the call.
+    level, levels: which of how many of the plan's, from 1, once its jobs are those of one level.
     """
 
     jobs: Sequence[Job]
@@ -78,6 +79,8 @@ class Batch:
     of: int = 1
     part: Sequence[int] = (0,)
     whole: int = 1
+    level: int = 1
+    levels: int = 1
 
     @property
     def plan(self) -> Plan:
@@ -98,6 +101,14 @@ class Batch:
     def size(self) -> Size:
         """Width and height of the finished pictures."""
         return self.jobs[0].width, self.jobs[0].height
+
+    def each_level(self, multiple: int) -> list[Batch]:
+        """Return the batch for each level of its plan: jobs of that level's own plan and size."""
+        plans, sizes, batches = self.plan.levels, self.plan.sizes(*self.size, multiple)[1:], list[Batch]()
+        for plan, (width, height) in zip(plans, sizes, strict=True):
+            jobs = [replace(job, plan=plan, width=width, height=height) for job in self.jobs]
+            batches.append(replace(self, jobs=jobs, level=len(batches) + 1, levels=len(plans)))
+        return batches
 
     @property
     def noise_size(self) -> Size:
@@ -150,24 +161,26 @@ def finish(
 ) -> tuple[Tensor | None, Tensor]:
     """Return upscaled and finished pixels, both (B, 3, height, width), of drafts (B, 3, h, w): steps 4 to 8.
 
+    Once for each level of the plan: what one has finished, pixels and latents, is the next one's draft.
     kept: the drafts' latents, for a lift that enlarges latents; None encodes the pixels. show: decode what such a
     lift makes, which has no pixels else.
     """
-    plan, size, seeds = batch.plan, batch.size, batch.seeds
     batch = encode_prompts(run, batch)  # of drafts that came from files
     upscaled: Tensor | None = None
-    if run.model.lift(plan).latents:
-        small = encode(run, batch, drafts) if kept is None else _unpack(run, kept, drafts)
-        latents = upscale_latents(run, batch, small, drafts)
-        upscaled = _show(run, batch, latents) if show else None
-    else:
-        upscaled = upscale(run, batch, drafts, size)
-        latents = encode(run, batch, upscaled)
-    given = plan.refine_sigma, plan.refine_steps
-    sigmas = next_sigmas(run, batch, latents, size) if batch.switches else refine_sigmas(*given)
-    noised = mix_noise(latents, sigmas, seeds)
-    refined = refine(run, batch, noised, size)
-    return upscaled, decode(run, batch, refined, size, drafts)
+    for each in batch.each_level(run.model.multiple) if batch.plan.scales else (batch,):
+        plan, size = each.plan, each.size
+        if run.model.lift(plan).latents:
+            small = encode(run, each, drafts) if kept is None else _unpack(run, kept, drafts)
+            latents = upscale_latents(run, each, small, drafts)
+            upscaled = _show(run, each, latents) if show else None
+        else:
+            upscaled = upscale(run, each, drafts, size)
+            latents = encode(run, each, upscaled)
+        given = plan.refine_sigma, plan.refine_steps
+        sigmas = next_sigmas(run, each, latents, size) if each.switches else refine_sigmas(*given)
+        kept = refine(run, each, mix_noise(latents, sigmas, each.seeds, each.level), size)
+        drafts = decode(run, each, kept, size, drafts)
+    return upscaled, drafts
 
 
 def native(run: Run, batch: Batch) -> Tensor:

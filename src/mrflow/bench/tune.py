@@ -23,7 +23,7 @@ from mrflow.bench.scores import composite, composite_change, peak_of, speedup
 from mrflow.bench.timing import OnRun
 from mrflow.errors import RequestError
 from mrflow.metrics.intervals import Estimate
-from mrflow.plan import ABOUT, AUTO, SWITCH, Plan
+from mrflow.plan import ABOUT, AUTO, SWITCH, Plan, written
 
 if TYPE_CHECKING:
     from mrflow.jobs import Size
@@ -226,7 +226,7 @@ def _native(steps: int, solver: str | None) -> Method:
 def name_plan(plan: Plan, own: Plan) -> str:
     """Return a plan's name by what differs from the model's own, as a method's text."""
     changes = [
-        f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
+        f"{name}={written(value)}"
         for name in ABOUT
         if name not in _IN_LABEL and (value := getattr(plan, name)) not in (None, SWITCH, getattr(own, name))
     ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import make_dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from mrflow.cli.options import HOW, Whole
 from mrflow.errors import RequestError
@@ -22,7 +23,16 @@ def _option(about: About) -> Any:
     kind = about.typed(Whole if about.kind is int else about.kind)
     default = "the model's" if about.absent is None else "the plan's"
     more = Parameter(name=about.options, metavar=about.metavar, help=about.text, show_default=default)
-    return Annotated[kind | None, more]
+    several = Parameter(converter=partial(_to_several, about)) if about.each else None
+    return Annotated[kind | None, more, several]
+
+
+def _to_several(about: About, _kind: type, tokens: Sequence[Token]) -> Any:
+    try:
+        return about.read(tokens[0].value)
+    except ValueError:
+        kind = "whole number" if about.kind is int else "number"
+        raise ValueError(f"{tokens[0].value[:80]!r} is no {kind}, nor one for each level, as in 1+2.") from None
 
 
 _OPTIONS: dict[str, Any] = {

@@ -11,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from mrflow.cli.reporting import stderr_console
-from mrflow.progress import WORDS
 
 if TYPE_CHECKING:
     from mrflow import Progress
@@ -47,10 +46,10 @@ class StageBars:
 
     def __call__(self, news: Progress) -> None:
         """Draw one piece of news."""
-        if news.stage not in self._tasks:
-            self._tasks[news.stage] = self._bars.add_task(WORDS[news.stage], total=news.steps * news.batches)
+        if news.words not in self._tasks:
+            self._tasks[news.words] = self._bars.add_task(news.words, total=news.steps * news.batches)
         done = news.steps * (news.batch - 1) + news.step
-        self._bars.update(self._tasks[news.stage], completed=done)
+        self._bars.update(self._tasks[news.words], completed=done)
 
 
 def silent(_news: Progress) -> None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import IO, Annotated, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -31,6 +31,7 @@ Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "
 # Draft steps as shares of the model's own plan: of 12 they make 8, 12, 20, 30 and 50, of a 4-step checkpoint's 4
 # they make 3, 4, 7, 10 and 17. 12+1 and 20+1 are the published plans, 50 is the usual number of native sampling.
 QUALITY = {"low": 8 / 12, "medium": 1.0, "high": 20 / 12, "xhigh": 30 / 12, "max": 50 / 12}
+_SEVERAL = Annotated[str, Field(pattern=r"\+", max_length=80)]  # 0.12+0.2
 OLDER_QUALITY = {"standard": "medium", "hd": "high"}
 
 
@@ -49,7 +50,9 @@ def with_plan_fields(about: Mapping[str, About]) -> Callable[[type[Body]], type[
 
 def _field(about: About) -> tuple[Any, Any]:
     """Return an optional field with the bounds of a plan's number; which texts there are, the plan says."""
-    return about.typed(_bounded(about)) | None, Field(None, description=about.text)
+    kind: Any = about.typed(_bounded(about))
+    kind = Union[kind, list[kind], _SEVERAL] if about.each else kind  # noqa: UP007  # of what is known later
+    return kind | None, Field(None, description=about.text)
 
 
 def _bounded(about: About) -> Any:
@@ -100,7 +103,10 @@ class ImageBody(BaseModel):
 class StreamedBody(ImageBody):
     stream: bool | None = Field(None, description="Send events instead of one object.")
     partial_images: int | None = Field(
-        None, ge=0, le=3, description="Previews: 1 is the draft, 2 and 3 also the upscaled draft."
+        None,
+        ge=0,
+        le=3,
+        description="Previews: 1 is the draft, 2 and 3 also the upscaled pictures, one of each level.",
     )
 
 
@@ -215,10 +221,16 @@ def check_drafts(scheduler: Scheduler, body: FinishBody, drafts: Sequence[Draft]
         numbers = plan_numbers(body)
         if body.plan is not None:
             named = get_plan(body.plan).changed(**numbers)
-            numbers = {"refine_steps": named.refine_steps, "refine_sigma": named.refine_sigma} | numbers
+            of_plan = {
+                "refine_steps": named.refine_steps,
+                "refine_sigma": named.refine_sigma,
+                "scales": named.scales,
+            }
+            numbers = {name: value for name, value in of_plan.items() if value is not None} | numbers
         changed = replan_drafts(scheduler.model, drafts, numbers=numbers)
         for draft in changed:
             _check_steps(draft.base_recipe.plan, scheduler.settings)
+            _check_pixels(draft.base_recipe.size, scheduler.settings)
         return of_drafts(changed)
 
 
@@ -243,7 +255,7 @@ def _plan(model: Model, body: PromptBody, settings: Settings) -> Plan:
 
 
 def _check_steps(plan: Plan, settings: Settings) -> None:
-    if max(plan.steps, plan.refine_steps) > settings.max_steps:
+    if max(plan.steps, plan.all_refine_steps) > settings.max_steps:
         raise PlanError(f"The plan is {plan.label}; this server takes {settings.max_steps} steps of each at most.")
 
 

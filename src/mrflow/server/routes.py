@@ -39,7 +39,7 @@ def image_routes(service: Service) -> APIRouter:
         """Make pictures from a prompt: drafts, then finished."""
         encoder = _encoder(service, request, body)
         checked = await run_in_threadpool(requests.check_prompt, scheduler, body, body.n or 1)
-        group = TicketGroup(scheduler, request.state.client, shown(body, drafted=True))
+        group = TicketGroup(scheduler, request.state.client, shown(body, drafted=True), body.partial_images)
         group.add(("draft", "finish"), checked.jobs)
         return await Answer(service, group, encoder, body.quality).send(request, checked, body.stream)
 
@@ -109,7 +109,7 @@ def _finishing(
     service: Service, request: Request, checked: requests.Checked, body: requests.StreamedBody
 ) -> TicketGroup:
     """Return tickets that finish drafts."""
-    group = TicketGroup(service.scheduler, request.state.client, shown(body, drafted=False))
+    group = TicketGroup(service.scheduler, request.state.client, shown(body, drafted=False), body.partial_images)
     for draft, job in zip(checked.drafts, checked.jobs, strict=True):
         group.add(("finish",), [job], draft)
     return group

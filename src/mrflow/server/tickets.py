@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
@@ -216,14 +217,19 @@ class News:
 class TicketGroup:
     """The tickets of one request. Leaving the `async with` gives up what is not made yet."""
 
-    def __init__(self, scheduler: Scheduler, client: str, show: Iterable[Stage] = ()) -> None:
-        """show: stages whose pixels are wanted as images; without any, `news` has the pictures alone."""
+    def __init__(
+        self, scheduler: Scheduler, client: str, show: Iterable[Stage] = (), most: int | None = None
+    ) -> None:
+        """show: stages whose pixels are wanted as images; without any, `news` has the pictures alone.
+
+        most: of these images of a picture, whose plan may have several levels.
+        """
         self.tickets: list[Ticket] = []
         self._scheduler, self._client, self._show = scheduler, client, frozenset(show)
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[News | BaseException] = asyncio.Queue()
-        self._shown: set[tuple[int, Stage]] = set()
-        self._begin = time.monotonic()
+        self._shown: set[tuple[int, Stage, int]] = set()
+        self._most, self._begin = most or math.inf, time.monotonic()
 
     def add(self, todo: Sequence[Kind], jobs: Sequence[Job], draft: Draft | None = None) -> None:
         """Ask for one picture per job. draft: what finishing begins with."""
@@ -272,9 +278,11 @@ class TicketGroup:
 
     def _hear(self, index: int, news: Progress) -> None:
         """Take news in the worker's thread, where the pixels are."""
-        image = None
-        if news.pixels is not None and news.stage in self._show and (index, news.stage) not in self._shown:
-            self._shown.add((index, news.stage))  # once, also if a batch has to be made again
+        image, key = None, (index, news.stage, news.level)
+        before = sum(number == index for number, *_ in self._shown)
+        wanted = news.stage in self._show and key not in self._shown and before < self._most
+        if news.pixels is not None and wanted:
+            self._shown.add(key)  # once, also if a batch has to be made again
             image = to_pil(news.pixels)[0]
         self._put(News(index, self._seconds(), news.stage, news.step, news.steps, image))
 

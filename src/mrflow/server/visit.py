@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from mrflow.errors import MrFlowError
 from mrflow.files import read_recipe
-from mrflow.plan import ABOUT, About
+from mrflow.plan import ABOUT, About, written
 from mrflow.progress import Stage
 from mrflow.recipe import Recipe
 from mrflow.server.errors import ApiError
@@ -153,12 +153,8 @@ def wishes_of(recipe: Recipe, numbers: Iterable[str]) -> Wishes:
         "plan": recipe.plan.label,
         "size": f"{recipe.width}x{recipe.height}",
         "seed": str(recipe.seed),
-        **{name: _text(plan[name]) for name in numbers},
+        **{name: written(plan[name]) for name in numbers},
     }
-
-
-def _text(value: float | str | None) -> str:
-    return "" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def _body(service: Service, wishes: Wishes) -> GenerateBody:
