@@ -97,13 +97,14 @@ def read_call(
     others: Arguments,
     *,
     plan: Plan | str | None = None,
-    base: Plan = DEFAULT_PLAN,
+    base: Plan | None = DEFAULT_PLAN,
     seed: Seeds = None,
     num_images: int = 1,
     verb: str = "The call",
     without: Collection[str] = (),
 ) -> Call:
-    """Return the arguments of a call; others: those that its verb has no name for. base: what mere numbers change.
+    """Return the arguments of a call; others: those that its verb has no name for. base: what mere numbers change,
+    None where others say that.
 
     verb, without: what the call is, and names that it has no use for and refuses.
     The field's names mean what they mean to the pipeline: num_inference_steps (the draft's), guidance_scale (of
@@ -200,10 +201,10 @@ def _as_true_cfg(pipe: Pipeline, backbone: Backbone, value: Any) -> tuple[Any, s
     return (own - none) / (one - none), "guidance_scale"
 
 
-def _chosen(plan: Plan | str | None, base: Plan, numbers: Mapping[str, Any]) -> Plan | None:
+def _chosen(plan: Plan | str | None, base: Plan | None, numbers: Mapping[str, Any]) -> Plan | None:
     """Return the plan that is asked for, if any; raises RequestError for a number that it says otherwise."""
     if plan is None:
-        return base.changed(**numbers) if numbers else None
+        return base.changed(**numbers) if base and numbers else None
     chosen = get_plan(plan)
     if not numbers:
         return chosen

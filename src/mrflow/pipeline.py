@@ -184,7 +184,7 @@ class MrFlow:
         drafts were made with.
         """
         self.model.check_parts(texts=False)
-        call = self._read(others, plan=plan, verb="finish", without=DRAFTING | SEEDING)
+        call = self._read(others, plan=plan, base=None, verb="finish", without=DRAFTING | SEEDING)
         planned = replan_drafts(self.model, drafts, plan if plan is None else call.plan, call.numbers)
         with self._running(callback, call.extra, len(planned)) as run:
             for draft in planned:
@@ -307,8 +307,8 @@ class MrFlow:
                 return finish_drafts(run, drafts)
 
     def _read(self, others: Arguments, **ours: Any) -> Call:
-        base = self._base  # whose solver the model's resolving puts back where it fits
-        return read_call(self.pipe, self.model.backbone, others, base=base, **ours)
+        ours = {"base": self._base, **ours}  # whose solver the model's resolving puts back where it fits
+        return read_call(self.pipe, self.model.backbone, others, **ours)
 
     def _jobs(
         self,
