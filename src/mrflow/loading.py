@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from mrflow.errors import (
 )
 from mrflow.model import Model
 from mrflow.plan import Defaults
+from mrflow.progress import libraries_silent
 from mrflow.upscaler import Upscaler, has_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -186,26 +186,10 @@ def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pip
     try:
         config = DiffusionPipeline.load_config(path, **hub)
         get_backbone(str(config.get("_class_name")))  # before gigabytes are read in vain
-        with _without_bars():
+        with libraries_silent():
             return DiffusionPipeline.from_pretrained(path, dtype=dtype, **kwargs)
     except MrFlowError:
         raise
     except Exception as error:  # damaged files raise many kinds, safetensors' own among them
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"The model {path} cannot be loaded: {reason}") from error
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Silence the libraries' bars over files on the disk meanwhile; the hub's over downloads stay."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -13,6 +13,7 @@ import torch
 from mrflow.backbones.family import Backbone, Pipeline, Reading
 from mrflow.errors import ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
+from mrflow.loras import Loras
 from mrflow.plan import Defaults, Plan, get_plan
 from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
 from mrflow.schedulers import resolve_solver
@@ -25,7 +26,10 @@ _tried: WeakSet[Any] = WeakSet()  # autoencoders of unusual classes that fit
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A loaded model. name: "vista", a folder or a hub id. revision: its commit or content hash, if known."""
+    """A loaded model. name: "vista", a folder or a hub id. revision: its commit or content hash, if known.
+
+    loras: that pictures may ask for.
+    """
 
     pipe: Pipeline
     backbone: Backbone
@@ -33,6 +37,7 @@ class Model:
     defaults: Defaults
     name: str
     revision: str | None = None
+    loras: Loras = field(default_factory=Loras)
 
     @property
     def device(self) -> torch.device:
@@ -86,9 +91,9 @@ class Model:
         """Return what is asked for as jobs, everything settled for this model: plan, size, negative prompt.
 
         native: for the plain pipeline, of whose plan only steps, guidance and solver count, the last two as given.
-        Raises ModelError (see `check_parts`), PlanError or SizeError. Warns (PromptWarning) of what the model will
-        not take in: a text's cut-off end, words it does not know, negative prompts in a run without
-        classifier-free guidance.
+        Raises ModelError (see `check_parts`), PlanError, SizeError or LoraNameError. Warns (PromptWarning) of what
+        the model will not take in: a text's cut-off end, words it does not know, negative prompts in a run
+        without classifier-free guidance.
         """
         self.check_parts()
         asked, jobs, unheard, multiple = list(asked), list[Job](), False, self.backbone.multiple(self.pipe)
@@ -102,6 +107,7 @@ class Model:
                 "noise_height": one.noise_height,
                 "negative_prompt": _first(one.negative_prompt, own.negative_prompt) if guided else None,
                 "max_sequence_length": _first(one.max_sequence_length, own.max_sequence_length),
+                "loras": self.loras.resolve(one.loras) if one.loras or self.loras else (),
             }
             size = _first(one.width, own.width), _first(one.height, own.height)
             width, height = check_size(*size, multiple)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,25 @@ _Device = Annotated[
 _Dtype = Annotated[
     str | None, Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16")
 ]
+_Lora = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--lora",
+        metavar="LORA",
+        show_default="none",
+        help="A .safetensors file, a name in --loras-dir or a Hugging Face id, perhaps with :WEIGHT; repeatable.",
+    ),
+]
+_LorasDir = Annotated[
+    tuple[Path, ...],
+    Parameter(
+        name="--loras-dir",
+        metavar="DIR",
+        env_var="MRFLOW_LORAS_DIR",
+        show_default=False,
+        help="LoRAs that may be named by --lora, by rows and requests, and by a picture's recipe.",
+    ),
+]
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _RECORDED = Parameter(show_default="the recipe's")
 _NO_OPTION = Parameter(parse=False)
@@ -53,6 +73,8 @@ class ModelOptions:
     upscaler: _Upscaler = None
     device: _Device = None
     dtype: _Dtype = None
+    lora: _Lora = ()
+    loras_dir: _LorasDir = ()
     recorded: Annotated[bool, _NO_OPTION] = False
 
     def load(self) -> MrFlow:
@@ -61,6 +83,7 @@ class ModelOptions:
         Unlike in Python, where None is the CPU, a CUDA device is used where there is one: whoever types a
         command wants the picture, and can say --device cpu.
         """
+        self.check_loras()
         if self.model == "vista":  # found missing before torch is imported, which takes seconds
             vista.folder()
             vista.upscaler()
@@ -70,7 +93,7 @@ class ModelOptions:
             local: dict[str, Any] = {"local_files_only": True} if self.recorded else {}
             device = self.device or best_device()
             try:
-                return MrFlow.from_pretrained(
+                fast = MrFlow.from_pretrained(
                     self.model, upscaler=self.upscaler, device=device, dtype=self.dtype, **local
                 )
             except ModelError as error:
@@ -80,6 +103,17 @@ class ModelOptions:
                     f"{error} It stands in the picture, and nothing is downloaded on a picture's word: if you "
                     "trust it, give it as --model. Or say with --models-dir where models are kept."
                 ) from error
+            if self.lora or self.loras_dir:
+                fast.load_loras(*self.lora, folders=self.loras_dir)
+            return fast
+
+    def check_loras(self, recipes: Sequence[Recipe] = ()) -> None:
+        """Raise LoraError, before gigabytes are read, for LoRAs that are not here, those of recipes among them."""
+        wanted = [lora for recipe in recipes for lora in recipe.loras]
+        if self.lora or self.loras_dir or wanted:
+            from mrflow.loras import find_loras
+
+            find_loras(self.lora, self.loras_dir).resolve(wanted)
 
 
 @Parameter(name="*", group=MODEL)
