@@ -1,7 +1,7 @@
 """The user's pipeline, lent for one call: held by one caller at a time, described, changed for a pass, given back.
 
-What is changed is kept first and given back by value, also after an error or Ctrl-C: settings, feature caches, and
-the caller's LoRAs (mrflow.loras). Nothing is undone by arithmetic, nothing of ours stays behind.
+What is changed is kept first and given back by value, also after an error or Ctrl-C: settings, the weight of LoRAs
+in the text encoders, feature caches. Nothing is undone by arithmetic, nothing of ours stays behind.
 
 A feature cache skips blocks whose output hardly changes from step to step. The refine pass has one step, at
 another size; several would be too different to skip any. Known here: those of diffusers' `enable_cache` (diffusers
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from mrflow.backbones.family import Pipeline
 from mrflow.errors import BusyError, StoppedError
-from mrflow.loras import lora_scales_kept
 from mrflow.schedulers import check_scheduler
 
 _locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
@@ -111,6 +110,23 @@ def settings(pipe: Pipeline, values: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for name, value in own.items():
             setattr(pipe, name, value)
+
+
+@contextmanager
+def lora_scales_kept(pipe: Pipeline, text_scale: float | None = None) -> Iterator[None]:
+    """Give LoRAs their weights back afterwards; diffusers (0.42.1) leaves 1 behind where a call scales them by 0.
+
+    text_scale: weighs those of the text encoders meanwhile, as the pipeline's call would, which encodes no text
+    for us (pipeline_flux.py, encode_prompt).
+    """
+    with ExitStack() as stack:
+        for name, part in pipe.components.items():
+            for layer in part.modules() if hasattr(part, "peft_config") else ():
+                if hasattr(layer, "lora_alpha"):
+                    stack.callback(layer.scaling.update, dict(layer.scaling))
+                    if text_scale is not None and name.startswith("text_encoder"):
+                        layer.scale_layer(text_scale)
+        yield
 
 
 @contextmanager

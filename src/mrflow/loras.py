@@ -117,23 +117,6 @@ def worn(pipe: Pipeline, loras: Sequence[Lora], known: Loras) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def lora_scales_kept(pipe: Pipeline, text_scale: float | None = None) -> Iterator[None]:
-    """Give LoRAs their weights back afterwards; diffusers (0.42.1) leaves 1 behind where a call scales them by 0.
-
-    text_scale: weighs those of the text encoders meanwhile, as the pipeline's call would, which encodes no text
-    for us (pipeline_flux.py, encode_prompt).
-    """
-    with ExitStack() as stack:
-        for name, part in pipe.components.items():
-            for layer in part.modules() if hasattr(part, "peft_config") else ():
-                if hasattr(layer, "lora_alpha"):
-                    stack.callback(layer.scaling.update, dict(layer.scaling))
-                    if text_scale is not None and name.startswith("text_encoder"):
-                        layer.scale_layer(text_scale)
-        yield
-
-
 def loaded(pipe: Pipeline) -> list[str]:
     """Return our adapters in the pipeline, the oldest first."""
     parts = [getattr(part, "peft_config", None) or {} for part in pipe.components.values()]
@@ -146,9 +129,11 @@ def load(pipe: Pipeline, adapter: str, name: str, path: Path, keep: Iterable[str
     _check_fit(pipe, name, path)
     idle = [each for each in loaded(pipe) if each not in keep]
     unload(pipe, idle[: max(len(idle) + 1 - _MOST_LOADED, 0)])
-    before = {layer: list(layer.active_adapters) for layer in _adapted(pipe)}
+    before = {
+        layer: (list(layer.active_adapters), dict(getattr(layer, "scaling", {}))) for layer in _adapted(pipe)
+    }
     try:
-        with libraries_silent(logs=True), lora_scales_kept(pipe):
+        with libraries_silent(logs=True):
             pipe.load_lora_weights(str(path), adapter_name=adapter, use_safetensors=True)
         if adapter not in loaded(pipe):
             raise ValueError("none of its keys was taken")
@@ -157,8 +142,10 @@ def load(pipe: Pipeline, adapter: str, name: str, path: Path, keep: Iterable[str
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LoraError(f"The LoRA {name} does not fit {type(pipe).__name__} here: {reason:.300}") from error
     finally:
-        for layer in _adapted(pipe):  # transformers switches new ones on
-            layer.set_adapter(before.get(layer, []), inference_mode=True)
+        for layer in _adapted(pipe):  # transformers switches new ones on, diffusers scales those of text encoders
+            active, scaling = before.get(layer, ([], {}))
+            layer.set_adapter(active, inference_mode=True)
+            getattr(layer, "scaling", {}).update(scaling)
 
 
 def unload(pipe: Pipeline, adapters: Sequence[str]) -> None:

@@ -107,7 +107,7 @@ class Model:
                 "noise_height": one.noise_height,
                 "negative_prompt": _first(one.negative_prompt, own.negative_prompt) if guided else None,
                 "max_sequence_length": _first(one.max_sequence_length, own.max_sequence_length),
-                "loras": self.loras.resolve(one.loras) if one.loras or self.loras else (),
+                "loras": self.loras.resolve(one.loras) if one.loras or self.loras.files else (),
             }
             size = _first(one.width, own.width), _first(one.height, own.height)
             width, height = check_size(*size, multiple)

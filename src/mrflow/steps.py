@@ -8,8 +8,8 @@ Tensors stay on the device throughout. The denoising loop is the pipeline's own;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import chain
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_scale
 from mrflow.backbones.family import Embeds
-from mrflow.borrowing import describe, run_pipeline
+from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.errors import NonFiniteError
 from mrflow.jobs import Job, Lora, Size
-from mrflow.loras import lora_scales_kept, worn
+from mrflow.loras import worn
 from mrflow.model import Model
 from mrflow.plan import NATIVE, Plan
 from mrflow.progress import Callback, Clock, P, Step, timed
@@ -169,14 +169,18 @@ def encode_prompts(run: Run, batch: Batch) -> Batch:
     for key in dict.fromkeys(keys):
         kinds.setdefault((key[1] is not None, *key[2:]), []).append(key)
     rows: dict[_Text, Embeds] = {}
+    pipe = run.model.pipe
     scale = lora_scale(run.extra) if run.extra else None
     with run.clock.stage("text"):
         for (guided, length, loras), alike in kinds.items():
             for at in range(0, len(alike), run.batch_size):
                 prompts, negatives, *_ = zip(*alike[at : at + run.batch_size], strict=True)
                 texts = list(prompts), list(negatives) if guided else None
-                with _with_loras(run, loras, scale):
-                    encoded = run.model.backbone.encode_prompts(run.model.pipe, *texts, length)
+                with (
+                    worn(pipe, loras, run.model.loras) if loras else nullcontext(),
+                    nullcontext() if scale is None else lora_scales_kept(pipe, scale),
+                ):
+                    encoded = run.model.backbone.encode_prompts(pipe, *texts, length)
                 rows |= zip(alike[at : at + run.batch_size], encoded, strict=True)
         values = list(filter(torch.is_tensor, chain.from_iterable(map(dict.values, rows.values()))))
         if values and not torch.stack(list(map(torch.all, map(torch.isfinite, values)))).all():  # asked once
@@ -188,18 +192,6 @@ def encode_prompts(run: Run, batch: Batch) -> Batch:
             ]
             raise _not_finite(run, "text encoder", f"the prompt {bad[0]!r:.200}")
     return replace(batch, rows=list(map(rows.__getitem__, keys)))
-
-
-@contextmanager
-def _with_loras(run: Run, loras: tuple[Lora, ...], text_scale: float | None = None) -> Iterator[None]:
-    """Run the body with these LoRAs on; text_scale: weighs all in the text encoders, see `lora_scales_kept`."""
-    pipe, known = run.model.pipe, run.model.loras
-    with ExitStack() as stack:
-        if loras:
-            stack.enter_context(worn(pipe, loras, known))
-        if text_scale is not None:
-            stack.enter_context(lora_scales_kept(pipe, text_scale))
-        yield
 
 
 @timed("draft", loop="steps")
@@ -316,5 +308,6 @@ def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor
     shares = one.begin, one.end, one.batch.part, one.batch.whole
     extra = fit_arguments(run.extra, one.size, *shares) if run.extra else {}
     arguments = {**prompts, **extra, **steps, **more, "width": one.size[0], "height": one.size[1]}
-    with _with_loras(run, one.batch.jobs[0].loras):
+    loras = one.batch.jobs[0].loras
+    with worn(pipe, loras, run.model.loras) if loras else nullcontext():
         return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)
