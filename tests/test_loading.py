@@ -42,7 +42,7 @@ def test_the_dtype_is_the_callers(folder: Path) -> None:
     "source", ["", "fast", "no/such/folder/here", "../etc/passwd", "a b/c", "x" * 9000, "/none"]
 )
 def test_an_unknown_model_says_what_can_be_given(source: str) -> None:
-    with pytest.raises(ModelError, match="Give 'vista', an existing folder"):
+    with pytest.raises(ModelError, match="Give 'vista', a name that mrflow models lists, an existing folder"):
         MrFlow.from_pretrained(source)
 
 

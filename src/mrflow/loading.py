@@ -24,6 +24,7 @@ from mrflow.errors import (
     UpscalerWarning,
     warn,
 )
+from mrflow.known_models import full_name, nearest
 from mrflow.model import Model
 from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
@@ -43,7 +44,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     **kwargs: Any,
 ) -> Model:
-    """Return the pipeline named "vista", or from a folder in diffusers' layout, or by a hub id "owner/name".
+    """Return the pipeline named "vista", of a known name, a folder in diffusers' layout or a hub id "owner/name".
 
     upscaler: see Upscaler.load; None is the model's own, if it has one. device: None is the CPU. dtype: None
     is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or float16 on
@@ -65,7 +66,7 @@ def load_model(
         pipe.to(place)
     if name == "vista":  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
         pipe.vae.to(memory_format=torch.channels_last)
-    defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
+    defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, path)
     backbone = get_backbone(type(pipe).__name__)
     name, revision = (name, revision) if name == "vista" else identify(path, revision)
     model = Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
@@ -171,12 +172,18 @@ def _check_source(source: str | Path) -> str:
         if not (path / _INDEX).is_file():
             raise ModelError(f"The folder {path} holds no model_index.json; it must be in diffusers' layout.")
         return str(path.resolve())
+    name = name if isinstance(source, Path) else full_name(name)
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, flags=re.ASCII):
         raise ModelNameError(
-            f"There is no model {name[:200]!r}. Give 'vista', an existing folder in diffusers' layout, "
-            "or a Hugging Face id such as 'black-forest-labs/FLUX.1-dev'."
+            f"There is no model {name[:200]!r}.{_meant(name)} Give 'vista', a name that mrflow models lists, an "
+            "existing folder in diffusers' layout, or a Hugging Face id such as 'black-forest-labs/FLUX.1-dev'."
         )
     return name
+
+
+def _meant(name: str) -> str:
+    names = nearest(name)
+    return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
 def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pipeline:
