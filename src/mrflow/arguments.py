@@ -132,7 +132,7 @@ def read_call(
         seed=seed,
         num_images=num_images,
         max_sequence_length=rest.pop("max_sequence_length", None),
-        loras=read_loras(rest.pop("loras", None)),
+        loras=None if (loras := rest.pop("loras", None)) is None else read_loras(loras),
         output_type=_check_output(rest.pop("output_type", None) or "pil"),
         return_dict=bool(rest.pop("return_dict", True)),
         extra=_check_extra(pipe, signature, rest),
