@@ -126,10 +126,6 @@ class PromptWarning(MrFlowWarning):
     """Part of a prompt is cut off, or holds words that the model does not know."""
 
 
-class UpscalerWarning(MrFlowWarning):
-    """A plain interpolation stands in for an upscaler network."""
-
-
 def warn(text: str, category: type[MrFlowWarning]) -> None:
     """Warn at the line that called mrflow, however deep within it this is."""
     level, frame = 2, sys._getframe(1)

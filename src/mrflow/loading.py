@@ -21,8 +21,6 @@ from mrflow.errors import (
     ModelError,
     ModelNameError,
     MrFlowError,
-    UpscalerWarning,
-    warn,
 )
 from mrflow.known_models import full_name, nearest
 from mrflow.model import Model
@@ -46,9 +44,9 @@ def load_model(
 ) -> Model:
     """Return the pipeline named "vista", of a known name, a folder in diffusers' layout or a hub id "owner/name".
 
-    upscaler: see Upscaler.load; None is the model's own, if it has one. device: None is the CPU. dtype: None
-    is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or float16 on
-    GPUs that only emulate it (T4, V100, GTX 16).
+    upscaler: see Upscaler.load; None is the model's own, else the method's, Real-ESRGAN. device: None is the CPU.
+    dtype: None is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or
+    float16 on GPUs that only emulate it (T4, V100, GTX 16).
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
@@ -123,19 +121,12 @@ def wrap_pipeline(
 
 
 def choose_upscaler(upscaler: Upscaler | str | Path | None) -> Upscaler:
-    """Return the upscaler, or for None the bicubic baseline with an UpscalerWarning.
+    """Return the upscaler, for None the method's own: see `Upscaler.usual`.
 
-    No network is bundled for models at large. Interpolation scores alike on GenEval (.87 against .86 for
-    Real-ESRGAN, Qwen-Image, arXiv 2607.01642) but leaves pictures softer.
+    Interpolation scores alike on GenEval (.87 against .86 for Real-ESRGAN, Qwen-Image, arXiv 2607.01642) but
+    leaves pictures softer.
     """
-    if upscaler is None:
-        text = (
-            "No upscaler is given: bicubic stands in and pictures come out softer. Pass upscaler='realesrgan-x2', "
-            "which is fetched once, or the path of a file; or 'bicubic' to be content with it."
-        )
-        warn(text, UpscalerWarning)
-        upscaler = "bicubic"
-    return Upscaler.load(upscaler)
+    return Upscaler.usual() if upscaler is None else Upscaler.load(upscaler)
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -75,7 +75,9 @@ class MrFlow:
         defaults: Defaults | None = None,
         batch_size: int | None = None,
     ) -> None:
-        """Wrap a pipeline. upscaler: a .safetensors or .pth file, "bicubic" or "bilinear".
+        """Wrap a pipeline. upscaler: a .safetensors or .pth file, a known name, "bicubic" or another method.
+
+        upscaler None is Real-ESRGAN, from the cache or mrflow[upscalers], else fetched once, when first needed.
 
         batch_size: pictures that go through the model at once; larger requests are split. None is 1 on a CPU,
             where batches gain nothing, and 4 elsewhere.
@@ -154,6 +156,7 @@ class MrFlow:
         """Return finished pictures: draft, then finish. With return_dict=False a tuple that holds the images."""
         call = self._read(others, plan=plan, seed=seed, num_images=num_images)
         jobs = self._jobs(call, prompt, negative_prompt, width, height)
+        self._read_upscaler()
         with self._running(callback, call.extra, len(jobs)) as run:
             result = finish_drafts(
                 run,
@@ -203,6 +206,7 @@ class MrFlow:
         self.model.check_parts(texts=False)
         call = self._read(others, plan=plan, verb="finish", without=DRAFTING | SEEDING)
         planned = replan_drafts(self.model, drafts, plan if plan is None else call.plan, call.numbers)
+        self._read_upscaler()
         with self._running(callback, call.extra, len(planned)) as run:
             for draft in planned:
                 if draft.base_recipe.mode != "enhance":
@@ -244,6 +248,7 @@ class MrFlow:
         told |= {"max_sequence_length": call.max_sequence_length, "loras": call.loras}
         with generators_kept(call.seed):
             drafts = drafts_from_images(self.model, image, prompt, negative_prompt, call.seed, **told)
+        self._read_upscaler()
         with self._running(callback, call.extra, len(drafts)) as run:
             result = finish_drafts(
                 run,
@@ -323,6 +328,11 @@ class MrFlow:
     def _read(self, others: Arguments, **ours: Any) -> Call:
         base = self._base  # whose solver the model's resolving puts back where it fits
         return read_call(self.pipe, self.model.backbone, others, base=base, **ours)
+
+    def _read_upscaler(self) -> None:
+        """Have what is missing said before any sampling."""
+        if self.model.upscaler.pending is not None:
+            self.model.upscaler.ready()
 
     def _jobs(
         self,

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrflow.errors import UpscalerError, UpscalerNameError
-from mrflow.known_upscalers import KNOWN, check, fetch
+from mrflow.known_upscalers import KNOWN, KnownUpscaler, check, fetch, usual
+from mrflow.ncnn import read_ncnn
 
 METHODS = ("bicubic", "bilinear", "lanczos")
 MAX_FILE_BYTES = 2**30  # the largest published networks (DAT, HAT-L) have less than 200 MB
@@ -34,7 +35,7 @@ class Upscaler:
     """A way to enlarge pictures to an exact size.
 
     name: file name, known name or method. sha256: of the file, None for interpolation. factor: of the network's
-    own enlargement, None for interpolation.
+    own enlargement, None for interpolation. pending: the known one that is still to be read.
     """
 
     def __init__(self, name: str, network: Any = None, sha256: str | None = None, *, tile: int = TILE) -> None:
@@ -47,13 +48,15 @@ class Upscaler:
         self.sha256 = sha256
         self.factor: int | None = None if network is None else int(network.scale)
         self.tile = tile
+        self.pending: KnownUpscaler | None = None
         self._network = network
 
     @classmethod
     def load(cls, source: Upscaler | str | Path, *, tile: int = TILE) -> Upscaler:
         """Return an upscaler from a method's or a known name or a .safetensors or .pth file (or `source` itself).
 
-        Known names are those of `mrflow.known_upscalers`; their files are fetched on first use.
+        Known names are those of `mrflow.known_upscalers`; their files are fetched on first use. Real-ESRGAN's in
+        ncnn's format are a .bin with its .param beside it.
 
         Raises UpscalerError if the file is missing, too large, holds more than weights, or is no 3-channel
         enlarging network that spandrel knows.
@@ -72,6 +75,20 @@ class Upscaler:
         return cls(known.name if known else path.name, network, digest, tile=tile)
 
     @classmethod
+    def usual(cls) -> Upscaler:
+        """Return the method's own, Real-ESRGAN as it is at hand; read, or fetched once, when first needed."""
+        known = usual()
+        made = cls("bicubic")
+        made.name, made.sha256, made.pending = known.name, known.sha256, known
+        return made
+
+    def ready(self) -> Upscaler:
+        """Return itself with its network read. Raises UpscalerError as `load` does."""
+        if self.pending is not None:
+            vars(self).update({**vars(Upscaler.load(self.pending.name)), "pending": None})
+        return self
+
+    @classmethod
     def from_weights(cls, weights: dict[str, Any], name: str) -> Upscaler:
         """Return an upscaler from a network's weights in memory; raises UpscalerError as `load` does."""
         return cls(name, _build(weights, Path(name)))
@@ -83,6 +100,7 @@ class Upscaler:
         The network runs as often as needed to reach the size; an antialiased resize takes the rest. Where no
         side grows, only the resize runs.
         """
+        self.ready()
         pixels = pixels.float()
         if self._network is not None:
             self._place(pixels.device)
@@ -199,7 +217,8 @@ def check_file(path: Path) -> None:
     """Raise UpscalerError unless `path` may be a weights file: there, of a known kind, not too large."""
     if not os.path.isfile(path):  # os.path, for it takes any text, however long
         raise UpscalerNameError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {_NAMES}")
-    if path.suffix.lower() not in (".safetensors", ".pth"):
+    ncnn = path.suffix == ".bin" and path.with_suffix(".param").is_file()
+    if path.suffix.lower() not in (".safetensors", ".pth") and not ncnn:
         raise UpscalerNameError(
             f"{path} ends in {path.suffix!r}; it must be a .safetensors or .pth file. {_NAMES}"
         )
@@ -214,6 +233,8 @@ def _read_weights(path: Path) -> dict[str, Any]:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
+        if path.suffix == ".bin":
+            return dict(read_ncnn(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old zip-less files, which are fine
             weights = torch.load(path, map_location="cpu", weights_only=True)

@@ -30,7 +30,7 @@ _Upscaler = Annotated[
         metavar="FILE",
         help="A super-resolution file (.safetensors, .pth), a known name (mrflow models), bicubic, bilinear or "
         "lanczos.",
-        show_default="the model's own, else bicubic",
+        show_default="the model's own, else Real-ESRGAN",
     ),
 ]
 _Device = Annotated[
