@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from mrflow import MrFlow
 
 _Model = Annotated[
-    str, Parameter(alias="-m", help="vista, a name that mrflow models lists, a folder or a Hugging Face id.")
+    str,
+    Parameter(
+        alias="-m", help="vista, a name that mrflow models lists, a folder, a Hugging Face id, or a single file."
+    ),
+]
+_Base = Annotated[
+    str | None,
+    Parameter(
+        metavar="MODEL",
+        show_default="known by its weights",
+        help="Of a .safetensors or .gguf file: the model that has the rest, named as --model.",
+    ),
 ]
 _Upscaler = Annotated[
     str | None,
@@ -58,6 +69,16 @@ _LorasDir = Annotated[
         help="LoRAs that may be named by --lora, by rows and requests, and by a picture's recipe.",
     ),
 ]
+_ModelsDir = Annotated[
+    tuple[Path, ...],
+    Parameter(
+        name="--models-dir",
+        metavar="DIR",
+        env_var="MRFLOW_MODELS_DIR",
+        show_default=False,
+        help="Where to look for local models and single files by name, or as a recipe names them; several times.",
+    ),
+]
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _RECORDED = Parameter(show_default="the recipe's")
 _NO_OPTION = Parameter(parse=False)
@@ -73,6 +94,8 @@ class ModelOptions:
     """
 
     model: _Model = "vista"
+    base: _Base = None
+    models_dir: _ModelsDir = ()
     upscaler: _Upscaler = None
     device: _Device = None
     dtype: _Dtype = None
@@ -90,14 +113,24 @@ class ModelOptions:
         if self.model == "vista":  # found missing before torch is imported, which takes seconds
             vista.folder()
             vista.upscaler()
-        with _loading(self.model):
+        source, base = self.model, self.base
+        if self.models_dir and source != "vista" and not Path(source).exists():
+            from mrflow.loading import find_model
+
+            source = find_model(source, None, self.models_dir) or source
+        if base is None and source.endswith((".safetensors", ".gguf")) and Path(source).is_file():
+            from mrflow.loading import find_base
+
+            base = find_base(Path(source))
+            say(f"{Path(source).name} has the transformer; the rest is of {base}, unless --base says otherwise")
+        with _loading(base or source):
             from mrflow import MrFlow
 
             local: dict[str, Any] = {"local_files_only": True} if self.recorded else {}
             device = self.device or best_device()
             try:
                 fast = MrFlow.from_pretrained(
-                    self.model, upscaler=self.upscaler, device=device, dtype=self.dtype, **local
+                    source, base=base, upscaler=self.upscaler, device=device, dtype=self.dtype, **local
                 )
             except ModelError as error:
                 if not self.recorded:
@@ -133,16 +166,6 @@ class RecordedModel(ModelOptions):
     """The same for drafts; no name means that their recipes have it."""
 
     model: Annotated[_Model, _RECORDED] = ""
-    models_dir: Annotated[
-        tuple[Path, ...],
-        Parameter(
-            name="--models-dir",
-            metavar="DIR",
-            env_var="MRFLOW_MODELS_DIR",
-            show_default=False,
-            help="Where to look for a local model by the name and hash in the recipe; several times for several.",
-        ),
-    ] = ()
 
     def named(self, recipe: Recipe) -> ModelOptions:
         """Return these options with the recorded model, unless one was given."""
