@@ -71,7 +71,7 @@ def test_missing_weights_give_one_clear_error(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_hub_model_that_cannot_be_reached_gives_one_clear_error() -> None:
-    with pytest.raises(ModelError, match="nobody/nothing cannot be loaded"):
+    with pytest.raises(ModelError, match="nobody/nothing is not on this machine"):
         MrFlow.from_pretrained("nobody/nothing", upscaler="bicubic", local_files_only=True)
 
 

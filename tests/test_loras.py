@@ -307,7 +307,7 @@ def test_a_hub_id_is_found_in_the_cache_offline(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(LoraNameError, match=r"has 2 .safetensors files: .*second"):
         loras.find_loras(["ann/boats"])
     assert loras.find_loras(["ann/boats/second.safetensors"]).usual[0].name == "second"
-    with pytest.raises(LoraError, match="cannot be fetched"):
+    with pytest.raises(LoraError, match="ann/gone is not on this machine"):
         loras.find_loras(["ann/gone"])
 
 

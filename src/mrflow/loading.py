@@ -23,7 +23,10 @@ from mrflow.errors import (
     ModelError,
     ModelNameError,
     MrFlowError,
+    MrFlowWarning,
+    warn,
 )
+from mrflow.hub import explain, is_offline
 from mrflow.known_models import BY_ID, full_name, nearest
 from mrflow.model import Model
 from mrflow.plan import Defaults
@@ -70,6 +73,8 @@ def load_model(
         if base is not None:
             raise ModelNameError(f"base is {base}; it goes with a {' or '.join(FILES)} file alone. Leave it out.")
         path = _check_source(source)
+    if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
+        kwargs["local_files_only"] = True  # what is cached is used, the rest is said at once
     network = choose_upscaler(upscaler)
     if is_file(source):
         kwargs["transformer"] = _load_transformer(Path(source), path, precision, kwargs)
@@ -182,6 +187,8 @@ def _load_transformer(file: Path, base: str, dtype: torch.dtype, kwargs: Mapping
     except NotImplementedError as error:  # torch's, of weights that are still to be read
         raise ModelError(lacks) from error
     except Exception as error:  # converters trip over foreign keys in many ways
+        if not os.path.isdir(base) and (known := explain(base, error)):
+            raise ModelError(known) from error
         text = f"{file.name} cannot be loaded as the transformer of {base}: {_reason(error)}"
         raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
     if any(weight.is_meta for weight in made.parameters()):
@@ -260,6 +267,8 @@ def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     checked = DTYPES.get(str(dtype).removeprefix("torch."))
     if checked is None:
         raise DeviceNameError(f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}.")
+    if checked == torch.bfloat16 and device.type in ("cuda", "mps") and not has_bfloat16(device):
+        warn(f"{device} does not compute in bfloat16 itself, so that it is slow. Try float16.", MrFlowWarning)
     return checked
 
 
@@ -296,4 +305,6 @@ def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pip
     except MrFlowError:
         raise
     except Exception as error:  # damaged files raise many kinds, safetensors' own among them
-        raise ModelError(f"The model {path} cannot be loaded: {_reason(error)}") from error
+        known = explain(path, error)
+        kind = ModelNameError if known.startswith("There is no") else ModelError
+        raise kind(known or f"The model {path} cannot be loaded: {_reason(error)}") from error

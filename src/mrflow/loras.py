@@ -20,6 +20,7 @@ from typing import Any
 
 from mrflow.backbones.family import Pipeline
 from mrflow.errors import LoraError, LoraNameError, MissingExtraError, MrFlowWarning, warn
+from mrflow.hub import explain, is_offline
 from mrflow.jobs import Lora, split_weight
 from mrflow.progress import libraries_silent
 
@@ -240,28 +241,30 @@ def _from_source(source: str) -> tuple[str, Path]:
 
     owner, repo, *inner = source.split("/", 2)
     try:
-        files = inner or _hub_files(f"{owner}/{repo}")
-        path = hf_hub_download(f"{owner}/{repo}", files[0]) if len(files) == 1 else ""
+        cached = is_offline()
+        files = inner or _hub_files(f"{owner}/{repo}", cached=cached)
+        path = ""
+        if len(files) == 1:
+            path = hf_hub_download(f"{owner}/{repo}", files[0], local_files_only=cached)
     except Exception as error:  # the hub's own kinds, and requests'
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LoraError(
-            f"The LoRA {source} cannot be fetched: {reason:.300} Or give the path of its file."
-        ) from error
+        text = f"The LoRA {source} cannot be fetched: {reason:.300} Or give the path of its file."
+        raise LoraError(explain(f"{owner}/{repo}", error) or text) from error
     if not path:
         shown = ", ".join(files[:10]) or "none"
         raise LoraNameError(f"{source} has {len(files)} {SUFFIX} files: {shown}. Give one, as owner/name/file.")
     return (Path(inner[0]).stem if inner else repo), Path(path)
 
 
-def _hub_files(repo: str) -> list[str]:
-    """Return the names of a repository's safetensors files, offline of those that are cached."""
+def _hub_files(repo: str, *, cached: bool) -> list[str]:
+    """Return the names of a repository's safetensors files. cached: of those that are here."""
     from huggingface_hub import list_repo_files, snapshot_download
 
-    try:
-        names = list_repo_files(repo)
-    except Exception:  # offline
+    if cached:
         folder = Path(snapshot_download(repo, local_files_only=True))
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    else:
+        names = list_repo_files(repo)
     return [name for name in names if name.endswith(SUFFIX)]
 
 

@@ -48,10 +48,12 @@ def get_backbone(pipeline_class: str) -> Backbone:
         place = VARIANTS[pipeline_class][1] if pipeline_class in VARIANTS else FAMILIES[pipeline_class].backbone
         module, _, name = place.partition(":")
         return cast("Backbone", getattr(import_module(f"mrflow.backbones.{module}"), name)())
-    reason = f", which cannot work: {NOT_POSSIBLE[pipeline_class]}" if pipeline_class in NOT_POSSIBLE else ""
-    if pipeline_class in NOT_YET:
-        reason = f", which is not driven yet: it has {NOT_YET[pipeline_class]}"
+    reasons = {name: f"cannot work: {why}" for name, why in NOT_POSSIBLE.items()}
+    reasons |= {name: f"is not driven yet: it has {why}" for name, why in NOT_YET.items()}
+    if pipeline_class in reasons:
+        text = f"The pipeline is a {pipeline_class}, which {reasons[pipeline_class]}"
+        raise UnsupportedPipelineError(f"{text}. Take one that follows a flow: mrflow models lists them.")
     raise UnsupportedPipelineError(
-        f"The pipeline is a {pipeline_class}{reason}; supported are {', '.join(supported())}. "
+        f"The pipeline is a {pipeline_class}; supported are {', '.join(supported())}. "
         "Another family needs a backbone: see mrflow.backbones and register_backbone."
     )
