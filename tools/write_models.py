@@ -87,13 +87,14 @@ def _presets() -> Iterable[str]:
         told = f'"{each.word}" in its name' if each.word else f"`{each.flag or each.pipeline}`"
         known.setdefault(each.preset, []).append(told)
     yield "## Presets\n"
-    yield 'By name as `plan=`; any "N+M" works too. Those of distilled checkpoints are the default where the'
+    yield 'By name as `plan=`; any "N+M" works too, and "3/4": the first 3 of a few-step model\'s 4 steps small,'
+    yield "the others large, at the model's own sigmas. Those of distilled checkpoints are the default where the"
     yield "pipeline says what it is; a LoRA that distils comes and goes, so its preset is chosen by hand.\n"
     yield "| preset | steps | refine sigma | for | taken by itself for | source |"
     yield "|---|---|---|---|---|---|"
     for preset in PRESETS.values():
         plan, chosen = preset.plan, ", ".join(known.get(preset.name, ()))
-        numbers = f"{plan.label} | {plan.refine_sigma:g}"
+        numbers = f"{plan.label} | {plan.refine_sigma}"
         yield f"| `{preset.name}` | {numbers} | {preset.about} | {chosen} | {preset.source} |"
     yield ""
 

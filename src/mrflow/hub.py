@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mrflow.known_models import nearest
+from mrflow.known_models import meant
 
 _PATIENCE = 5.0  # seconds; the hub's own client tries five times over half a minute
 
@@ -38,8 +38,7 @@ def explain(name: str, error: BaseException) -> str:
     if is_any(hub.RevisionNotFoundError):
         return f"{name} has no such revision. {page} lists its commits."
     if is_any(hub.RepositoryNotFoundError):
-        meant = nearest(name.rpartition("/")[2])
-        near = f" Did you mean {' or '.join(meant)}?" if meant else ""
+        near = meant(name.rpartition("/")[2])
         return f"There is no {name} on Hugging Face, or it is private.{near} A private one needs: hf auth login"
     if is_any(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
         return (

@@ -68,6 +68,7 @@ def full_name(name: str) -> str:
     return KNOWN[name].id if name in KNOWN else name
 
 
-def nearest(name: str) -> list[str]:
-    """Return short names that look like `name`, at most three."""
-    return get_close_matches(name.lower(), ("vista", *KNOWN), cutoff=0.5)
+def meant(name: str) -> str:
+    """Return " Did you mean flux-dev?" with the short names that look like `name`, or nothing."""
+    names = get_close_matches(name.lower(), ("vista", *KNOWN), cutoff=0.5)
+    return f" Did you mean {' or '.join(names)}?" if names else ""

@@ -27,7 +27,7 @@ from mrflow.errors import (
     warn,
 )
 from mrflow.hub import explain, is_offline
-from mrflow.known_models import BY_ID, full_name, nearest
+from mrflow.known_models import BY_ID, full_name, meant
 from mrflow.model import Model
 from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
@@ -280,17 +280,18 @@ def _check_source(source: str | Path) -> str:
             raise ModelError(f"The folder {path} holds no model_index.json; it must be in diffusers' layout.")
         return str(path.resolve())
     name = name if isinstance(source, Path) else full_name(name)
+    if name.strip() and os.path.isfile(path):
+        raise ModelNameError(
+            f"{name} is one file; a model here is a folder in diffusers' layout or a hub id. Load it in Python: "
+            "MrFlow(FluxPipeline.from_single_file(...)), or its family's pipeline; a GGUF file or one of the "
+            "transformer alone with FluxTransformer2DModel.from_single_file(...), given to from_pretrained."
+        )
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, flags=re.ASCII):
         raise ModelNameError(
-            f"There is no model {name[:200]!r}.{_meant(name)} Give 'vista', a name that mrflow models lists, an "
+            f"There is no model {name[:200]!r}.{meant(name)} Give 'vista', a name that mrflow models lists, an "
             "existing folder in diffusers' layout, or a Hugging Face id such as 'black-forest-labs/FLUX.1-dev'."
         )
     return name
-
-
-def _meant(name: str) -> str:
-    names = nearest(name)
-    return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
 def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pipeline:

@@ -12,15 +12,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrflow.architectures import Spec, make_component
+from mrflow.architectures import Spec, assemble, make_component, make_upscaler
 from mrflow.errors import ModelError
-from mrflow.upscaler import Upscaler
 
 if TYPE_CHECKING:
     import torch
 
     from mrflow.backbones.family import Pipeline
     from mrflow.pipeline import MrFlow
+    from mrflow.upscaler import Upscaler
 
 
 def make_random(
@@ -46,13 +46,11 @@ def make_random(
 
 def make_pipeline(spec: Spec, device: torch.device, dtype: torch.dtype) -> Pipeline:
     """Return the described pipeline, each component built empty and filled with random numbers on `device`."""
-    import diffusers
-
     parts = {name: make_component(part) for name, part in spec["components"].items()}
     for part in parts.values():
         if hasattr(part, "parameters"):
             fill(part, device, dtype)
-    pipe = getattr(diffusers, spec["pipeline"])(**parts, **spec["options"])
+    pipe = assemble(spec, parts)
     pipe.register_to_config(_name_or_path=f"{spec['name']}, random weights")
     return pipe
 
@@ -80,28 +78,3 @@ def fill(model: Any, device: torch.device, dtype: torch.dtype, seed: int = 0) ->
         model.tie_weights()  # building empty has torn them apart
     model.to(device)  # the buffers
     model.eval()
-
-
-def make_upscaler(part: Spec, seed: int = 0) -> Upscaler:
-    """Return a Real-ESRGAN x2 network of the described size with random weights."""
-    import torch
-
-    generator = torch.Generator("cpu").manual_seed(seed)
-    weights: dict[str, torch.Tensor] = {}
-
-    def add(name: str, inputs: int, outputs: int) -> None:
-        scale = 0.1 / (9 * inputs) ** 0.5  # a tenth of what keeps the scale: 23 blocks add up
-        weights[f"{name}.weight"] = torch.randn(outputs, inputs, 3, 3, generator=generator) * scale
-        weights[f"{name}.bias"] = torch.full((outputs,), 0.5 if name == "conv_last" else 0.0)
-
-    features, growth = part["features"], part["growth"]
-    add("conv_first", 3 * 4, features)  # 2 x 2 pixels become channels first: the network then enlarges by 4
-    for block in range(part["blocks"]):
-        for dense in (1, 2, 3):
-            for k in range(5):
-                outputs = growth if k < 4 else features
-                add(f"body.{block}.rdb{dense}.conv{k + 1}", features + k * growth, outputs)
-    for name in ("conv_body", "conv_up1", "conv_up2", "conv_hr"):
-        add(name, features, features)
-    add("conv_last", features, 3)
-    return Upscaler.from_weights(weights, f"{part['name']}, random weights")

@@ -189,7 +189,7 @@ def _field(name: str, about: About) -> Any:
     empty = "the model's" if about.absent is None else "the plan's"
     if about.choices:
         choices = [(empty, ""), *((choice, choice) for choice in about.choices)]
-        return gr.Dropdown(choices, value="", label=label, min_width=140)
+        return gr.Dropdown(choices, value="", label=label, min_width=140, allow_custom_value=about.kind is not str)
     return gr.Textbox(label=label, placeholder=empty, min_width=140)
 
 
