@@ -97,7 +97,7 @@ class MrFlow:
 
     @classmethod
     def from_pipe(cls, pipe: Pipeline | MrFlow, **kwargs: Any) -> MrFlow:
-        """Return MrFlow over a pipeline that is loaded, or that of another MrFlow with its LoRAs; kwargs: its own."""
+        """Return MrFlow over a loaded pipeline, or that of another with its LoRAs; kwargs: MrFlow's own."""
         if not isinstance(pipe, MrFlow):
             return cls(pipe, **kwargs)
         made = cls(pipe.pipe, **kwargs)
