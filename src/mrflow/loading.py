@@ -282,9 +282,8 @@ def _check_source(source: str | Path) -> str:
     name = name if isinstance(source, Path) else full_name(name)
     if name.strip() and os.path.isfile(path):
         raise ModelNameError(
-            f"{name} is one file; a model here is a folder in diffusers' layout or a hub id. Load it in Python: "
-            "MrFlow(FluxPipeline.from_single_file(...)), or its family's pipeline; a GGUF file or one of the "
-            "transformer alone with FluxTransformer2DModel.from_single_file(...), given to from_pretrained."
+            f"{name} ends in {path.suffix[:20]!r}; a single file must be one of {', '.join(FILES)}. Others can "
+            "run code when they are read: take one of these, or convert it."
         )
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, flags=re.ASCII):
         raise ModelNameError(
