@@ -9,7 +9,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from mrflow.errors import ImageError, MrFlowError, OutputError, RecipeError, RequestError
+from mrflow.errors import ImageError, LoraError, MrFlowError, OutputError, RecipeError, RequestError
 
 _SERVER = "server_error"
 
@@ -59,6 +59,8 @@ def from_error(error: MrFlowError, param: str | None = None) -> ApiError:
         return ApiError(400, _own_words(error), param=param or "image", code="invalid_image")
     if isinstance(error, OutputError):
         return ApiError(422, _own_words(error), param="output_format", code="unprocessable")
+    if isinstance(error, LoraError):
+        return ApiError(422, _own_words(error), param="loras", code="unprocessable")
     return failed(error)
 
 

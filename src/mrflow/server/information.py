@@ -39,6 +39,14 @@ def information_routes(service: Service) -> APIRouter:
         service.check_model(name)
         return model_object(name)
 
+    @router.get("/v1/loras")
+    async def loras() -> dict[str, Any]:
+        """List the LoRAs that requests may name, and whether pictures have them unasked."""
+        known = service.scheduler.model.loras
+        usual = {each.name: each.weight for each in known.usual}
+        data = [{"id": name, "object": "lora", "usual_weight": usual.get(name, 0.0)} for name in known.files]
+        return {"object": "list", "data": data}
+
     @router.get("/v1/files/{name}")
     def file(name: str) -> Response:
         """Give out a picture that was asked for as a url, for a limited time."""

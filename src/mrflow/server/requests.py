@@ -12,12 +12,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic_core import from_json
 
 from mrflow.drafts import Draft, drafts_from_images, replan_drafts
-from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, PromptError, SizeError
+from mrflow.errors import LoraNameError, MrFlowError, MrFlowWarning, PlanError, PromptError, SizeError
 from mrflow.files import load_image
-from mrflow.jobs import MAX_SEED, Job, Size, ask, parse_size
+from mrflow.jobs import (
+    MAX_LORA_NAME,
+    MAX_LORA_WEIGHT,
+    MAX_LORAS,
+    MAX_SEED,
+    Job,
+    Lora,
+    Size,
+    ask,
+    parse_size,
+    read_loras,
+)
 from mrflow.model import Model
 from mrflow.plan import ABOUT, FINISHING, About, Plan, get_plan
 from mrflow.server import errors
@@ -104,6 +116,21 @@ class StreamedBody(ImageBody):
     )
 
 
+class LoraBody(BaseModel):
+    """A LoRA on the picture."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str = Field(min_length=1, max_length=MAX_LORA_NAME, description="As GET /v1/loras has it.")
+    weight: float = Field(
+        1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False, description="1 is its own strength."
+    )
+
+
+def _from_text(value: Any) -> Any:
+    """Return a field of a form, which arrives as text, as the JSON that it holds."""
+    return from_json(value) if isinstance(value, str) else value
+
+
 @with_plan_fields(ABOUT)
 class PromptBody(ImageBody):
     """OpenAI's fields of a prompt, and ours, which its clients pass as `extra_body`."""
@@ -125,6 +152,11 @@ class PromptBody(ImageBody):
         None,
         max_length=80,
         description='Draft steps + refine steps, such as "12+1", a few-step model\'s "3/4", or a preset\'s name.',
+    )
+    loras: Annotated[list[LoraBody], BeforeValidator(_from_text)] | None = Field(
+        None,
+        max_length=MAX_LORAS,
+        description="Of those that GET /v1/loras lists; [] for none, absent: the server's.",
     )
 
 
@@ -184,7 +216,8 @@ def check_prompt(scheduler: Scheduler, body: PromptBody, n: int) -> Checked:
     with _reading(scheduler) as warned:
         plan, (width, height) = _plan(model, body, settings), _size(body)
         _check_text(body, settings)
-        asked = ask(body.prompt, body.negative_prompt, body.seed, n, plan=plan, width=width, height=height)
+        told: dict[str, Any] = {"plan": plan, "width": width, "height": height, "loras": _loras(body)}
+        asked = ask(body.prompt, body.negative_prompt, body.seed, n, **told)
         jobs = model.resolve(asked)
         _check_pixels(jobs[0].size, settings)
     return Checked(jobs, warnings=warned)
@@ -201,9 +234,8 @@ def check_image(scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes])
         plan, (width, height) = _plan(model, body, settings), _size(body)
         _check_text(body, settings)
         seeds = [one.seed for one in ask(body.prompt, body.negative_prompt, body.seed, n)]
-        (draft,) = drafts_from_images(
-            model, image, body.prompt, body.negative_prompt, seeds[0], plan=plan, width=width, height=height
-        )
+        told: dict[str, Any] = {"plan": plan, "width": width, "height": height, "loras": _loras(body)}
+        (draft,) = drafts_from_images(model, image, body.prompt, body.negative_prompt, seeds[0], **told)
         _check_pixels(draft.base_recipe.size, settings)
         drafts = [replace(draft, base_recipe=replace(draft.base_recipe, seed=seed)) for seed in seeds]
     return of_drafts(drafts, warned)
@@ -229,6 +261,10 @@ def of_drafts(drafts: list[Draft], warned: Sequence[str] = ()) -> Checked:
 
 def _size(body: PromptBody) -> Size | tuple[None, None]:
     return parse_size(None if body.size == "auto" else body.size)
+
+
+def _loras(body: PromptBody) -> tuple[Lora, ...] | None:
+    return None if body.loras is None else read_loras([each.model_dump() for each in body.loras])
 
 
 def _plan(model: Model, body: PromptBody, settings: Settings) -> Plan:
@@ -275,6 +311,7 @@ def _reading(scheduler: Scheduler) -> Iterator[list[str]]:
         texts += [str(each.message) for each in caught if issubclass(each.category, MrFlowWarning)]
     except MrFlowError as error:
         params: dict[type, str] = {PlanError: "plan", SizeError: "size", PromptError: "prompt"}
+        params |= {LoraNameError: "loras"}
         raise errors.from_error(error, params.get(type(error))) from None
     finally:
         scheduler.reading.release()

@@ -82,6 +82,8 @@ def make_service(
     Raises RequestError where a model can't have as many lanes as the settings say.
     """
     wanted = settings.lanes or (None if len(models) == 1 else 1)
+    for model in models:
+        model.upscaler.ready()  # what is missing is said before anybody asks
     lanes = [lane for model in models for lane in _lanes(model, check_lanes(model, wanted))]
     metrics, kept = Metrics([lane.device for lane in lanes]), kept or Kept.of(settings)
     return Service(

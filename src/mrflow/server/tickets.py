@@ -82,7 +82,7 @@ class Ticket:
     def key(self) -> Hashable:
         """What tickets must share to go through the model together."""
         shape = tuple(self.made.draft.pixels.shape) if self.made.draft is not None else None
-        return self.kind, self.job.size, self.job.plan, shape
+        return self.kind, self.job.kind, shape
 
     @property
     def over(self) -> bool:
