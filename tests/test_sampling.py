@@ -90,10 +90,6 @@ def waves(height: int, width: int, count: int = 5) -> torch.Tensor:
     return torch.einsum("bckl,kh,lw->bchw", weights, down, across).clamp(0, 1)
 
 
-def contrast(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.double().mean(1).flatten(1).std(1, unbiased=False)
-
-
 def test_colors_that_drifted_are_taken_back() -> None:
     """A picture at twice the size, dulled and tinted, has its own colours back: those of the closed form."""
     draft, large = waves(16, 24).float(), waves(40, 60).float()
@@ -109,32 +105,18 @@ def test_colors_that_drifted_are_taken_back() -> None:
     assert torch.allclose(mean - drifted, (mean - drifted).mean((2, 3), keepdim=True), atol=1e-6)
 
 
-def test_texture_stays_and_the_contrast_is_the_drafts() -> None:
+def test_texture_stays_and_low_frequencies_are_the_drafts() -> None:
     draft, large = waves(16, 24).float(), waves(32, 48).float()
     checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).tile(16, 24) * 0.008  # the finest there is
-    kept = keep_colors(large + checks, draft, 0.4)
+    drifted = (large * 0.95 + 0.01 + checks).clamp(0, 1)
+    kept = keep_colors(drifted, draft, 0.4)
     fft = pytest.importorskip("scipy.fft")
-    before, after = (fft.dctn(each.double().numpy(), axes=(2, 3), norm="ortho") for each in (large + checks, kept))
+    before, after = (fft.dctn(each.double().numpy(), axes=(2, 3), norm="ortho") for each in (drifted, kept))
     small = fft.dctn(draft.double().numpy(), axes=(2, 3), norm="ortho")
     change = abs(after - before)
-    assert change[:, :, 7:].max() < 1e-5  # of 16 rows and 24 columns .4 are 7 and 10
+    assert change[:, :, :7, :10].max() > 0.01  # of 16 rows and 24 columns .4 are 7 and 10
+    assert change[:, :, 7:].max() < 1e-5
     assert change[:, :, :, 10:].max() < 1e-5
-    ratios = after[:, 0, :5, :5].reshape(2, -1)[:, 1:] / small[:, 0, :5, :5].reshape(2, -1)[:, 1:] / 2
-    assert abs(ratios / ratios[:, :1] - 1).max() < 1e-3  # the draft's, all as much smaller
-    assert ((ratios > 0.9 - 1e-4) & (ratios < 1)).all()
-    assert (contrast(large + checks) - contrast(draft)).min() > 5e-4
-    assert (contrast(kept) - contrast(draft)).abs().max() < 2e-5
-    assert (kept.mean((2, 3)) - draft.mean((2, 3))).abs().max() < 1e-6
-
-
-def test_a_picture_of_texture_alone_keeps_what_it_has() -> None:
-    """Where fine detail has more contrast than the whole draft, low frequencies keep nine tenths of theirs."""
-    draft, large = waves(16, 24).float(), waves(32, 48).float()
-    checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).tile(16, 24) * 0.3
-    kept = keep_colors(large + checks, draft, 0.4)
-    assert kept.isfinite().all()
-    assert ((kept >= 0) & (kept <= 1)).all()
-    low = torch.nn.functional.avg_pool2d(kept, 2)
-    assert (contrast(low) / contrast(draft)).min() > 0.85
+    assert abs(after[:, :, :7, :10] / 2 - small[:, :, :7, :10]).max() < 1e-4
     grey = torch.full((1, 3, 8, 8), 0.5)
     assert torch.allclose(keep_colors(grey.tile(1, 1, 2, 2) * 0.9, grey, 0.5), torch.tensor(0.5))

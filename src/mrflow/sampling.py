@@ -108,37 +108,21 @@ def shrink_noise(noise: Tensor, height: int, width: int) -> Tensor:
 
 
 def keep_colors(pixels: Tensor, draft: Tensor, share: float) -> Tensor:
-    """Return pixels (B, 3, H, W) with the means, the contrast and the low frequencies of a draft (B, 3, h, w).
+    """Return pixels (B, 3, H, W) with the low frequencies of a draft (B, 3, h, w), the mean among them.
 
     Both in [0, 1], float32; the result too. share: in (0, 1], of the draft's frequencies along each side, rounded
     up: those of the orthonormal cosine transform, of which the first is the mean. What is finer is left as it is,
-    but for what leaves [0, 1]; the contrast that it adds, as the deviation of the brightness, is taken from the
-    low frequencies, which keep 9/10 of theirs at least.
+    but for what leaves [0, 1].
     """
     counts = [math.ceil(share * min(sides)) for sides in zip(draft.shape[-2:], pixels.shape[-2:], strict=True)]
     (down, across), (rows, columns) = (
         [_cosines(side)[:count].to(each) for side, count in zip(each.shape[-2:], counts, strict=True)]
         for each in (pixels, draft)
     )
-    area = math.prod(pixels.shape[-2:])
-    found = down @ pixels @ across.T
-    wanted = rows @ draft @ columns.T * math.sqrt(area / math.prod(draft.shape[-2:]))
-    fine = _contrast(pixels) - _low_contrast(found, area)
-    gain = ((_contrast(draft) - fine) / _low_contrast(wanted, area).clamp(min=1e-12)).clamp(0.81, 1.21).sqrt()
-    wanted[..., 1:, :] *= gain[:, None, None, None]  # all but the mean
-    wanted[..., :1, 1:] *= gain[:, None, None, None]
-    return (pixels + down.T @ (wanted - found) @ across).clamp(0, 1)
-
-
-def _contrast(pixels: Tensor) -> Tensor:
-    """Return (B,) variances of the brightness of pixels (B, 3, H, W)."""
-    return pixels.mean(1).flatten(1).var(1, unbiased=False)
-
-
-def _low_contrast(low: Tensor, area: int) -> Tensor:
-    """Return (B,) what low frequencies (B, 3, k, l) of `area` pixels have of that variance."""
-    squares = low.mean(1).square()
-    return (squares.sum((1, 2)) - squares[:, 0, 0]) / area
+    larger = math.sqrt(math.prod(pixels.shape[-2:]) / math.prod(draft.shape[-2:]))
+    drift = rows @ draft @ columns.T * larger - down @ pixels @ across.T
+    kept: Tensor = (pixels + down.T @ drift @ across).clamp(0, 1)
+    return kept
 
 
 def _cosines(size: int) -> Tensor:
