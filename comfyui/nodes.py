@@ -47,7 +47,6 @@ class Plans(io.ComfyNode):
             inputs=[
                 *_size(),
                 io.Combo.Input("preset", options=[passes.OWN_NUMBERS, *PRESETS], tooltip=_presets()),
-                *(_number(name, default) for name, _, default in passes.numbers()),
                 io.Boolean.Input(
                     "switch",
                     default=False,
@@ -55,6 +54,7 @@ class Plans(io.ComfyNode):
                     tooltip="In place of refine_sigma: steps and refine_steps divide one schedule, and the refine "
                     "pass goes on at its own next sigma. For few-step models; some presets do so.",
                 ),
+                *(_number(name, default) for name, _, default in passes.numbers()),
             ],
             outputs=[
                 PlanType.Output(display_name="plan"),
