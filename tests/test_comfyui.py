@@ -40,6 +40,8 @@ ACTS = {
     "refine_true_cfg_scale",
     "guidance_stop",
     "noise",
+    "lift",
+    "color_guard",
 }
 
 
