@@ -33,7 +33,6 @@ OUTSIDE = {
     "cyclopts": {"cli"},
     "rich": {"cli"},
     "fastapi": {"server"},
-    "gradio": {"server"},
     "uvicorn": {"server"},
     "prometheus_client": {"server"},
     "ray": {"ray_connection", "server"},

@@ -94,7 +94,7 @@ def serve(
       mrflow serve --root-path /images --trusted-proxy 127.0.0.1 --keys keys.txt
       mrflow serve --ray --replicas 4
     """
-    _check_installed(door.page and ray.ray is None)
+    _check_installed()
     from mrflow.server.address import Address
     from mrflow.server.keys import Keys
     from mrflow.server.settings import Settings
@@ -141,11 +141,11 @@ def _wait() -> None:
             signal.signal(each, handler)
 
 
-def _check_installed(page: bool) -> None:
+def _check_installed() -> None:
     from importlib.util import find_spec
 
     needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
-    needed |= {"python_multipart": "python-multipart"} | ({"gradio": "gradio"} if page else {})
+    needed |= {"python_multipart": "python-multipart"}
     for module, package in needed.items():
         if find_spec(module) is None:
             raise MissingExtraError(package, "server")

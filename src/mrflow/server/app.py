@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,15 +10,17 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
 
 import mrflow
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
 from mrflow.server.address import Address
-from mrflow.server.errors import ApiError, internal, invalid_field
+from mrflow.server.errors import ApiError, invalid_field
 from mrflow.server.guard import Guard
 from mrflow.server.information import documentation_routes, information_routes
 from mrflow.server.keys import Keys
+from mrflow.server.page import STATIC, page_routes
 from mrflow.server.requests import ErrorAnswer
 from mrflow.server.routes import image_routes
 from mrflow.server.service import Kept, make_service
@@ -63,13 +64,10 @@ def create_app(
     app.include_router(image_routes(service), responses=errors)
     app.include_router(information_routes(service), responses=errors)
     app.include_router(documentation_routes(service))
-    _answer_errors(app)
+    app.mount("/static", StaticFiles(directory=STATIC))
     if page:
-        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-        from mrflow.server.page import mount_page
-
-        app = mount_page(app, service)
-        _answer_errors(app.router.default)  # type: ignore[arg-type]
+        app.include_router(page_routes(service))
+    _answer_errors(app)
     app.add_middleware(Guard, service=service, address=address or Address())
     return app
 
@@ -97,9 +95,6 @@ def _answer_errors(app: FastAPI) -> None:
         answer = ApiError(error.status_code, message, code=code)
         answer.headers = error.headers  # Allow, for one
         return answer.response()
-
-    # the page's own bugs; the guard is in front of ours
-    app.add_exception_handler(Exception, lambda request, error: internal().response())
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -17,8 +17,7 @@ _SERVER = "server_error"
 class ApiError(HTTPException):
     """An answer that is no picture: status, message, OpenAI's type, code and param, and when to try again.
 
-    An HTTPException because FastAPI and Gradio pass those on from wherever they are raised, also while a body
-    is read.
+    An HTTPException because FastAPI passes those on from wherever they are raised, also while a body is read.
     """
 
     def __init__(

@@ -19,17 +19,18 @@ from mrflow.server.service import Service
 log = logging.getLogger("mrflow.server")
 
 COOKIE = "mrflow_session"
+PAGE = "x-mrflow-page"  # sent by the page's script: a form, and a script of another site, can't send it unasked
 LOGIN = "/login"
 _OPEN = ("/health", "/ready", LOGIN)
+_STATIC = "/static/"  # the same for everybody
 _FILES = "/v1/files/"  # their names can't be guessed, and pictures are shown by browsers that send no key
 _IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/drafts", "/v1/images/finish")
 _ROUTES = (*_IMAGES, "/v1/models", "/metrics", "/docs", "/openapi.json", *_OPEN)
-_UPLOADS = ("/v1/images/edits", "/gradio_api/upload")
+_UPLOADS = "/v1/images/edits"
 # Nothing is loaded from elsewhere, so that the page works offline and tells nobody that it was opened.
 _POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'self'; "
-    "form-action 'self'; base-uri 'self'; object-src 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+    "frame-ancestors 'self'; form-action 'self'; base-uri 'none'"
 )
 
 
@@ -84,7 +85,7 @@ class Guard:
             raise ApiError(403, "Requests from other sites are not answered.", code="cross_site")
         state = scope.setdefault("state", {})
         state["client"] = scope["client"][0] if scope.get("client") else "local"
-        if not self._service.keys or path in _OPEN or path.startswith(_FILES):
+        if not self._service.keys or path in _OPEN or path.startswith((_FILES, _STATIC)):
             return
         client = self._client(headers, path)
         if client is not None:
@@ -98,8 +99,8 @@ class Guard:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self._service.keys.client(key.strip())
-        if path.startswith("/v1/") or path == "/metrics":
-            return None  # a browser's cookie opens the page, not the API
+        if path == "/metrics" or (path.startswith("/v1/") and PAGE not in headers):
+            return None  # a browser's cookie opens the page, and the API to the page alone
         return self._service.sessions.client(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
 
     def _limited(self, scope: Scope, path: str, receive: Receive) -> Receive:

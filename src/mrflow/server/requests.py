@@ -95,6 +95,10 @@ class ImageBody(BaseModel):
 
 class StreamedBody(ImageBody):
     stream: bool | None = Field(None, description="Send events instead of one object.")
+    progress: bool | None = Field(None, description="Of a stream: an event for each step, too.")
+
+
+class PreviewedBody(StreamedBody):
     partial_images: int | None = Field(
         None, ge=0, le=3, description="Previews: 1 is the draft, 2 and 3 also the upscaled draft."
     )
@@ -122,14 +126,18 @@ class PromptBody(ImageBody):
     )
 
 
-class GenerateBody(PromptBody, StreamedBody):
+class GenerateBody(PromptBody, PreviewedBody):
     """POST /v1/images/generations."""
 
     n: int | None = Field(None, ge=1, le=MAX_N, description="Pictures, 1 if absent.")
     style: Literal["vivid", "natural"] | None = Field(None, description="Accepted and not used.")
+    native: bool | None = Field(
+        None, description="The plain pipeline's picture instead, in its own number of steps, to compare with."
+    )
+    dry_run: bool | None = Field(None, description="Make nothing: answer with plan, size and warnings.")
 
 
-class EditBody(PromptBody, StreamedBody):
+class EditBody(PromptBody, PreviewedBody):
     """The text fields of POST /v1/images/edits; all arrive as text."""
 
     model_config = ConfigDict(strict=False)
@@ -137,14 +145,14 @@ class EditBody(PromptBody, StreamedBody):
     input_fidelity: Literal["high", "low"] | None = Field(None, description="Accepted; refine_sigma decides.")
 
 
-class DraftsBody(PromptBody):
+class DraftsBody(PromptBody, StreamedBody):
     """POST /v1/images/drafts."""
 
     n: int | None = Field(None, ge=1, le=MAX_DRAFTS, description="Drafts, 8 if absent.")
 
 
 @with_plan_fields(ABOUT, "refine_")
-class FinishBody(StreamedBody):
+class FinishBody(PreviewedBody):
     """POST /v1/images/finish."""
 
     drafts: list[Annotated[str, Field(max_length=100)]] = Field(
@@ -182,6 +190,14 @@ def check_prompt(scheduler: Scheduler, body: PromptBody, n: int) -> Checked:
         jobs = model.resolve(asked)
         _check_pixels(jobs[0].size, settings)
     return Checked(jobs, warnings=warned)
+
+
+def as_native(scheduler: Scheduler, body: PromptBody, checked: Checked) -> Checked:
+    """Return the work of the plain pipeline's pictures, guided throughout, by its own scheduler unless asked."""
+    asked, steps = plan_numbers(body), scheduler.model.defaults.native_steps
+    own = {name: asked.get(name) for name in ("guidance_stop", "solver")}
+    plan = checked.plan.native(asked.get("steps", steps), **own)
+    return replace(checked, jobs=[replace(job, plan=plan) for job in checked.jobs])
 
 
 def check_image(scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes]) -> Checked:
@@ -229,11 +245,16 @@ def _plan(model: Model, body: PromptBody, settings: Settings) -> Plan:
     numbers, plan = plan_numbers(body), model.defaults.plan if body.plan is None else get_plan(body.plan)
     quality = body.quality or "auto"
     if body.plan is None and "steps" not in numbers and quality != "auto":
-        share = QUALITY[OLDER_QUALITY.get(quality, quality)]
-        plan = replace(plan, steps=math.ceil(round(plan.steps * share, 6)))
+        plan = replace(plan, steps=steps_of(plan, quality))
     plan = replace(plan, **numbers)
     _check_steps(plan, settings)
     return plan
+
+
+def steps_of(plan: Plan, quality: str) -> int:
+    """Return the draft steps of a quality."""
+    share = QUALITY[OLDER_QUALITY.get(quality, quality)]
+    return math.ceil(round(plan.steps * share, 6))
 
 
 def _check_steps(plan: Plan, settings: Settings) -> None:

@@ -28,7 +28,7 @@ from mrflow.progress import Stage
 from mrflow.recipe import Recipe
 from mrflow.server import errors
 from mrflow.server.errors import ApiError
-from mrflow.server.requests import OLDER_QUALITY, Checked, Format, ImageBody, StreamedBody
+from mrflow.server.requests import OLDER_QUALITY, Checked, Format, ImageBody, PreviewedBody
 from mrflow.server.service import Service
 from mrflow.server.store import Store, StoredFile
 from mrflow.server.tickets import Made, News, TicketGroup
@@ -36,7 +36,7 @@ from mrflow.server.tickets import Made, News, TicketGroup
 log = logging.getLogger("mrflow.server")
 
 Outcome = TypeVar("Outcome")
-Verb = Literal["image_generation", "image_edit"]
+Verb = Literal["image_generation", "image_edit", "image_draft"]
 
 _STAGES: dict[Stage, str] = {"decode_draft": "draft", "upscale": "upscaled"}  # those shown, as clients read them
 _SILENCE = 15.0  # seconds after which a comment is sent, so that proxies keep the line open
@@ -75,15 +75,14 @@ class Encoder:
         return {"url": f"{self.base_url}v1/files/{name}"}
 
 
-def shown(body: StreamedBody, *, drafted: bool) -> tuple[Stage, ...]:
+def shown(body: PreviewedBody, *, drafted: bool) -> tuple[Stage, ...]:
     """Return the stages to show in a stream; where nothing is drafted that is the upscaled picture."""
     return tuple(_STAGES)[not drafted :][: body.partial_images or 0] if body.stream else ()
 
 
 def describe(made: Made) -> dict[str, Any]:
     """Return our fields of one picture: seed, plan, seconds per stage, batch, recipe."""
-    recipe = made.recipe or (made.draft.recipe if made.draft is not None else None)
-    assert recipe is not None
+    _, recipe = _picture(made)
     return {
         "seed": recipe.seed,
         "plan": recipe.plan.label,
@@ -91,6 +90,14 @@ def describe(made: Made) -> dict[str, Any]:
         "batch": made.batch,
         "recipe": json.loads(recipe.to_json()),
     }
+
+
+def _picture(made: Made) -> tuple[Image.Image, Recipe]:
+    """Return the finished picture or else the draft, with its recipe."""
+    if made.image is not None and made.recipe is not None:
+        return made.image, made.recipe
+    assert made.draft is not None
+    return made.draft.image, made.draft.recipe
 
 
 def usage(made: Sequence[Made], sizes: Sequence[Size], patch: int, given: int = 0) -> dict[str, Any]:
@@ -147,7 +154,7 @@ async def unless_gone(request: Request, making: Coroutine[Any, Any, Outcome]) ->
 
 @dataclass(frozen=True)
 class Answer:
-    """The finished pictures of one request, as one object or as events.
+    """The pictures of one request, finished ones or kept drafts, as one object or as events.
 
     quality: as it was asked for. verb: what the names of events begin with. given: see `usage`.
     """
@@ -158,6 +165,7 @@ class Answer:
     quality: str | None = None
     verb: Verb = "image_generation"
     given: int = 0
+    progress: bool | None = False
 
     async def send(self, request: Request, checked: Checked, stream: bool | None) -> Response:
         """Return all pictures once they are made, or at once the events that tell of them."""
@@ -166,14 +174,15 @@ class Answer:
             return _EventStream(self.group, self._events())
         async with self.group:
             made = await unless_gone(request, self.group.made())
-        sizes = [ticket.job.size for ticket in self.group.tickets]
+        created = now()
         answer = {
-            "created": now(),
+            "created": created,
+            **({"expires_at": created + int(self.service.settings.keep_seconds)} if self._drafts else {}),
             **common(self.encoder, self.quality, checked.size),
             "model": self.service.names[0],
             "plan": checked.plan.label,
             "data": await run_in_threadpool(self._items, made),
-            "usage": usage(made, sizes, self.service.patch, self.given),
+            "usage": usage(made, self._sizes(), self.service.patch, self.given),
             "warnings": checked.warnings,
         }
         if answer["quality"] == "auto":
@@ -181,9 +190,22 @@ class Answer:
         return JSONResponse(answer)
 
     def _items(self, made: Sequence[Made]) -> list[dict[str, Any]]:
-        files = self.service.files
-        pictures = [(each, each.image) for each in made if each.image is not None]
-        return [{**self.encoder.item(image, each.recipe, files), **describe(each)} for each, image in pictures]
+        return [
+            {**self._id(each), **self.encoder.item(*_picture(each), self.service.files), **describe(each)}
+            for each in made
+        ]
+
+    @property
+    def _drafts(self) -> bool:
+        return self.verb == "image_draft"
+
+    def _id(self, made: Made) -> dict[str, str]:
+        """Return under which id a draft is kept; of a finished picture nothing."""
+        return {"id": self.service.keep_draft(made.draft)} if self._drafts and made.draft is not None else {}
+
+    def _sizes(self) -> list[Size]:
+        jobs, patch = [ticket.job for ticket in self.group.tickets], self.service.patch
+        return [job.plan.draft_size(*job.size, patch) if self._drafts else job.size for job in jobs]
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Yield events, and in place of a picture that is refused an error."""
@@ -197,6 +219,9 @@ class Answer:
                     previews[news.index] += 1
                 elif news.stage is None:
                     yield b": still at it\n\n"
+                elif self.progress:
+                    counts = {"step": news.step, "steps": news.steps, "image_index": news.index}
+                    yield _event(f"{self.verb}.progress", {"stage": news.stage, **counts})
         except ApiError as error:
             yield _event("error", error.body())
         except Exception as error:  # of encoding, for one
@@ -210,11 +235,10 @@ class Answer:
         return self._image("partial_image", news.index, self.encoder.encode(news.image), more)
 
     def _completed(self, index: int, made: Made) -> bytes:
-        assert made.image is not None
-        size = self.group.tickets[index].job.size
+        size = self._sizes()[index]
         counts = usage([made], [size], self.service.patch, self.given if index == 0 else 0)
-        data = self.encoder.encode(made.image, made.recipe)
-        return self._image("completed", index, data, {"usage": counts, **describe(made)})
+        data = self.encoder.encode(*_picture(made))
+        return self._image("completed", index, data, {**self._id(made), "usage": counts, **describe(made)})
 
     def _image(self, what: str, index: int, data: bytes, more: dict[str, Any]) -> bytes:
         fields = common(self.encoder, self.quality, self.group.tickets[index].job.size)

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from mrflow.server import requests
 from mrflow.server.errors import ApiError
-from mrflow.server.responses import Answer, Encoder, common, describe, now, shown, unless_gone, usage
+from mrflow.server.responses import Answer, Encoder, shown
 from mrflow.server.service import Service
 from mrflow.server.tickets import TicketGroup
 
@@ -39,9 +39,16 @@ def image_routes(service: Service) -> APIRouter:
         """Make pictures from a prompt: drafts, then finished."""
         encoder = _encoder(service, request, body)
         checked = await run_in_threadpool(requests.check_prompt, scheduler, body, body.n or 1)
-        group = TicketGroup(scheduler, request.state.client, shown(body, drafted=True))
-        group.add(("draft", "finish"), checked.jobs)
-        return await Answer(service, group, encoder, body.quality).send(request, checked, body.stream)
+        if body.native:
+            checked = requests.as_native(scheduler, body, checked)
+        if body.dry_run:
+            size = f"{checked.size[0]}x{checked.size[1]}"
+            return JSONResponse({"plan": checked.plan.label, "size": size, "warnings": checked.warnings})
+        show = () if body.native else shown(body, drafted=True)
+        group = TicketGroup(scheduler, request.state.client, show, steps=bool(body.progress))
+        group.add(("native",) if body.native else ("draft", "finish"), checked.jobs)
+        answer = Answer(service, group, encoder, body.quality, progress=body.progress)
+        return await answer.send(request, checked, body.stream)
 
     @router.post("/edits", openapi_extra=_MULTIPART)
     async def edit(request: Request) -> Response:
@@ -53,7 +60,9 @@ def image_routes(service: Service) -> APIRouter:
             checked = await run_in_threadpool(requests.check_image, scheduler, body, body.n or 1, image.file)
         group = _finishing(service, request, checked, body)
         height, width = checked.drafts[0].pixels.shape[-2:]
-        answer = Answer(service, group, encoder, body.quality, verb="image_edit", given=width * height)
+        answer = Answer(
+            service, group, encoder, body.quality, verb="image_edit", given=width * height, progress=body.progress
+        )
         return await answer.send(request, checked, body.stream)
 
     @router.post("/drafts")
@@ -61,29 +70,10 @@ def image_routes(service: Service) -> APIRouter:
         """Make cheap drafts, kept for a limited time, to be finished or not."""
         encoder = _encoder(service, request, body)
         checked = await run_in_threadpool(requests.check_prompt, scheduler, body, body.n or _DEFAULT_DRAFTS)
-        group = TicketGroup(scheduler, request.state.client)
+        group = TicketGroup(scheduler, request.state.client, steps=bool(body.progress))
         group.add(("draft",), checked.jobs)
-        async with group:
-            made = await unless_gone(request, group.made())
-
-        def data() -> list[dict[str, Any]]:
-            drafts = [(each, each.draft) for each in made if each.draft is not None]
-            items = [encoder.item(draft.image, draft.recipe, service.files) for _, draft in drafts]
-            return [
-                {"id": service.keep_draft(draft), **item, **describe(each)}
-                for (each, draft), item in zip(drafts, items, strict=True)
-            ]
-
-        created, small = now(), checked.plan.draft_size(*checked.size, service.patch)
-        answer = {
-            "created": created,
-            "expires_at": created + int(service.settings.keep_seconds),
-            **common(encoder, body.quality, checked.size),
-            "data": await run_in_threadpool(data),
-            "usage": usage(made, [small] * len(made), service.patch),
-            "warnings": checked.warnings,
-        }
-        return JSONResponse(answer)
+        answer = Answer(service, group, encoder, body.quality, verb="image_draft", progress=body.progress)
+        return await answer.send(request, checked, body.stream)
 
     @router.post("/finish")
     async def finish(request: Request, body: requests.FinishBody) -> Response:
@@ -92,7 +82,7 @@ def image_routes(service: Service) -> APIRouter:
         drafts = await run_in_threadpool(service.kept_drafts, body.drafts)
         checked = await run_in_threadpool(requests.check_drafts, scheduler, body, drafts)
         group = _finishing(service, request, checked, body)
-        return await Answer(service, group, encoder).send(request, checked, body.stream)
+        return await Answer(service, group, encoder, progress=body.progress).send(request, checked, body.stream)
 
     return router
 
@@ -106,10 +96,11 @@ def _encoder(service: Service, request: Request, body: requests.ImageBody) -> En
 
 
 def _finishing(
-    service: Service, request: Request, checked: requests.Checked, body: requests.StreamedBody
+    service: Service, request: Request, checked: requests.Checked, body: requests.PreviewedBody
 ) -> TicketGroup:
     """Return tickets that finish drafts."""
-    group = TicketGroup(service.scheduler, request.state.client, shown(body, drafted=False))
+    show, client = shown(body, drafted=False), request.state.client
+    group = TicketGroup(service.scheduler, client, show, steps=bool(body.progress))
     for draft, job in zip(checked.drafts, checked.jobs, strict=True):
         group.add(("finish",), [job], draft)
     return group
