@@ -63,6 +63,7 @@ class Sharing:
         hang_after: Without a step for so long, a worker counts as hung.
         drain: Given to what is queued when told to stop.
         max_pixels: Of a finished picture.
+        strict: Refuse fields of requests that only other servers have.
     """
 
     lanes: Annotated[Count | None, Parameter(metavar="N", show_default="one for each core, for a small model")] = (
@@ -75,6 +76,7 @@ class Sharing:
     hang_after: Annotated[float, Parameter(metavar="SECONDS")] = 300
     drain: Annotated[float, Parameter(metavar="SECONDS")] = 30
     max_pixels: Annotated[Whole, Parameter(metavar="N")] = 2048 * 2048
+    strict: Annotated[bool, Parameter(negative="")] = False
 
 
 def serve(

@@ -67,7 +67,7 @@ def invalid_field(error: dict[str, Any]) -> ApiError:
     if error["type"] == "missing" and param is not None:
         text, code = f"Missing required parameter: {param!r}.", "missing_required_parameter"
     elif error["type"] == "extra_forbidden":
-        text, code = f"Unknown parameter: {param!r}.", "unknown_parameter"
+        text, code = f"Unknown parameter: {param!r}. {error['msg']}", "unknown_parameter"
     elif error["type"] == "string_unicode":
         text, code = (
             f"{param or 'A name'!r} holds half a character (a lone surrogate), which is no text.",

@@ -43,8 +43,9 @@ def information_routes(service: Service) -> APIRouter:
     @router.get("/v1/files/{name}")
     def file(name: str) -> Response:
         """Give out a picture that was asked for as a url, for a limited time."""
+        name, _, ending = name.partition(".")
         found = service.files.get(name)
-        if found is None:
+        if found is None or ending not in ("", found.media_type.removeprefix("image/")):
             raise ApiError(404, "There is no such file, or no longer.", code="file_not_found")
         age = f"private, max-age={int(service.files.seconds)}"
         headers = {"Cache-Control": age, "Content-Disposition": "inline"}

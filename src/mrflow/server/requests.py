@@ -12,7 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    create_model,
+    model_validator,
+)
 
 from mrflow.drafts import Draft, drafts_from_images, replan_drafts
 from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, PromptError, SizeError
@@ -21,6 +29,8 @@ from mrflow.jobs import MAX_SEED, Job, Size, ask, parse_size
 from mrflow.model import Model
 from mrflow.plan import ABOUT, About, Plan, get_plan
 from mrflow.server import errors
+from mrflow.server.errors import ApiError
+from mrflow.server.other_names import translate
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import MAX_DRAFTS, MAX_N, Settings
 
@@ -32,6 +42,7 @@ Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "
 # they make 3, 4, 7, 10 and 17. 12+1 and 20+1 are the published plans, 50 is the usual number of native sampling.
 QUALITY = {"low": 8 / 12, "medium": 1.0, "high": 20 / 12, "xhigh": 30 / 12, "max": 50 / 12}
 OLDER_QUALITY = {"standard": "medium", "hd": "high"}
+_UNUSED = ("style", "input_fidelity")  # OpenAI's fields that are known and change nothing, and might be thought to
 
 
 def with_plan_fields(about: Mapping[str, About], part: str = "") -> Callable[[type[Body]], type[Body]]:
@@ -79,7 +90,10 @@ class ErrorAnswer(BaseModel):
 
 
 class ImageBody(BaseModel):
-    """What all requests may say: for which model, and how pictures are given out."""
+    """What all requests may say: for which model, and how pictures are given out.
+
+    Fields that other servers have are taken as `translate` says.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str | None = Field(None, max_length=200, description="A name that GET /v1/models lists.")
@@ -89,8 +103,30 @@ class ImageBody(BaseModel):
         None, ge=0, le=100, description="Quality of jpeg and webp; absent: jpeg of 95, webp without loss."
     )
     response_format: Literal["b64_json", "url"] | None = Field(
-        None, description="b64_json if absent; a url is served by this server for a limited time."
+        None,
+        description="b64_json if absent, or url for models called dall-e-2 and -3, as at OpenAI; "
+        "a url is served by this server for a limited time.",
     )
+    _notes: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read_other_names(cls, given: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        """Take what other servers and clients say, and note what became of it."""
+        if not isinstance(given, dict):
+            return handler(given)
+        known, notes = translate(given, cls.model_fields)
+        body = handler(known)
+        unused = [name for name in _UNUSED if known.get(name)]
+        body._notes = notes | {name: f"{name} is ignored: it changes nothing here." for name in unused}
+        return body
+
+    def warnings(self, *, strict: bool = False) -> list[str]:
+        """Return what became of fields that others have. strict: raise an ApiError for those we do not know."""
+        for name in self._notes if strict else ():
+            if name not in _UNUSED:
+                raise ApiError(400, f"Unknown parameter: {name!r}.", param=name, code="unknown_parameter")
+        return list(dict.fromkeys(self._notes.values()))
 
 
 class StreamedBody(ImageBody):
@@ -183,7 +219,7 @@ class Checked:
 def check_prompt(scheduler: Scheduler, body: PromptBody, n: int) -> Checked:
     """Return the work for `n` pictures of a prompt; raises an ApiError."""
     model, settings = scheduler.model, scheduler.settings
-    with _reading(scheduler) as warned:
+    with _reading(scheduler, body) as warned:
         plan, (width, height) = _plan(model, body, settings), _size(body)
         _check_text(body, settings)
         asked = ask(body.prompt, body.negative_prompt, body.seed, n, plan=plan, width=width, height=height)
@@ -207,7 +243,7 @@ def check_image(scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes])
         image = load_image(file, max_pixels=settings.max_input_pixels)
     except MrFlowError as error:
         raise errors.from_error(error) from None
-    with _reading(scheduler) as warned:
+    with _reading(scheduler, body) as warned:
         plan, (width, height) = _plan(model, body, settings), _size(body)
         _check_text(body, settings)
         seeds = [one.seed for one in ask(body.prompt, body.negative_prompt, body.seed, n)]
@@ -221,7 +257,7 @@ def check_image(scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes])
 
 def check_drafts(scheduler: Scheduler, body: FinishBody, drafts: Sequence[Draft]) -> Checked:
     """Return the work of finishing drafts, with the refine pass changed as asked; raises an ApiError."""
-    with _reading(scheduler):
+    with _reading(scheduler, body) as warned:
         numbers = plan_numbers(body)
         if body.plan is not None:
             named = get_plan(body.plan)
@@ -229,7 +265,7 @@ def check_drafts(scheduler: Scheduler, body: FinishBody, drafts: Sequence[Draft]
         changed = replan_drafts(scheduler.model, drafts, numbers=numbers)
         for draft in changed:
             _check_steps(draft.base_recipe.plan, scheduler.settings)
-        return of_drafts(changed)
+        return of_drafts(changed, warned)
 
 
 def of_drafts(drafts: list[Draft], warned: Sequence[str] = ()) -> Checked:
@@ -275,12 +311,12 @@ def _check_text(body: PromptBody, settings: Settings) -> None:
 
 
 @contextmanager
-def _reading(scheduler: Scheduler) -> Iterator[list[str]]:
-    """Use the model's tokenizers; give a list that holds mrflow's warnings afterwards.
+def _reading(scheduler: Scheduler, body: ImageBody) -> Iterator[list[str]]:
+    """Use the model's tokenizers; give a list of warnings, which afterwards holds mrflow's own, too.
 
     The lock also keeps `catch_warnings`, which is not made for threads, to one thread at a time.
     """
-    texts: list[str] = []
+    texts = body.warnings(strict=scheduler.settings.strict)
     if not scheduler.reading.acquire(timeout=30):
         raise errors.hung()
     try:

@@ -57,7 +57,9 @@ class Encoder:
         if form == "png" and quality not in (None, 100):
             text = "output_compression is for jpeg and webp; png is always whole. Leave one out."
             raise ApiError(400, text, param="output_compression", code="invalid_value")
-        return cls(form, None if form == "png" else quality, base_url if body.response_format == "url" else None)
+        usual = "url" if (body.model or "").startswith("dall-e-") else "b64_json"
+        wanted = (body.response_format or usual) == "url"
+        return cls(form, None if form == "png" else quality, base_url if wanted else None)
 
     def encode(self, image: Image.Image, recipe: Recipe | None = None) -> bytes:
         """Return the file, with the recipe inside; raises an ApiError for what the format can't hold."""
@@ -72,7 +74,7 @@ class Encoder:
         if self.base_url is None:
             return {"b64_json": base64.b64encode(data).decode()}
         name = files.put(StoredFile(data, f"image/{self.format}"), len(data))
-        return {"url": f"{self.base_url}v1/files/{name}"}
+        return {"url": f"{self.base_url}v1/files/{name}.{self.format}"}  # some clients look for the ending
 
 
 def shown(body: PreviewedBody, *, drafted: bool) -> tuple[Stage, ...]:
@@ -171,7 +173,7 @@ class Answer:
         """Return all pictures once they are made, or at once the events that tell of them."""
         if stream:
             self.group.submit()
-            return _EventStream(self.group, self._events())
+            return _EventStream(self.group, self._events(checked.warnings))
         async with self.group:
             made = await unless_gone(request, self.group.made())
         created = now()
@@ -207,13 +209,13 @@ class Answer:
         jobs, patch = [ticket.job for ticket in self.group.tickets], self.service.patch
         return [job.plan.draft_size(*job.size, patch) if self._drafts else job.size for job in jobs]
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self, warnings: Sequence[str]) -> AsyncIterator[bytes]:
         """Yield events, and in place of a picture that is refused an error."""
         previews = [0] * len(self.group.tickets)
         try:
             async for news in self.group.news(_SILENCE):
                 if news.made is not None:
-                    yield await run_in_threadpool(self._completed, news.index, news.made)
+                    yield await run_in_threadpool(self._completed, news.index, news.made, warnings)
                 elif news.image is not None:
                     yield await run_in_threadpool(self._partial, news, previews[news.index])
                     previews[news.index] += 1
@@ -234,11 +236,13 @@ class Answer:
         more = {"partial_image_index": number, "stage": _STAGES[news.stage], "seconds": round(news.seconds, 4)}
         return self._image("partial_image", news.index, self.encoder.encode(news.image), more)
 
-    def _completed(self, index: int, made: Made) -> bytes:
+    def _completed(self, index: int, made: Made, warnings: Sequence[str]) -> bytes:
         size = self._sizes()[index]
         counts = usage([made], [size], self.service.patch, self.given if index == 0 else 0)
         data = self.encoder.encode(*_picture(made))
-        return self._image("completed", index, data, {**self._id(made), "usage": counts, **describe(made)})
+        return self._image(
+            "completed", index, data, {**self._id(made), "usage": counts, "warnings": warnings, **describe(made)}
+        )
 
     def _image(self, what: str, index: int, data: bytes, more: dict[str, Any]) -> bytes:
         fields = common(self.encoder, self.quality, self.group.tickets[index].job.size)

@@ -219,7 +219,7 @@ class TicketGroup:
     def __init__(
         self, scheduler: Scheduler, client: str, show: Iterable[Stage] = (), *, steps: bool = False
     ) -> None:
-        """show: stages whose pixels are wanted as images. With neither them nor `steps`, `news` has pictures alone."""
+        """show: stages wanted as images. With neither them nor `steps`, `news` has the pictures alone."""
         self.tickets: list[Ticket] = []
         self._scheduler, self._client, self._show = scheduler, client, frozenset(show)
         self._listens = steps or bool(self._show)
