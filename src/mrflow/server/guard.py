@@ -24,7 +24,8 @@ LOGIN = "/login"
 _OPEN = ("/health", "/ready", LOGIN)
 _STATIC = "/static/"  # the same for everybody
 _FILES = "/v1/files/"  # their names can't be guessed, and pictures are shown by browsers that send no key
-_IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/drafts", "/v1/images/finish")
+_TASKS = "/v1/images/tasks"
+_IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/drafts", "/v1/images/finish", _TASKS)
 _ROUTES = (*_IMAGES, "/v1/models", "/metrics", "/docs", "/openapi.json", *_OPEN)
 _UPLOADS = "/v1/images/edits"
 # Nothing is loaded from elsewhere, so that the page works offline and tells nobody that it was opened.
@@ -163,4 +164,7 @@ def _route(path: str) -> str:
     """Return a route's name for counting; what users type is counted as one."""
     if path in _ROUTES:
         return path
-    return "/v1/files" if path.startswith(_FILES) else "/v1/other" if path.startswith("/v1/") else "page"
+    for begin, route in ((_FILES, "/v1/files"), (_TASKS, _TASKS), ("/v1/", "/v1/other")):
+        if path.startswith(begin):
+            return route
+    return "page"

@@ -77,6 +77,11 @@ class Encoder:
         return {"url": f"{self.base_url}v1/files/{name}.{self.format}"}  # some clients look for the ending
 
 
+def later(request: Request) -> bool:
+    """Return whether a request is to be answered with a task."""
+    return "respond-async" in request.headers.get("prefer", "") or request.url.path.endswith("/images/tasks")
+
+
 def shown(body: PreviewedBody, *, drafted: bool) -> tuple[Stage, ...]:
     """Return the stages to show in a stream; where nothing is drafted that is the upscaled picture."""
     return tuple(_STAGES)[not drafted :][: body.partial_images or 0] if body.stream else ()
@@ -170,13 +175,26 @@ class Answer:
     progress: bool | None = False
 
     async def send(self, request: Request, checked: Checked, stream: bool | None) -> Response:
-        """Return all pictures once they are made, or at once the events that tell of them."""
+        """Return all pictures once they are made, or at once the events that tell of them, or a task."""
+        if later(request):
+            return self._task(request, checked)
         if stream:
             self.group.submit()
             return _EventStream(self.group, self._events(checked.warnings))
         async with self.group:
-            made = await unless_gone(request, self.group.made())
-        created = now()
+            await unless_gone(request, self.group.made())
+            return JSONResponse(await self.whole(checked))
+
+    def _task(self, request: Request, checked: Checked) -> Response:
+        tasks = self.service.tasks
+        if tasks is None:
+            raise ApiError(400, "There are no tasks here: they are bound to one process.", code="unsupported")
+        told = tasks.describe(task := tasks.begin(request.state.client, self, checked))
+        return JSONResponse(told, 202, headers={"Location": f"{request.base_url}v1/images/tasks/{task.id}"})
+
+    async def whole(self, checked: Checked) -> dict[str, Any]:
+        """Return the answer that holds all pictures, once they are made; raises the first ApiError."""
+        made, created = await self.group.made(), now()
         answer = {
             "created": created,
             **({"expires_at": created + int(self.service.settings.keep_seconds)} if self._drafts else {}),
@@ -189,7 +207,7 @@ class Answer:
         }
         if answer["quality"] == "auto":
             answer["quality"] = None  # as the plan says; no answer may say auto
-        return JSONResponse(answer)
+        return answer
 
     def _items(self, made: Sequence[Made]) -> list[dict[str, Any]]:
         return [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -9,10 +11,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response
 
+from mrflow.progress import Stage
 from mrflow.server import requests
 from mrflow.server.errors import ApiError
-from mrflow.server.responses import Answer, Encoder, shown
+from mrflow.server.responses import Answer, Encoder, later, shown
 from mrflow.server.service import Service
+from mrflow.server.tasks import Tasks
 from mrflow.server.tickets import TicketGroup
 
 _DEFAULT_DRAFTS = 8
@@ -32,9 +36,10 @@ def image_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1/images", tags=["images"])
     scheduler = service.scheduler
 
+    @router.post("/tasks")
     @router.post("/generations")
     async def generate(request: Request, body: requests.GenerateBody) -> Response:
-        """Make pictures from a prompt: drafts, then finished."""
+        """Make pictures from a prompt: drafts, then finished. At tasks, or with "Prefer: respond-async", later."""
         encoder = _encoder(service, request, body)
         checked = await run_in_threadpool(requests.check_prompt, scheduler, body, body.n or 1)
         if body.native:
@@ -43,7 +48,7 @@ def image_routes(service: Service) -> APIRouter:
             size = f"{checked.size[0]}x{checked.size[1]}"
             return JSONResponse({"plan": checked.plan.label, "size": size, "warnings": checked.warnings})
         show = () if body.native else shown(body, drafted=True)
-        group = TicketGroup(scheduler, request.state.client, show, steps=bool(body.progress))
+        group = _group(service, request, body, show)
         group.add(("native",) if body.native else ("draft", "finish"), checked.jobs)
         answer = Answer(service, group, encoder, body.quality, progress=body.progress)
         return await answer.send(request, checked, body.stream)
@@ -68,7 +73,7 @@ def image_routes(service: Service) -> APIRouter:
         """Make cheap drafts, kept for a limited time, to be finished or not."""
         encoder = _encoder(service, request, body)
         checked = await run_in_threadpool(requests.check_prompt, scheduler, body, body.n or _DEFAULT_DRAFTS)
-        group = TicketGroup(scheduler, request.state.client, steps=bool(body.progress))
+        group = _group(service, request, body)
         group.add(("draft",), checked.jobs)
         answer = Answer(service, group, encoder, body.quality, verb="image_draft", progress=body.progress)
         return await answer.send(request, checked, body.stream)
@@ -82,7 +87,30 @@ def image_routes(service: Service) -> APIRouter:
         group = _finishing(service, request, checked, body)
         return await Answer(service, group, encoder, progress=body.progress).send(request, checked, body.stream)
 
+    if service.tasks is not None:
+        _add_tasks(router, service.tasks)
     return router
+
+
+def _add_tasks(router: APIRouter, tasks: Tasks) -> None:
+    """Add the routes that ask after work, its owner's alone."""
+
+    @router.get("/tasks")
+    async def mine(request: Request) -> Response:
+        """List the tasks of the key that asks, without their pictures."""
+        told = [tasks.describe(task) for task in tasks.of(request.state.client)]
+        return JSONResponse({"object": "list", "data": [{**each, "result": None} for each in told]})
+
+    @router.get("/tasks/{name}")
+    async def fetch(request: Request, name: str) -> Response:
+        """Say how a task is, and give its pictures once they are made."""
+        return JSONResponse(tasks.describe(tasks.get(name, request.state.client)))
+
+    @router.delete("/tasks/{name}")
+    async def cancel(request: Request, name: str) -> Response:
+        """Forget a task; one that is not done stops between two steps."""
+        tasks.remove(tasks.get(name, request.state.client))
+        return JSONResponse({"id": name, "object": "image.task", "deleted": True})
 
 
 def _encoder(service: Service, request: Request, body: requests.ImageBody) -> Encoder:
@@ -93,12 +121,18 @@ def _encoder(service: Service, request: Request, body: requests.ImageBody) -> En
     return encoder
 
 
+def _group(
+    service: Service, request: Request, body: requests.StreamedBody, show: Iterable[Stage] = ()
+) -> TicketGroup:
+    steps = bool(body.progress) or later(request)
+    return TicketGroup(service.scheduler, request.state.client, show, steps=steps)
+
+
 def _finishing(
     service: Service, request: Request, checked: requests.Checked, body: requests.PreviewedBody
 ) -> TicketGroup:
     """Return tickets that finish drafts."""
-    show, client = shown(body, drafted=False), request.state.client
-    group = TicketGroup(service.scheduler, client, show, steps=bool(body.progress))
+    group = _group(service, request, body, shown(body, drafted=False))
     for draft, job in zip(checked.drafts, checked.jobs, strict=True):
         group.add(("finish",), [job], draft)
     return group

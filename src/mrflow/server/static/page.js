@@ -429,7 +429,7 @@ $("reset").addEventListener("click", () => {
 $("slide").addEventListener("input", slide);
 $("picture").addEventListener("load", () => { // twice the final pixels at most: drawn out further it would look worse
   const width = shown.recipe?.width ?? 2 * $("picture").naturalWidth;
-  $("frame").style.maxWidth = `${Math.max(2 * width, 256)}px`;
+  $("frame").style.maxWidth = $("slide").style.maxWidth = `${Math.max(2 * width, 256)}px`;
 });
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => { // anywhere: to be enhanced, or for its recipe
