@@ -34,6 +34,7 @@ class Door:
         keys: API keys, one a line; more may stand in the variable MRFLOW_API_KEYS.
         allow_anyone: Listen beyond this machine without any key.
         page: Serve the page at /.
+        a1111: Speak AUTOMATIC1111's API, too.
         root_path: Below which a proxy shows the server: a path, or a whole address.
         trusted_proxy: Address or network of a proxy whose X-Forwarded headers are believed.
         keep_alive: How long an idle connection is kept.
@@ -44,6 +45,7 @@ class Door:
     keys: Annotated[str | None, Parameter(metavar="FILE", show_default="none")] = None
     allow_anyone: bool = False
     page: Annotated[bool, Parameter(negative="--no-page", show_default="page")] = True
+    a1111: Annotated[bool, Parameter(negative="")] = False
     root_path: Annotated[str, Parameter(metavar="/PATH", show_default="/")] = ""
     trusted_proxy: Annotated[tuple[str, ...], Parameter(metavar="ADDRESS", show_default="none")] = ()
     keep_alive: Annotated[Count, Parameter(metavar="SECONDS")] = 5
@@ -111,6 +113,8 @@ def serve(
     known: dict[str, Any] = {"keys": keys, "aliases": model.alias, "address": address}
     if len(model.devices) > 1 and ray.ray is not None:
         raise RequestError("--device is given several times; with --ray there are --replicas instead.")
+    if door.a1111 and ray.ray is not None:
+        raise RequestError("--a1111 tells of progress, which is bound to one process; leave out --ray.")
     replicas = ray.make(replace(model, device=next(iter(model.devices), None)))
     if replicas is not None:
         from mrflow.server.replicas import serving
@@ -123,7 +127,7 @@ def serve(
     from mrflow.server.app import create_app
     from mrflow.server.running import run
 
-    app = create_app(models, settings, **known, page=door.page)
+    app = create_app(models, settings, **known, page=door.page, a1111=door.a1111)
     run(app, host, door.port, _tell, keep_alive=door.keep_alive)
 
 

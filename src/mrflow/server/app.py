@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 import mrflow
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
+from mrflow.server.a1111 import a1111_routes
 from mrflow.server.address import Address
 from mrflow.server.errors import ApiError, invalid_field
 from mrflow.server.guard import Guard
@@ -35,6 +36,7 @@ def create_app(
     aliases: Sequence[str] = (),
     address: Address | None = None,
     page: bool = True,
+    a1111: bool = False,
     kept: Kept | None = None,
 ) -> FastAPI:
     """Return the ASGI application; its workers start and end with its lifespan.
@@ -43,6 +45,7 @@ def create_app(
         one on a CPU gets a worker for each core, see Settings.lanes.
     keys: None or empty lets everybody in. aliases: further names that requests may give for the model.
     address: where clients find the server, None for anywhere. page: serve the page at `/`.
+    a1111: speak AUTOMATIC1111's API, too.
     kept: stores for drafts and files, where they are shared with other processes.
     `app.state.service` holds the parts; `app.state.service.scheduler.stop()` begins an orderly end.
     """
@@ -65,6 +68,8 @@ def create_app(
     app.include_router(information_routes(service), responses=errors)
     app.include_router(documentation_routes(service))
     app.mount("/static", StaticFiles(directory=STATIC))
+    if a1111:
+        app.include_router(a1111_routes(service), responses=errors)
     if page:
         app.include_router(page_routes(service))
     _answer_errors(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import secrets
 from urllib.parse import urlsplit
@@ -27,7 +28,9 @@ _FILES = "/v1/files/"  # their names can't be guessed, and pictures are shown by
 _TASKS = "/v1/images/tasks"
 _IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/drafts", "/v1/images/finish", _TASKS)
 _ROUTES = (*_IMAGES, "/v1/models", "/metrics", "/docs", "/openapi.json", *_OPEN)
-_UPLOADS = "/v1/images/edits"
+_A1111 = "/sdapi/v1/"
+_API = ("/v1/", _A1111)
+_UPLOADS = ("/v1/images/edits", "/sdapi/v1/img2img")
 # Nothing is loaded from elsewhere, so that the page works offline and tells nobody that it was opened.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
@@ -76,7 +79,7 @@ class Guard:
         headers = MutableHeaders(scope=scope)
         if path.endswith("/edits"):  # else starlette reads as latin-1, without a word, what is no UTF-8
             headers["content-type"] = headers.get("content-type", "") + "; charset=latin-1"
-        elif path in _IMAGES:  # whatever clients call it: curl -d says that it is a form
+        elif path in _IMAGES or path.startswith(_A1111):  # curl -d says that it is a form
             headers["content-type"] = "application/json"
         await self._app(scope, self._limited(scope, path, receive), send)
 
@@ -91,7 +94,7 @@ class Guard:
         client = self._client(headers, path)
         if client is not None:
             state["client"] = client
-        elif path.startswith("/v1/") or path == "/metrics" or scope["method"] != "GET":
+        elif path.startswith(_API) or path == "/metrics" or scope["method"] != "GET":
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
         else:
             raise ApiError(303, scope["root_path"] + LOGIN)
@@ -100,7 +103,9 @@ class Guard:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self._service.keys.client(key.strip())
-        if path == "/metrics" or (path.startswith("/v1/") and PAGE not in headers):
+        if scheme.lower() == "basic" and path.startswith(_A1111):
+            return self._service.keys.client(_password(key))
+        if path == "/metrics" or (path.startswith(_API) and PAGE not in headers):
             return None  # a browser's cookie opens the page, and the API to the page alone
         return self._service.sessions.client(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
 
@@ -148,6 +153,14 @@ class _Reply:
         await asyncio.wait_for(self._send(message), self._patience)
 
 
+def _password(basic: str) -> str:
+    """Return the password of basic authentication, which holds the key; the user's name is of no matter."""
+    try:
+        return base64.b64decode(basic, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
 def _too_large(most: int) -> ApiError:
     return ApiError(413, f"The body has more than {most} bytes.", code="request_too_large")
 
@@ -164,7 +177,7 @@ def _route(path: str) -> str:
     """Return a route's name for counting; what users type is counted as one."""
     if path in _ROUTES:
         return path
-    for begin, route in ((_FILES, "/v1/files"), (_TASKS, _TASKS), ("/v1/", "/v1/other")):
+    for begin, route in ((_FILES, "/v1/files"), (_TASKS, _TASKS), ("/v1/", "/v1/other"), (_A1111, _A1111)):
         if path.startswith(begin):
             return route
     return "page"

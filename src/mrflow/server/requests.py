@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Annotated, Any, Literal, TypeVar
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    ValidationError,
     create_model,
     model_validator,
 )
@@ -68,6 +70,15 @@ def _field(about: About) -> Any:
     if about.kind is float:
         limits["allow_inf_nan"] = False
     return Field(None, description=about.text, **limits)
+
+
+def validated(kind: type[Body], fields: Mapping[str, Any]) -> Body:
+    """Return a body of these fields, which came otherwise than as its JSON; raises a RequestValidationError."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        wrong = error.errors(include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in wrong]) from None
 
 
 def plan_numbers(body: BaseModel) -> dict[str, Any]:

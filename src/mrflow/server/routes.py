@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response
@@ -154,13 +152,9 @@ def _read_form(fields: FormData) -> tuple[requests.EditBody, UploadFile]:
         texts = {
             name: it if isinstance(it, UploadFile) else it.encode("latin-1").decode() for name, it in texts.items()
         }
-        return requests.EditBody.model_validate(texts), images[0]
     except UnicodeError:
         raise ApiError(400, "A field of the form is no UTF-8 text.", code="invalid_value") from None
-    except ValidationError as error:
-        raise RequestValidationError(
-            [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_input=False)]
-        ) from None
+    return requests.validated(requests.EditBody, texts), images[0]
 
 
 def _is_empty(value: str | UploadFile) -> bool:
