@@ -35,6 +35,8 @@ OUTSIDE = {
     "fastapi": {"server"},
     "uvicorn": {"server"},
     "prometheus_client": {"server"},
+    "mcp": {"server"},
+    "httpx2": {"server"},
     "ray": {"ray_connection", "server"},
     "fsspec": {"batch"},
     "pyarrow": {"batch", "prompt_rows"},

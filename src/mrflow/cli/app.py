@@ -22,6 +22,7 @@ from mrflow.cli.enhance import enhance
 from mrflow.cli.export import export
 from mrflow.cli.finish import finish
 from mrflow.cli.generate import generate
+from mrflow.cli.mcp import mcp
 from mrflow.cli.models import models
 from mrflow.cli.ray_options import fill_address
 from mrflow.cli.replay import replay
@@ -31,7 +32,7 @@ from mrflow.cli.tune import tune
 from mrflow.errors import MrFlowError, RequestError
 
 _COMMANDS: tuple[Callable[..., int | None], ...] = (
-    *(generate, draft, finish, enhance, replay, batch, serve, models),
+    *(generate, draft, finish, enhance, replay, batch, serve, mcp, models),
     *(bench, balance, compare, tune, export),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -37,6 +37,7 @@ def create_app(
     address: Address | None = None,
     page: bool = True,
     a1111: bool = False,
+    mcp: bool = False,
     kept: Kept | None = None,
 ) -> FastAPI:
     """Return the ASGI application; its workers start and end with its lifespan.
@@ -45,7 +46,7 @@ def create_app(
         one on a CPU gets a worker for each core, see Settings.lanes.
     keys: None or empty lets everybody in. aliases: further names that requests may give for the model.
     address: where clients find the server, None for anywhere. page: serve the page at `/`.
-    a1111: speak AUTOMATIC1111's API, too.
+    a1111: speak AUTOMATIC1111's API, too. mcp: give out tools at /mcp.
     kept: stores for drafts and files, where they are shared with other processes.
     `app.state.service` holds the parts; `app.state.service.scheduler.stop()` begins an orderly end.
     """
@@ -70,6 +71,10 @@ def create_app(
     app.mount("/static", StaticFiles(directory=STATIC))
     if a1111:
         app.include_router(a1111_routes(service), responses=errors)
+    if mcp:
+        from mrflow.server.mcp import mount  # an extra's library
+
+        mount(app)
     if page:
         app.include_router(page_routes(service))
     _answer_errors(app)
@@ -82,7 +87,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     scheduler = app.state.service.scheduler
     scheduler.start()
     try:
-        yield
+        async with app.state.mcp.run() if hasattr(app.state, "mcp") else nullcontext():
+            yield
     finally:
         scheduler.close()
 

@@ -29,8 +29,8 @@ _TASKS = "/v1/images/tasks"
 _IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/drafts", "/v1/images/finish", _TASKS)
 _ROUTES = (*_IMAGES, "/v1/models", "/metrics", "/docs", "/openapi.json", *_OPEN)
 _A1111 = "/sdapi/v1/"
-_API = ("/v1/", _A1111)
-_UPLOADS = ("/v1/images/edits", "/sdapi/v1/img2img")
+_API = ("/v1/", _A1111, "/mcp")
+_UPLOADS = ("/v1/images/edits", "/sdapi/v1/img2img", "/mcp")
 # Nothing is loaded from elsewhere, so that the page works offline and tells nobody that it was opened.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
