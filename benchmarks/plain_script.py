@@ -1,7 +1,7 @@
 """Staged sampling against a plain script of the same plan: Pillow pictures between two pipelines of diffusers.
 
     python benchmarks/plain_script.py --device cpu                                        # vista
-    python benchmarks/plain_script.py --random-weights flux1-dev --size 1024 --device cuda
+    python benchmarks/plain_script.py --random-weights flux-dev --size 1024 --device cuda
     python benchmarks/plain_script.py --random-weights qwen-image --size 1024 --device cuda
 
 Three ways, in one process, in turn (A B C A B C) after a short run of each to warm up:
@@ -43,9 +43,10 @@ from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 
 from mrflow import MrFlow, Plan
+from mrflow.architectures import read_architecture
 from mrflow.bench.environment import describe_run
 from mrflow.bench.measure import save_report
-from mrflow.bench.random_weights import make_random, read_architecture
+from mrflow.bench.random_weights import make_random
 from mrflow.bench.timing import Spread, Timed, speedup, time_in_turn
 from mrflow.drafts import Result
 from mrflow.errors import MrFlowError, RequestError
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print a table and then the report as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="vista", help="of FLUX.1's or Qwen-Image's family")
-    parser.add_argument("--random-weights", metavar="NAME", help="instead: flux1-dev or qwen-image at full size")
+    parser.add_argument("--random-weights", metavar="NAME", help="instead: flux-dev or qwen-image at full size")
     parser.add_argument("--prompt", default="a lake at sunset with mountains, many pine trees and a red boat")
     parser.add_argument("--plan", default="12+1")
     parser.add_argument("--native-steps", type=int, help="default: the model's")

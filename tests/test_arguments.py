@@ -19,6 +19,7 @@ from diffusers import (
     ZImageControlNetPipeline,
 )
 from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow, Plan
@@ -416,6 +417,52 @@ def test_an_ip_adapter_guides_both_passes() -> None:
     assert seen == [True, True, True]
     other = fast("a red boat", seed=7, plan=plan, **{**given, "ip_adapter_image_embeds": [-embeds[0]]})
     assert bytes_of(other.images) != bytes_of(result.images)
+
+
+def with_image_encoder(pipe: Any) -> Any:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPVisionConfig(**sizes, projection_dim=8, image_size=16, patch_size=8)
+    torch.manual_seed(0)
+    pipe.image_encoder = CLIPVisionModelWithProjection(config).eval()
+    edge = {"shortest_edge": 16}
+    pipe.feature_extractor = CLIPImageProcessor(size=edge, crop_size={"height": 16, "width": 16})
+    pipe.transformer._load_ip_adapter_weights([ip_adapter(pipe, 8)])
+    return pipe
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_adapters_images_guide_every_picture_of_every_batch(nested: bool) -> None:
+    pipe = with_image_encoder(make_pipe())
+    image = edges(32, 32)
+    given = {"ip_adapter_image": [[image, Image.new("RGB", (32, 32), "red")]] if nested else image}
+    plan = Plan(steps=2, true_cfg_scale=2.0)
+    plain = pipe(
+        ["a boat"] * 3,
+        true_cfg_scale=2.0,
+        negative_prompt=[""] * 3,
+        generator=draft_generators([1, 2, 3]),
+        **{"num_inference_steps": 2, "width": 32, "height": 32, "max_sequence_length": 16, "output_type": "pt"},
+        **given,
+    ).images
+    batches = [
+        make_fast(pipe, batch_size=size)("a boat", num_images=3, seed=1, plan=plan, **given) for size in (1, 2, 3)
+    ]
+    for made in batches:
+        drafts = torch.cat([draft.pixels for draft in made.drafts])
+        assert torch.allclose(drafts, plain, atol=1e-3)
+        for one, other in zip(made.images, batches[0].images, strict=True):
+            assert np.abs(np.array(one, dtype=int) - np.array(other, dtype=int)).max() <= 1
+
+
+def test_images_without_an_adapter_of_their_own_are_refused(events: Any) -> None:
+    seen, callback = events
+    for pipe, count in ((make_pipe(), 0), (with_image_encoder(make_pipe()), 1)):
+        with pytest.raises(RequestError, match=f"is for 2 IP-Adapters, and the pipeline has {count}"):
+            make_fast(pipe)("a boat", callback=callback, ip_adapter_image=[edges(8, 8)] * 2)
+    case = CASES["StableDiffusion3Pipeline"]
+    with pytest.raises(RequestError, match="the pipeline has 0"):  # diffusers leaves it out in silence
+        family_fast(case, case.make())("a boat", callback=callback, ip_adapter_image=edges(8, 8))
+    assert seen == []
 
 
 # --- images of every kind, one for each picture; shares of the whole way ---

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from mrflow import Defaults, MrFlow, Plan
-from mrflow.bench.random_weights import (
-    architectures,
-    make_component,
-    make_pipeline,
-    make_random,
-    make_upscaler,
-    read_architecture,
-)
+from mrflow.architectures import architectures, make_component, read_architecture
+from mrflow.bench.random_weights import make_pipeline, make_random, make_upscaler
 from mrflow.errors import ModelError, RequestError, UnsupportedPipelineError
 from support.architectures import small_flux
 
@@ -26,7 +20,7 @@ def fast() -> MrFlow:
 
 
 def test_every_architecture_says_where_it_is_from():
-    assert "flux1-dev" in architectures()
+    assert "flux-dev" in architectures()
     for name in architectures():
         spec = read_architecture(name)
         assert all(spec[field] for field in ("name", "source", "pipeline", "components"))
@@ -37,7 +31,7 @@ def test_every_architecture_says_where_it_is_from():
 )
 def test_flux1_dev_has_its_published_size(part, billions):
     """12 B parameters in the transformer, as its model card has it; none of them is given memory here."""
-    model = make_component(read_architecture("flux1-dev")["components"][part])
+    model = make_component(read_architecture("flux-dev")["components"][part])
     parameters = {id(each): each for each in model.parameters()}.values()
     assert all(each.is_meta for each in parameters)
     shared = 32128 * 4096 if part == "text_encoder_2" else 0  # counted twice until it is filled
@@ -87,7 +81,7 @@ def test_activations_stay_finite(fast):
 
 
 def test_the_upscaler_has_real_esrgans_size():
-    upscaler = make_upscaler(read_architecture("flux1-dev")["upscaler"])
+    upscaler = make_upscaler(read_architecture("flux-dev")["upscaler"])
     assert upscaler.factor == 2
     count = sum(each.numel() for each in upscaler._network.model.parameters())
     assert count == pytest.approx(16.7e6, rel=0.01)
@@ -103,8 +97,8 @@ def test_the_defaults_are_those_of_the_family(fast):
 
 
 def test_what_is_unknown_or_too_large_is_said(monkeypatch):
-    with pytest.raises(RequestError, match=r"Known: .*flux1-dev"):
-        read_architecture("../flux1-dev")
+    with pytest.raises(RequestError, match=r"Known: .*flux-dev"):
+        read_architecture("../flux-dev")
     with pytest.raises(UnsupportedPipelineError):
         make_random({**small_flux(), "pipeline": "NoSuchPipeline"}, CPU, torch.float32)
 

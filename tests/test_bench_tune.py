@@ -34,19 +34,20 @@ def test_candidates_save_what_there_is_to_save() -> None:
     assert {plan.steps for plan in plans if plan.solver == "unipc"} == {4, 6, 8}
     assert {plan.guidance_stop for plan in plans} == {1.0, 0.5}
     assert {plan.refine_true_cfg_scale for plan in plans} == {1.0, 3.0}
-    assert {plan.refine_sigma for plan in plans} == {0.12, 0.2}
+    assert {plan.refine_sigma for plan in plans} == {0.12, 0.2, "auto"}
+    assert {plan.steps for plan in plans if plan.refine_sigma == "auto"} == {12}
     assert reference not in plans
-    assert len(set(plans)) == len(plans) == 6 * 2 * 2 - 1
+    assert len(set(plans)) == len(plans) == 6 * 2 * 2 - 1 + 2
     natives = [(method.steps, method.solver) for method in methods if not method.plan]
     assert natives == [(5, None), (8, None), (12, None), (5, "unipc"), (8, "unipc")]
-    assert len({method.name for method in methods}) == len(methods) < 30
+    assert len({method.name for method in methods}) == len(methods) <= 30
 
 
 def test_guidance_that_stops_early_already_stops_earlier() -> None:
     reference = Plan(steps=12, true_cfg_scale=3.0, refine_true_cfg_scale=1.0, guidance_stop=0.4)
     plans = [method.plan for method in make_candidates(reference, 50) if method.plan]
     assert {(plan.guidance_stop, plan.refine_true_cfg_scale) for plan in plans} == {(0.4, 1.0), (0.2, 1.0)}
-    assert len(plans) == 6 * 2 * 2 - 1
+    assert len(plans) == 6 * 2 * 2 - 1 + 2
 
 
 def test_where_no_solver_can_stand_in_none_is_tried() -> None:
@@ -58,6 +59,29 @@ def test_without_guidance_none_is_saved() -> None:
     methods = make_candidates(Plan(steps=4, true_cfg_scale=1.0), 4)
     assert {method.plan.steps for method in methods if method.plan} == {1, 2, 3, 4}
     assert [(method.steps, method.solver) for method in methods if not method.plan] == [(1, None), (1, "unipc")]
+
+
+@pytest.mark.parametrize(
+    ("reference", "native", "divided"),
+    [
+        (Plan(steps=4, true_cfg_scale=1.0), 4, {"3/4"}),
+        (Plan(steps=8, true_cfg_scale=1.0), 8, {"6/8", "7/8"}),
+        (Plan(steps=12, true_cfg_scale=1.0), 50, set()),
+        (Plan(steps=1, true_cfg_scale=1.0), 1, set()),
+    ],
+)
+def test_steps_of_a_few_step_model_are_divided_between_the_sizes(
+    reference: Plan, native: int, divided: set[str]
+) -> None:
+    def found(**options: bool) -> set[str]:
+        methods = make_candidates(reference, native, **options)
+        return {method.name for method in methods if method.plan and method.plan.switches}
+
+    assert found() == divided
+    assert found(solvers=False) == set()
+    for name in divided:
+        (method,) = read_methods([name])
+        assert method.plan == replace(method.plan, refine_sigma="switch", steps=int(name[0]))
 
 
 def test_names_mean_the_same_to_other_commands() -> None:

@@ -24,10 +24,10 @@ CPU = torch.device("cpu")
 
 
 def specification(name: str) -> dict[str, Any]:
-    return small_flux() if name == "flux1-dev" else shrink(name)
+    return small_flux() if name == "flux-dev" else shrink(name)
 
 
-@pytest.mark.parametrize(("name", "branches"), [("flux1-dev", 1), ("qwen-image", 2)])
+@pytest.mark.parametrize(("name", "branches"), [("flux-dev", 1), ("qwen-image", 2)])
 def test_the_plan_is_run_step_by_step(name: str, branches: int) -> None:
     """Qwen-Image's scheduler would make any single sigma its terminal 0.02, FLUX.1's would shift it."""
     fast = make_random(specification(name), CPU, torch.bfloat16)
@@ -50,7 +50,7 @@ def test_the_plan_is_run_step_by_step(name: str, branches: int) -> None:
     assert {part.dtype for part in (fast.pipe.transformer, second.vae)} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", ["flux1-dev", "qwen-image"])
+@pytest.mark.parametrize("name", ["flux-dev", "qwen-image"])
 def test_the_report(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
     monkeypatch.setattr(plain_script, "read_architecture", specification)
     out = tmp_path / "report.json"

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow, load_image
-from mrflow.bench import random_weights
+from mrflow import MrFlow, architectures, load_image
 from mrflow.cli.loading import ModelOptions
 from support.architectures import small_flux
 from support.cli import Result, invoke
@@ -81,8 +80,8 @@ def test_the_same_command_goes_on(monkeypatch):
 
 
 def test_random_weights(monkeypatch):
-    monkeypatch.setattr(random_weights, "read_architecture", lambda name: small_flux())
-    report = json.loads(run(*SHORT, "--random-weights", "flux1-dev", "--size", "64", "--json").stdout)
+    monkeypatch.setattr(architectures, "read_architecture", lambda name: small_flux())
+    report = json.loads(run(*SHORT, "--random-weights", "flux-dev", "--size", "64", "--json").stdout)
     assert report["model"]["random_weights"] is True
     assert "black-forest-labs/FLUX.1-dev" in report["model"]["source"]
     assert report["model"]["upscaler"] == "RealESRGAN_x2plus, random weights"

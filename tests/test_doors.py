@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from safetensors import SafetensorError
 from spandrel import UnsupportedModelError
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow, load_image
+from mrflow import MrFlow, Plan, load_image
 from mrflow.cli.loading import ModelOptions
 from mrflow.errors import ImageError, ModelError, MrFlowError, PlanError, RecipeError, RequestError, UpscalerError
 from mrflow.files import read_recipe
 from mrflow.plan import read_plan
 from mrflow.prompt_rows import read_lines, read_rows
 from mrflow.server.keys import Keys
+from mrflow.server.settings import Settings
 from mrflow.upscaler import Upscaler
 from support.batches import errors, run
 from support.cli import invoke
@@ -208,3 +210,24 @@ def test_http_answers_in_shape(part: str, route: str, error: Exception, served: 
         del network.forward
     assert str(error) not in told["message"] or not str(error)
     assert post().status_code == 200
+
+
+TOO_LONG = 10**5000  # Python writes no number of more than 4300 digits
+
+
+@pytest.mark.parametrize("value", [TOO_LONG, -TOO_LONG, [TOO_LONG]], ids=["high", "low", "listed"])
+def test_a_number_too_long_to_be_written_is_refused_as_any_other(fast, value):
+    recipe = fast.draft("a boat", seed=1).recipes[0]
+    for name in ("mode", "seed", "width", "threads", "batch", "noise_width", "pixels_sha256"):
+        with pytest.raises(RecipeError, match=f"The recipe's {name} is|mode is"):
+            replace(recipe, **{name: value})
+    for data in ({value if isinstance(value, int) else "zebra": 1}, {"steps": value}):
+        with pytest.raises(PlanError):
+            Plan.from_dict(data)
+    for name in ("output_type", "num_inference_steps", "generator", "width"):
+        with pytest.raises(MrFlowError, match="that can't be shown"):
+            fast("a boat", **{name: value})
+    with pytest.raises(RequestError, match="that can't be shown"):
+        MrFlow(fast.pipe, "bicubic", batch_size=[value])
+    with pytest.raises(RequestError, match="that can't be shown"):
+        Settings(max_prompt=value)

@@ -1,6 +1,8 @@
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,8 +44,18 @@ def test_the_dtype_is_the_callers(folder: Path) -> None:
     "source", ["", "fast", "no/such/folder/here", "../etc/passwd", "a b/c", "x" * 9000, "/none"]
 )
 def test_an_unknown_model_says_what_can_be_given(source: str) -> None:
-    with pytest.raises(ModelError, match="Give 'vista', an existing folder"):
+    with pytest.raises(ModelError, match="Give 'vista', a name that mrflow models lists, an existing folder"):
         MrFlow.from_pretrained(source)
+
+
+@pytest.mark.parametrize("name", ["models/flux1-dev.safetensors", "flux1-dev.gguf"])
+@pytest.mark.parametrize("kind", [str, Path, os.path.abspath])
+def test_a_checkpoint_in_one_file_is_called_so(tmp_path: Path, monkeypatch: Any, name: str, kind: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path(name).write_bytes(b"x" * 100)
+    with pytest.raises(ModelError, match=r"is one file; .*from_single_file"):
+        MrFlow.from_pretrained(kind(name), upscaler="bicubic")
 
 
 def test_a_folder_must_be_in_diffusers_layout(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from conftest import make_fast, make_pipe
-from mrflow import MrFlow, Plan
+from mrflow import MrFlow, Plan, Recipe
 from mrflow.borrowing import describe
 from mrflow.errors import MrFlowWarning
 from mrflow.sampling import draft_generators
@@ -70,7 +72,7 @@ def test_a_lora_works_in_both_passes(when: str) -> None:
     assert torch.equal(result.drafts[0].pixels, plain(pipe))
     assert not torch.equal(result.drafts[0].pixels, bare_draft)
     assert refined(fast) != bare_refined
-    assert result.recipes[0].conditions == {"lora.style": "1"}
+    assert unhashed(result.recipes[0]) == {"lora.style": "1"}
     assert state_of(pipe) == before
     pipe.unload_lora_weights()
     assert torch.equal(fast.draft("a red boat", seed=7, plan=PLAN)[0].pixels, bare_draft)
@@ -87,13 +89,14 @@ def test_weights_of_adapters_count_and_are_recorded() -> None:
     result = fast("a red boat", seed=7, plan=PLAN)
     assert torch.equal(result.drafts[0].pixels, plain(pipe))
     recipe = result.recipes[0]
-    assert recipe.conditions == {"lora.light": "0.25", "lora.style": "0.5"}
+    assert unhashed(recipe) == {"lora.light": "0.25", "lora.style": "0.5"}
     assert bytes_of(fast.replay(recipe).images) == bytes_of(result.images)
 
     pipe.set_adapters(["style"], adapter_weights=[0.5])
     with pytest.warns(MrFlowWarning, match=r"lora.light 0.25, here none\."):
         again = fast.replay(recipe)
-    assert recipe.differences(again.recipes[0]).keys() == {"conditions.lora.light", "pixels_sha256"}
+    lost = {"conditions.lora.light", "conditions.lora.light.sha256"}
+    assert recipe.differences(again.recipes[0]).keys() == {*lost, "pixels_sha256"}
     assert bytes_of(again.images) != bytes_of(result.images)
 
 
@@ -129,6 +132,10 @@ def test_a_scale_of_zero_switches_off_for_one_call_and_every_weight_comes_back()
     assert torch.equal(fast.draft("a red boat", seed=7, plan=PLAN)[0].pixels, first)
 
 
+def unhashed(recipe: Recipe) -> dict[str, str]:
+    return {name: text for name, text in recipe.conditions.items() if not name.endswith(".sha256")}
+
+
 def scalings(pipe: Any) -> list[dict[str, float]]:
     parts = (pipe.transformer, pipe.text_encoder)
     return [dict(layer.scaling) for part in parts for layer in part.modules() if hasattr(layer, "lora_alpha")]
@@ -141,7 +148,28 @@ def test_other_adapters_of_peft_are_recorded(kind: str, text: str) -> None:
     options |= {"feedforward_modules": []} if kind == "IA3" else {"r": 2, "alpha": 2}
     peft.inject_adapter_in_model(getattr(peft, f"{kind}Config")(**options), pipe.transformer, "style")
     recipe = make_fast(pipe).draft("a boat", seed=1, plan=PLAN).recipes[0]
-    assert recipe.conditions == {"lora.style": text}
+    assert unhashed(recipe) == {"lora.style": text}
+    assert re.fullmatch("[0-9a-f]{64}", recipe.conditions["lora.style.sha256"])
+
+
+def test_another_lora_of_the_same_name_is_told_apart() -> None:
+    pipe = make_pipe()
+    fast = make_fast(pipe)
+    recipes = []
+    for seed in (0, 1, 0):
+        pipe.load_lora_weights(lora(seed), adapter_name="style")
+        recipes.append(fast.draft("a boat", seed=1, plan=PLAN).recipes[0])
+        pipe.unload_lora_weights()
+    assert recipes[0].conditions == recipes[2].conditions != recipes[1].conditions
+    pipe.load_lora_weights(lora(1), adapter_name="style")
+    old = replace(recipes[0], conditions={"lora.style": "1"})  # as versions to 0.1.0 wrote it
+    fast.replay(old)
+    with pytest.warns(MrFlowWarning, match=r"lora.style.sha256 \w{64}, here \w{64}\."):
+        fast.replay(recipes[0])
+    with torch.no_grad():
+        pipe.transformer.transformer_blocks[0].attn.to_q.lora_A["style"].weight += 1
+    with pytest.warns(MrFlowWarning, match=r"lora\.style\.sha256"):
+        fast.replay(recipes[1])
 
 
 def test_weights_stored_in_a_smaller_type_and_compiled_parts_are_recorded() -> None:

@@ -64,6 +64,21 @@ def test_an_autoencoder_that_does_not_fit_is_refused_before_any_work(fast: MrFlo
     assert seen == []
 
 
+def test_so_is_one_that_decodes_with_noise_which_no_seed_holds() -> None:
+    fast = make_family(CASES["LuminaPipeline"], CASES["LuminaPipeline"].make())
+    count = len(fast.pipe.vae.config.block_out_channels)
+    torch.manual_seed(0)
+    fast.pipe.vae = diffusers.ConsistencyDecoderVAE(
+        encoder_block_out_channels=(32,) * count,
+        encoder_down_block_types=("DownEncoderBlock2D",) * count,
+        decoder_block_out_channels=(32,) * count,
+        decoder_down_block_types=("ResnetDownsampleBlock2D",) * count,
+        decoder_up_block_types=("ResnetUpsampleBlock2D",) * count,
+    ).eval()
+    with pytest.raises(ModelError, match=r"ConsistencyDecoderVAE, does not fit LuminaPipeline: .* no seed holds"):
+        fast("a boat", seed=1)
+
+
 @pytest.mark.parametrize("name", ["QwenImagePipeline", "Flux2Pipeline"])
 def test_so_is_one_without_the_numbers_of_its_family(name: str) -> None:
     fast = make_family(CASES[name], CASES[name].make())

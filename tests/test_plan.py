@@ -8,15 +8,18 @@ from mrflow.plan import PRESETS, Plan, get_plan
 
 
 def test_presets_name_their_source_and_whose_numbers_they_are() -> None:
-    assert list(PRESETS)[:3] == ["12+1", "20+1", "4+1"]
+    assert list(PRESETS)[:5] == ["12+1", "20+1", "fast", "fastest", "4+1"]
     for name, preset in PRESETS.items():
         assert preset.name == name
         ours = name.removesuffix("-published")
-        assert ours.rpartition("-")[2] == preset.plan.label
-        assert (preset.plan.refine_sigma == 0.12) is (ours == name)
-        undistilled = ours in ("12+1", "20+1", "4+1", "piflow-4+1", "klein-base-12+1")
+        assert ours.rpartition("-")[2] == {"fast": "fast", "fastest": "fastest"}.get(name, preset.plan.label)
+        assert (preset.plan.refine_sigma in (0.12, "switch")) is (ours == name)
+        assert preset.plan.switches is ("/" in name)
+        undistilled = ours in ("12+1", "20+1", "fast", "fastest", "4+1", "piflow-4+1", "klein-base-12+1")
         assert preset.plan.true_cfg_scale == (None if undistilled else 1.0)
-        assert any(word in preset.source for word in ("2607.01642", "diffusers", "huggingface.co"))
+        assert any(
+            word in preset.source for word in ("arXiv 26", "diffusers", "huggingface.co", "docs/results.md")
+        )
 
 
 def test_published_sigmas_are_what_the_published_scripts_really_mix_in() -> None:
@@ -56,9 +59,32 @@ def test_get_plan_takes_presets_any_pair_plans_and_none() -> None:
     assert get_plan(plan) is plan
 
 
-@pytest.mark.parametrize("name", ["fast", "", "12", "12+", "+1", "a+b", "-3+1", "12+1+1", "\uff11\uff12+1"])
+def test_steps_of_one_schedule_are_written_as_a_share_of_it() -> None:
+    plan = get_plan(" 3 / 4 ")
+    assert plan == Plan(steps=3, refine_steps=1, refine_sigma="switch")
+    assert (plan.label, plan.schedule_steps, get_plan(plan.label)) == ("3/4", 4, plan)
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert (get_plan("3+1").schedule_steps, Plan(refine_sigma="auto").label) == (3, "12+1")
+    for text in ("4/4", "5/4"):
+        with pytest.raises(PlanError, match=f"The plan is {text}; fewer .* Try 3/4"):
+            get_plan(text)
+
+
+def test_a_sigma_beside_a_schedules_own_is_refused() -> None:
+    assert get_plan("3/4").changed(steps=2, refine_sigma="switch").label == "2/3"
+    with pytest.raises(PlanError, match=r"refine_sigma is 0\.2 and the plan 3/4 .*such as 4\+1"):
+        get_plan("3/4").changed(refine_sigma=0.2)
+
+
+def test_the_native_plan_has_no_use_for_words() -> None:
+    assert {Plan(refine_sigma=word).native(4).refine_sigma for word in ("auto", "switch", 0.3)} == {0.12, 0.3}
+
+
+@pytest.mark.parametrize(
+    "name", ["quick", "", "12", "3/4/5", "/4", "3-4", "12+", "+1", "a+b", "-3+1", "12+1+1", "\uff11\uff12+1"]
+)
 def test_an_unknown_plan_names_the_known_ones(name: str) -> None:
-    with pytest.raises(PlanError, match=r"Known: 12\+1, 20\+1, 4\+1"):
+    with pytest.raises(PlanError, match=r"Known: 12\+1, 20\+1, fast, fastest, 4\+1.*such as '3/4'"):
         get_plan(name)
 
 
@@ -69,7 +95,7 @@ def test_an_unknown_plan_names_the_known_ones(name: str) -> None:
         ("refine_sigma", 0, "between 0 and 1"),
         ("refine_sigma", 1, "between 0 and 1"),
         ("refine_sigma", float("nan"), "finite"),
-        ("refine_sigma", "0.12", "a number"),
+        ("refine_sigma", "0.12", "it must be a number or auto or switch. Try 0.12."),
         ("refine_sigma", True, "a number"),
         ("steps", 0, "between 1 and 1000"),
         ("steps", 1001, "between 1 and 1000"),

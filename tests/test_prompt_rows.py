@@ -116,13 +116,23 @@ def test_encodings_that_say_so_and_every_end_of_line(tmp_path, encoding, end, fo
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
-@pytest.mark.parametrize("text", ["prompt\na lake\n", "湖畔\n湖\n"])
+@pytest.mark.parametrize("text", ["prompt\na lake\n", "湖畔\n湖\n", "不\n不不\n", "不不不湖\n" * 9])
 @pytest.mark.parametrize("form", ["txt", "csv", "jsonl"])
 def test_encodings_that_do_not_say_so_give_no_prompt(tmp_path, encoding, text, form):
     with suppress(MrFlowError):
         rows = rows_of(tmp_path / f"p.{form}", text.encode(encoding))
         assert rows
         assert all(row.error for row in rows)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_the_nuls_that_a_power_cut_leaves_cost_the_last_line(tmp_path, end):
+    rows = rows_of(tmp_path / "p.txt", end.join([b"a lake", b"a sea", b"\0" * 99]))
+    assert [(row.values.get("prompt"), bool(row.error)) for row in rows] == [
+        ("a lake", False),
+        ("a sea", False),
+        (None, True),
+    ]
 
 
 def test_utf_16_that_is_cut_short_costs_the_last_line(tmp_path):

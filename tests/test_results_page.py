@@ -56,7 +56,7 @@ def test_a_plain_script_is_written_beside_what_it_is_compared_with(tmp_path: Pat
         **{"environment": place, "model": "FLUX.1-dev, random weights", "size": [1024, 1024], "repeats": 5},
         **{"ways": {"12+1": way}, "speedup": {"12+1 over plain script": {"median": 1.4, "low": 1.3, "high": 1.5}}},
     }
-    (tmp_path / "plain-script-flux1-dev-cuda.json").write_text(json.dumps(report))
+    (tmp_path / "plain-script-flux-dev-cuda.json").write_text(json.dumps(report))
     page = results_page(tmp_path)
     assert "FLUX.1-dev, random weights on a GPU (cuda, bfloat16, 2 threads), torch 2" in page
     assert "| 12+1 | 2.000 (1.500 to 2.500) | 5.1 (5.0 to 6.0) |" in page

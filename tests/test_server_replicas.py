@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gc
 import os
@@ -95,6 +96,14 @@ def test_metrics_are_those_of_all_replicas():
     assert "mrflow_replicas 2.0" in lines
     heads = [line for line in lines if line.startswith("#")]
     assert len(heads) == len(set(heads))
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'mrflow[ray]'")
+def test_no_replica_is_left_out_for_being_on_another_node():
+    from mrflow.server.routing import ShortestQueue
+
+    (rank,) = asyncio.run(ShortestQueue.choose_replicas(None, ["beside the proxy", "elsewhere"]))
+    assert sorted(rank) == ["beside the proxy", "elsewhere"]
 
 
 def test_there_is_no_page(two):

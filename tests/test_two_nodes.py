@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -10,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import make_pipe
 from support.batches import files, manifest
@@ -181,7 +186,7 @@ def replicas_told(url: str) -> int:
 
 
 def test_two_replicas_on_two_nodes_one_of_which_ends_under_load(folder: Path, env: dict[str, str]) -> None:
-    """Each request has an answer, and each picture is the same; /metrics tells of both replicas all the while."""
+    """Each request has an answer, pictures are the same up to rounding; /metrics tells of both all the while."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with nodes(env) as cluster:
@@ -192,14 +197,15 @@ def test_two_replicas_on_two_nodes_one_of_which_ends_under_load(folder: Path, en
             load = Load(url)
             with load.going():
                 load.wait_for_more(process)
-                made = [line for line in numbers(url).splitlines() if line.startswith("mrflow_images_total{")]
-                assert len({line.partition('replica="')[2] for line in made}) == 2
+                made = set(re.findall(r'mrflow_images_total{.*replica="(\w+)"} [1-9]', numbers(url)))
+                assert len(made) == 2, numbers(url)
                 cluster.kill(lost)
                 load.wait_for_more(process)  # the other goes on
                 cluster.add()
                 until(lambda: replicas_told(url) == 2, process)
                 load.wait_for_more(process)
-            pictures = {json.loads(text)["data"][0]["b64_json"] for status, text in load.answers if status == 200}
-            assert len(pictures) == 1
+            texts = [json.loads(text)["data"][0]["b64_json"] for status, text in load.answers if status == 200]
+            first, *others = [np.array(Image.open(BytesIO(base64.b64decode(text))), dtype=int) for text in texts]
+            assert all(abs(other - first).max() <= 1 for other in others)  # drafts in batches round otherwise
             failed = [answer for answer in load.answers if answer[0] != 200]
             assert all(status in (500, 503) and "Traceback" not in text for status, text in failed), failed

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mrflow.backbones import get_backbone
-from mrflow.backbones.checkpoints import DISTILLED
+from mrflow.backbones.checkpoints import DISTILLED, known_defaults
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
+from mrflow.known_models import BITS
+from mrflow.known_models import KNOWN as KNOWN_MODELS
 from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
 
@@ -18,8 +20,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 _HEAD = """\
 # Models
 
-Written by `python -m tools.write_models` from `backbones/families.py`, `presets.py` and `known_upscalers.py`;
-a test keeps it current.
+Written by `python -m tools.write_models` from `known_models.toml`, `backbones/families.toml`, `presets.toml` and
+`upscalers.toml`; a test keeps it current.
 
 `MrFlow(pipe)` takes a diffusers pipeline of these classes. The checkpoints are examples: any that the class loads
 will do.
@@ -40,7 +42,7 @@ uncond + s (cond - uncond), 1 being none, under whatever name and scale the pipe
 
 def models_page() -> str:
     """Return the text of docs/models.md."""
-    return "\n".join([_HEAD, *_families(), *_presets(), *_upscalers(), *_impossible()])
+    return "\n".join([_HEAD, *_families(), *_models(), *_presets(), *_upscalers(), *_impossible()])
 
 
 def _families() -> Iterable[str]:
@@ -50,7 +52,7 @@ def _families() -> Iterable[str]:
     for pipeline, facts in FAMILIES.items():
         backbone = get_backbone(pipeline)
         latents, autoencoder = backbone.layout.about, backbone.autoencoder.about
-        checkpoints = "<br>".join(facts.checkpoints)
+        checkpoints = "<br>".join(each.id for each in KNOWN_MODELS.values() if each.pipeline == pipeline)
         yield f"| {facts.name} | `{pipeline}` | {checkpoints} | {latents} | {autoencoder} | {facts.guidance} |"
     yield ""
     yield from (f"- {facts.name}: {facts.note}" for facts in FAMILIES.values() if facts.note)
@@ -62,19 +64,37 @@ def _families() -> Iterable[str]:
     yield ""
 
 
+def _models() -> Iterable[str]:
+    yield "## Names\n"
+    yield "Of the usual checkpoints, to type as `--model` and in `from_pretrained`; `mrflow models` lists them."
+    yield "Memory is that of the weights, the autoencoder always at 16 bits; work comes on top. Ids, licences and"
+    yield "gates are those of the models' pages as public copies had them in November 2026, sizes are counted from"
+    yield "their architectures (`known_models.toml` says how); what is empty we don't know. Nothing was fetched.\n"
+    yield f"| name | Hugging Face id | download, GB | {', '.join(BITS)}, GB | licence | gated | plan |"
+    yield "|---|---|---|---|---|---|---|"
+    for known in KNOWN_MODELS.values():
+        sizes = [known.weights(held) for held in BITS]
+        memory = " / ".join(f"{size / 1e9:.1f}" for size in sizes if size)
+        download = f"{known.download / 1e9:.1f}" if known.download else ""
+        gated, plan = "yes" if known.gated else "", known_defaults(known).plan.label
+        yield f"| `{known.name}` | {known.id} | {download} | {memory} | {known.licence} | {gated} | {plan} |"
+    yield ""
+
+
 def _presets() -> Iterable[str]:
     known: dict[str, list[str]] = {}
     for each in DISTILLED:
         told = f'"{each.word}" in its name' if each.word else f"`{each.flag or each.pipeline}`"
         known.setdefault(each.preset, []).append(told)
     yield "## Presets\n"
-    yield 'By name as `plan=`; any "N+M" works too. Those of distilled checkpoints are the default where the'
+    yield 'By name as `plan=`; any "N+M" works too, and "3/4": the first 3 of a few-step model\'s 4 steps small,'
+    yield "the others large, at the model's own sigmas. Those of distilled checkpoints are the default where the"
     yield "pipeline says what it is; a LoRA that distils comes and goes, so its preset is chosen by hand.\n"
     yield "| preset | steps | refine sigma | for | taken by itself for | source |"
     yield "|---|---|---|---|---|---|"
     for preset in PRESETS.values():
         plan, chosen = preset.plan, ", ".join(known.get(preset.name, ()))
-        numbers = f"{plan.label} | {plan.refine_sigma:g}"
+        numbers = f"{plan.label} | {plan.refine_sigma}"
         yield f"| `{preset.name}` | {numbers} | {preset.about} | {chosen} | {preset.source} |"
     yield ""
 

@@ -58,10 +58,10 @@ BENCHED = {
         "mrflow bench native:6,solver=unipc 12+1 --size 256,384,512 --repeats 5 --json "
         "> benchmarks/bench-sizes-vista-cpu.json",
     ),
-    "bench-flux1-dev-cuda.json": (
+    "bench-flux-dev-cuda.json": (
         "Cost: FLUX.1-dev at full size, random weights, on a GPU",
-        "mrflow bench native:50 12+1 4+1 --random-weights flux1-dev --size 1024 --device cuda --json "
-        "> benchmarks/bench-flux1-dev-cuda.json",
+        "mrflow bench native:50 12+1 4+1 --random-weights flux-dev --size 1024 --device cuda --json "
+        "> benchmarks/bench-flux-dev-cuda.json",
     ),
     "bench-qwen-image-cuda.json": (
         "Cost: Qwen-Image at full size, random weights, on a GPU",
@@ -86,7 +86,7 @@ SCRIPTED = {
         f"python benchmarks/plain_script.py --random-weights {name} --size 1024 --device cuda "
         f"--out benchmarks/plain-script-{name}-cuda.json",
     )
-    for name, title in (("flux1-dev", "FLUX.1-dev"), ("qwen-image", "Qwen-Image"))
+    for name, title in (("flux-dev", "FLUX.1-dev"), ("qwen-image", "Qwen-Image"))
 }
 
 

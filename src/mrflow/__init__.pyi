@@ -3,6 +3,8 @@
 from . import errors as errors
 from .backbones import register_backbone as register_backbone
 from .backbones.family import Backbone as Backbone
+from .costs import Estimate as Estimate
+from .costs import estimate as estimate
 from .drafts import Draft as Draft
 from .drafts import Drafts as Drafts
 from .drafts import Result as Result

@@ -27,7 +27,7 @@ from mrflow.errors import RequestError
 from mrflow.files import load_image
 from mrflow.images import pixels_sha256
 from mrflow.jobs import Seeds, Size
-from mrflow.plan import ABOUT, DEFAULT_PLAN, Plan, get_plan, real
+from mrflow.plan import ABOUT, DEFAULT_PLAN, Plan, get_plan, real, shown
 from mrflow.upscaler import resize
 
 Arguments = Mapping[str, Any]
@@ -170,7 +170,8 @@ def _put(numbers: dict[str, Any], name: str, value: Any, called: str) -> None:
 def _same(name: str, said: Any, called: str, value: Any, *, unsaid: Any) -> Any:
     """Return what two names of one thing say; raises RequestError if they say different things."""
     if said is not None and _plain(said) not in (unsaid, _plain(value)):
-        raise RequestError(f"{name} is {said!r:.80} and {called} is {value!r:.80}; they mean the same. Give one.")
+        both = f"{name} is {shown(said)} and {called} is {shown(value)}"
+        raise RequestError(f"{both}; they mean the same. Give one.")
     return value
 
 
@@ -196,7 +197,7 @@ def _as_true_cfg(pipe: Pipeline, backbone: Backbone, value: Any) -> tuple[Any, s
 def _chosen(plan: Plan | str | None, base: Plan, numbers: Mapping[str, Any]) -> Plan | None:
     """Return the plan that is asked for, if any; raises RequestError for a number that it says otherwise."""
     if plan is None:
-        return replace(base, **numbers) if numbers else None
+        return base.changed(**numbers) if numbers else None
     chosen = get_plan(plan)
     if not numbers:
         return chosen
@@ -205,7 +206,7 @@ def _chosen(plan: Plan | str | None, base: Plan, numbers: Mapping[str, Any]) -> 
         said |= {"steps", "refine_steps"}
     for name in said & set(numbers):
         if ABOUT[name].check(name, numbers[name]) != getattr(chosen, name):
-            value = f"{name} is {numbers[name]!r:.80} and the plan says {getattr(chosen, name)!r}"
+            value = f"{name} is {shown(numbers[name])} and the plan says {getattr(chosen, name)!r}"
             raise RequestError(f"{value}; they mean the same. Give one.")
     return replace(chosen, **numbers)
 
@@ -214,7 +215,7 @@ def _check_output(name: object) -> str:
     if name == "latent":
         raise RequestError("output_type is 'latent'; finished pictures are pixels. Give 'pt' for a tensor.")
     if name not in OUTPUTS:
-        raise RequestError(f"output_type is {name!r:.80}; it must be one of {', '.join(OUTPUTS)}.")
+        raise RequestError(f"output_type is {shown(name)}; it must be one of {', '.join(OUTPUTS)}.")
     return str(name)
 
 
@@ -241,11 +242,24 @@ def _check_extra(
         value = extra[name]
         for each in value if isinstance(value, (list, tuple)) else [value]:
             if not 0 <= (-1 if (share := real(each)) is None else share) <= 1:
-                raise RequestError(f"{name} is {value!r:.80}; it must be a share of the way, from 0 to 1.")
+                raise RequestError(f"{name} is {shown(value)}; it must be a share of the way, from 0 to 1.")
     if (images := extra.get("control_image")) is not None:
         several = hasattr(getattr(pipe, "controlnet", None), "nets") and isinstance(images, list)
         extra = {**extra, "control_image": [_one_each(each) for each in images] if several else _one_each(images)}
+    _check_adapters(pipe, extra)
     return _check_callback(pipe, extra)
+
+
+def _check_adapters(pipe: Pipeline, extra: Arguments) -> None:
+    """Raise RequestError unless each IP-Adapter has its image, or images, which guide all pictures of a call."""
+    transformer = getattr(pipe, "transformer", None)
+    several = getattr(getattr(transformer, "encoder_hid_proj", None), "num_ip_adapters", 0)
+    loaded = several or int(getattr(transformer, "image_proj", None) is not None)  # SD3 has one at most
+    for name in (name for name in extra if "ip_adapter_image" in name and extra[name] is not None):
+        count = len(extra[name]) if isinstance(extra[name], list) else 1
+        if count != loaded:
+            hint = "Give each its own." if loaded else "Load one: pipe.load_ip_adapter()."
+            raise RequestError(f"{name} is for {count} IP-Adapters, and the pipeline has {loaded}. {hint}")
 
 
 def check_images(extra: Arguments, whole: int) -> None:
@@ -335,5 +349,5 @@ def _describe(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_describe, value)) + "]"
     if value is None or isinstance(value, (bool, int, float, str)):
-        return repr(value)
+        return shown(value) if type(value) is int else repr(value)
     return str(getattr(value, "__qualname__", type(value).__qualname__))  # no repr: it may hold an address

@@ -11,6 +11,7 @@ pipeline's call ends, so that nothing of the draft reaches the refine pass, nor 
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -19,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mrflow.backbones.family import Pipeline
 from mrflow.errors import BusyError, StoppedError
@@ -26,6 +28,7 @@ from mrflow.schedulers import check_scheduler
 
 _locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
+_hashes: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _STOPPED = "The pipeline was told to stop (_interrupt), so no picture was finished. Call again."
 _MAX_TEXT = 2000  # characters of one entry in a recipe
 _USUAL_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -145,11 +148,14 @@ def describe(pipe: Pipeline) -> dict[str, str]:
     """Return what shapes a picture besides checkpoint, plan and prompt, name to short text; usually nothing.
 
     lora.NAME: its weight, or weights where layers differ, behind its kind where that is another, such as loha.
+    lora.NAME.sha256: of its tensors, for diffusers (0.42.1) keeps no file's name.
     lora: those fused into the weights. scheduler, cache, weights: where they are not the usual ones. cast: parts
     whose weights are stored in a smaller type. compiled: parts that torch.compile runs. vae: "tiled". Making a
     picture again needs the same; nothing here can put it back.
     """
-    found = {f"lora.{name}": weight for name, weight in _adapters(pipe).items()}
+    adapters = _adapters(pipe)
+    found = {f"lora.{name}": weight for name, weight in adapters.items()}
+    found |= {f"lora.{name}.sha256": _hash_adapter(pipe, name) for name in adapters}
     if fused := sorted(getattr(pipe, "fused_loras", ())):
         found["lora"] = "fused " + ", ".join(fused)
     if type(pipe.scheduler).__name__ != _USUAL_SCHEDULER:
@@ -235,6 +241,28 @@ def _adapters(pipe: Pipeline) -> dict[str, str]:
                 found.setdefault((name, kind), set()).add(_weight(layer, name))
     texts = {key: ", ".join(f"{weight:g}" for weight in sorted(weights)) for key, weights in sorted(found.items())}
     return {name: text if kind == "lora" else f"{kind} {text}" for (name, kind), text in texts.items()}
+
+
+def _hash_adapter(pipe: Pipeline, name: str) -> str:
+    """Return the SHA-256 of an adapter's tensors, layer by layer; of those on no device (meta) the shapes."""
+    whole = hashlib.sha256()
+    for _, layer in _layers(pipe):
+        for held in getattr(layer, "adapter_layer_names", ()):
+            part = dict(getattr(layer, held).items()).get(name)
+            for tensor in (
+                part.parameters() if isinstance(part, torch.nn.Module) else filter(torch.is_tensor, [part])
+            ):
+                whole.update(_hash(tensor))
+    return whole.hexdigest()
+
+
+def _hash(tensor: Tensor) -> bytes:
+    """Return the SHA-256 of a tensor's values, reckoned once for as long as they are the same."""
+    if tensor not in _hashes or _hashes[tensor][0] != tensor._version:
+        data = repr(tensor.shape).encode() if tensor.is_meta else tensor.detach().cpu().float().numpy().tobytes()
+        _hashes[tensor] = tensor._version, hashlib.sha256(data).digest()
+    digest: bytes = _hashes[tensor][1]
+    return digest
 
 
 def _weight(layer: Any, name: str) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from PIL import Image
 from torch import Tensor
 
-from mrflow.errors import ImageError, RequestError, SizeError
+from mrflow.errors import ImageError, PlanError, RequestError, SizeError
 from mrflow.files import load_image, read_recipe, save_image
 from mrflow.images import crop_to_aspect, make_grid, pixels_sha256, to_pil, to_tensor
 from mrflow.jobs import Job, Prompts, Seeds, ask, check_size, fit_size
@@ -187,9 +187,14 @@ def drafts_from_images(
     if len(asked) != len(sources):
         raise RequestError(f"There are {len(asked)} seeds for {len(sources)} images; give one number or one each.")
     read = [_read(source) for source in sources]
-    scale = (plan or model.defaults.plan).scale
+    chosen = plan or model.defaults.plan
+    if chosen.switches:
+        raise PlanError(
+            f"The plan is {chosen.label}, which goes on where a draft's schedule ended; a given image has none. "
+            "Give refine_sigma a number, such as 0.12."
+        )
     for k, (pixels, _) in enumerate(read):
-        own = fit_size(pixels.shape[-1], pixels.shape[-2], scale, model.multiple) if width is None else None
+        own = fit_size(pixels.shape[-1], pixels.shape[-2], chosen.scale, model.multiple) if width is None else None
         asked[k] = replace(asked[k], width=own[0] if own else width, height=own[1] if own else height)
     jobs = model.resolve(asked)
     return [_from_image(model, job, *each) for job, each in zip(jobs, read, strict=True)]
@@ -262,6 +267,12 @@ def _plan_for(draft: Draft, plan: Plan | str | None) -> Plan:
 def _replan(model: Model, draft: Draft, plan: Plan) -> Draft:
     base = draft.base_recipe
     new = replace(model.resolve_plan(plan), steps=base.plan.steps, noise=base.plan.noise)  # as it was drafted
+    new = model.fit(new, base.prompt)
+    if (new.switches or base.plan.switches) and new.label != base.plan.label:
+        raise PlanError(
+            f"The draft is of the plan {base.plan.label}, and {new.label} is asked for; where all steps are one "
+            "schedule, both passes keep to it. Leave refine_sigma and refine_steps out, or enhance its image."
+        )
     width, height = base.size
     if new.ratio != base.plan.ratio:
         width, height = _enlarged(model, draft, new)

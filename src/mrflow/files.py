@@ -62,10 +62,10 @@ def load_image(
     """
     with _opened(source, max_pixels) as image:
         name = _name(source)
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            frames = getattr(image, "n_frames", 2)
-            raise ImageError(f"{name} has {frames} frames; it must be a still image. Save one frame of it.")
         try:
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                frames = getattr(image, "n_frames", 2)
+                raise ImageError(f"{name} has {frames} frames; it must be a still image. Save one frame of it.")
             tile = getattr(image, "tile", None) if image.format == "PNG" else None
             image.load()
             if tile and not as_before and tile[0].args in ("RGB;16B", "RGBA;16B"):
@@ -195,8 +195,9 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it, unless they are there. Raises OutputError if that is not possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {path} cannot be made: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # the latter for what no name may hold
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"The folder {path} cannot be made: {reason}.") from error
 
 
 def remove_parts(folder: Path) -> int:

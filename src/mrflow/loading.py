@@ -25,6 +25,7 @@ from mrflow.errors import (
     UpscalerWarning,
     warn,
 )
+from mrflow.known_models import full_name, meant
 from mrflow.model import Model
 from mrflow.plan import Defaults
 from mrflow.upscaler import Upscaler, has_bfloat16
@@ -43,7 +44,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     **kwargs: Any,
 ) -> Model:
-    """Return the pipeline named "vista", or from a folder in diffusers' layout, or by a hub id "owner/name".
+    """Return the pipeline named "vista", of a known name, a folder in diffusers' layout or a hub id "owner/name".
 
     upscaler: see Upscaler.load; None is the model's own, if it has one. device: None is the CPU. dtype: None
     is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or float16 on
@@ -65,7 +66,7 @@ def load_model(
         pipe.to(place)
     if name == "vista":  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
         pipe.vae.to(memory_format=torch.channels_last)
-    defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
+    defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, path)
     backbone = get_backbone(type(pipe).__name__)
     name, revision = (name, revision) if name == "vista" else identify(path, revision)
     model = Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
@@ -171,10 +172,17 @@ def _check_source(source: str | Path) -> str:
         if not (path / _INDEX).is_file():
             raise ModelError(f"The folder {path} holds no model_index.json; it must be in diffusers' layout.")
         return str(path.resolve())
+    name = name if isinstance(source, Path) else full_name(name)
+    if name.strip() and os.path.isfile(path):
+        raise ModelNameError(
+            f"{name} is one file; a model here is a folder in diffusers' layout or a hub id. Load it in Python: "
+            "MrFlow(FluxPipeline.from_single_file(...)), or its family's pipeline; a GGUF file or one of the "
+            "transformer alone with FluxTransformer2DModel.from_single_file(...), given to from_pretrained."
+        )
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, flags=re.ASCII):
         raise ModelNameError(
-            f"There is no model {name[:200]!r}. Give 'vista', an existing folder in diffusers' layout, "
-            "or a Hugging Face id such as 'black-forest-labs/FLUX.1-dev'."
+            f"There is no model {name[:200]!r}.{meant(name)} Give 'vista', a name that mrflow models lists, an "
+            "existing folder in diffusers' layout, or a Hugging Face id such as 'black-forest-labs/FLUX.1-dev'."
         )
     return name
 

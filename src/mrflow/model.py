@@ -10,12 +10,13 @@ from weakref import WeakSet
 
 import torch
 
+from mrflow.auto_sigma import fit_sigma
 from mrflow.backbones.family import Backbone, Pipeline, Reading
 from mrflow.errors import ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
-from mrflow.plan import Defaults, Plan, get_plan
+from mrflow.plan import AUTO, SWITCH, Defaults, Plan, get_plan
 from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
-from mrflow.schedulers import resolve_solver
+from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
 
 _JOB = [each.name for each in fields(Job)]
@@ -73,9 +74,11 @@ class Model:
         try:
             with torch.no_grad():
                 latents = backbone.pack(pipe, backbone.encode(pipe, pixels))
-                made = backbone.decode(pipe, latents, side, side)
+                made, again = (backbone.decode(pipe, latents, side, side) for _ in range(2))
             if made.shape != pixels.shape or pipe.transformer.config.in_channels not in latents.shape[1:]:
                 reason = f"latents are {tuple(latents.shape)}, pixels {tuple(made.shape)}"
+            elif not torch.allclose(made, again, atol=0.02):
+                reason = "it decodes with noise of its own, which no seed holds"
         except Exception as error:  # whatever a class of another shape of answer trips over
             reason = f"{type(error).__name__}: {error}"
         if reason:
@@ -96,6 +99,7 @@ class Model:
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
         for one in asked:
             own, plan = self.defaults, plans[one.plan]
+            plan = self.fit(plan, one.prompt) if plan.refine_sigma == AUTO else plan
             guided = plan.guided
             values: dict[str, Any] = {
                 "noise_width": one.noise_width,
@@ -127,7 +131,7 @@ class Model:
 
         Of the two kinds of guidance, `guidance_scale` stays None for checkpoints that cannot take it. The solver
         of the defaults stands in for plain Euler alone, not for a scheduler that somebody chose.
-        Raises PlanError for a solver or a guidance_stop that the pipeline's scheduler cannot do.
+        Raises PlanError for a solver, a switch or a guidance_stop that the pipeline's scheduler cannot do.
         """
         own, takes_cfg = self.defaults.plan, self.backbone.takes_cfg(self.pipe)
         kind, usual = self.backbone.guidance_field(self.pipe), self.backbone.default_guidance(self.pipe)
@@ -137,7 +141,15 @@ class Model:
         if native:
             stop = None if plan is None else given.guidance_stop
             return resolved.native(given.steps, guidance_stop=stop, solver=solver)
+        if resolved.refine_sigma == SWITCH:
+            check_switch(self.pipe)
         return resolved
+
+    def fit(self, plan: Plan, prompt: str) -> Plan:
+        """Return a resolved plan with a number where its refine_sigma was "auto": see `mrflow.auto_sigma`."""
+        if plan.refine_sigma != AUTO:
+            return plan
+        return replace(plan, refine_sigma=fit_sigma(self.pipe, self.backbone, self.upscaler, plan, prompt))
 
     def recipe(
         self,

@@ -26,7 +26,7 @@ from mrflow.jobs import Job, Prompts, Seeds, ask, generators_kept
 from mrflow.lanes import cpu_threads
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.model import Model
-from mrflow.plan import DEFAULT_PLAN, Defaults, Plan, get_plan, whole
+from mrflow.plan import DEFAULT_PLAN, Defaults, Plan, get_plan, shown, whole
 from mrflow.progress import Callback
 from mrflow.recipe import Recipe, warn_of_difference
 from mrflow.steps import Run
@@ -97,7 +97,7 @@ class MrFlow:
 
     def _wrap(self, model: Model, batch_size: int | None) -> None:
         if batch_size is not None and (whole(batch_size) or 0) < 1:
-            raise RequestError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1. Try 4.")
+            raise RequestError(f"batch_size is {shown(batch_size)}; it must be a whole number from 1. Try 4.")
         self.model = model
         self._batch_size = batch_size
         self._base = replace(model.defaults.plan, solver=None)

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from mrflow.errors import PlanError
 
 OWN, NATIVE = "own", "native"
+AUTO, SWITCH = "auto", "switch"
 _MAX_DENOMINATOR = 8  # 1.5 = 3/2 and 1.333 = 4/3 pass; finer ratios would leave hardly any size that fits
 _RATIO_TOLERANCE = 1e-3
 
@@ -76,7 +77,8 @@ class About:
     """What is known of one of a plan's numbers.
 
     text: in a sentence or two, for every door. more: for programmers. low, high: the bounds, themselves excluded
-        where they stand in `open`. choices: of a text. hint: what to try instead.
+        where they stand in `open`. choices: of a text, or words that may stand for a number. hint: what to try
+        instead.
     absent: what a file without the field means, whatever the default becomes; never to be changed.
     options, metavar: the command line's names for it. http: in requests, None where a client may not set it.
     """
@@ -98,19 +100,27 @@ class About:
         """Return the value as Python's own number or text; raises PlanError."""
         if value is None and self.absent is None:
             return None
+        if isinstance(value, str) and value in self.choices:
+            return value
         if self.kind is str:
-            if isinstance(value, str) and value in self.choices:
-                return value
             raise PlanError(f"{name} is {shown(value)}; it must be {self.hint}")
         number = whole(value) if self.kind is int else real(value)
         if number is None:
-            kind = "whole number" if self.kind is int else "number"
-            raise PlanError(f"{name} is {shown(value)}; it must be a {kind}. {self.hint}")
+            kinds = ["a whole number" if self.kind is int else "a number", *self.choices]
+            raise PlanError(f"{name} is {shown(value)}; it must be {' or '.join(kinds)}. {self.hint}")
         if not abs(number) < math.inf:  # also false for nan
             raise PlanError(f"{name} is {shown(value)}; it must be finite. {self.hint}")
         if not self.low <= number <= self.high or number in self.open:
             raise PlanError(f"{name} is {shown(value)}; it must {self._range()}. {self.hint}")
         return number
+
+    def read(self, text: str) -> Any:
+        """Return a text as one of its words, or as a number; raises ValueError for what is neither."""
+        return text if text in self.choices else self.kind(text)
+
+    def typed(self, kind: Any) -> Any:
+        """Return the type of its values: `kind`, which stands for its own, or one of the words beside numbers."""
+        return kind | Literal[self.choices] if self.choices and self.kind is not str else kind
 
     def _range(self) -> str:
         if self.open == (self.low,):
@@ -127,7 +137,7 @@ class Plan:
 
     steps: int = 12
     refine_steps: int = 1
-    refine_sigma: float = 0.12
+    refine_sigma: float | str = 0.12
     scale: float = 2.0
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
@@ -161,9 +171,29 @@ class Plan:
         return Fraction(self.scale).limit_denominator(_MAX_DENOMINATOR)
 
     @property
+    def switches(self) -> bool:
+        """Whether both passes are one schedule of the model's, its first `steps` small and the others large."""
+        return self.refine_sigma == SWITCH
+
+    @property
+    def schedule_steps(self) -> int:
+        """The steps of the schedule that the draft follows, to its end unless the plan switches."""
+        return self.steps + self.refine_steps * self.switches
+
+    @property
     def label(self) -> str:
-        """The short name, "12+1": draft steps + refine steps."""
-        return f"{self.steps}+{self.refine_steps}"
+        """The short name, "12+1": draft steps + refine steps; or "3/4": the first 3 of 4 steps small."""
+        return f"{self.steps}/{self.schedule_steps}" if self.switches else f"{self.steps}+{self.refine_steps}"
+
+    def changed(self, **numbers: Any) -> Plan:
+        """Return the plan with other numbers; raises PlanError for a sigma where it takes the model's own."""
+        sigma = numbers.get("refine_sigma", SWITCH)
+        if self.switches and sigma != SWITCH:
+            raise PlanError(
+                f"refine_sigma is {shown(sigma)} and the plan {self.label} goes on at the model's own sigma. "
+                f"Leave one out, or give a plan such as {self.schedule_steps}+1."
+            )
+        return replace(self, **numbers)
 
     def draft_size(self, width: int, height: int, multiple: int = 1) -> tuple[int, int]:
         """Return the draft's size of a final one: over `scale`, in the nearest whole patches of `multiple`."""
@@ -173,7 +203,9 @@ class Plan:
     def native(self, steps: int, *, guidance_stop: float | None = None, solver: str | None = None) -> Plan:
         """Return the plain pipeline's plan: guided in every step, by its own scheduler, unless given."""
         stop = 1.0 if guidance_stop is None else guidance_stop
-        return replace(self, steps=steps, refine_true_cfg_scale=None, guidance_stop=stop, solver=solver)
+        sigma = Plan.refine_sigma if isinstance(self.refine_sigma, str) else self.refine_sigma  # of no use there
+        plan = replace(self, steps=steps, refine_sigma=sigma, refine_true_cfg_scale=None)
+        return replace(plan, guidance_stop=stop, solver=solver)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what differs from the values of `absent`, as plain JSON values: what a file holds of a plan."""
@@ -185,10 +217,10 @@ class Plan:
         """Return the plan that `to_dict` described, by any version so far; unknown fields raise PlanError."""
         if not isinstance(data, Mapping):
             raise PlanError(f"A plan is {type(data).__name__}; it must be an object with fields such as steps.")
-        unknown = sorted(set(map(str, data)) - set(ABOUT))
+        unknown = [name for name in data if name not in ABOUT]
         if unknown:
             raise PlanError(
-                f"A plan has no field {unknown[0][:80]!r}. Its fields are {', '.join(ABOUT)}. "
+                f"A plan has no field {shown(unknown[0])}. Its fields are {', '.join(ABOUT)}. "
                 "If a later mrflow wrote it, upgrade mrflow."
             )
         return cls(**{name: about.absent for name, about in ABOUT.items()} | dict(data))
@@ -260,7 +292,7 @@ class Defaults:
 
 
 def get_plan(plan: Plan | str | None = None) -> Plan:
-    """Return a plan from a preset's name, any "N+M" text, a Plan (as it is) or None (12+1).
+    """Return a plan from a preset's name, any "N+M" or "K/N" text, a Plan (as it is) or None (12+1).
 
     Raises PlanError for other text, naming the presets.
     """
@@ -273,13 +305,18 @@ def get_plan(plan: Plan | str | None = None) -> Plan:
     name = plan.strip()
     if name in PRESETS:
         return PRESETS[name].plan
-    match = re.fullmatch(r"(\d{1,4})\s*\+\s*(\d{1,4})", name, flags=re.ASCII)
+    match = re.fullmatch(r"(\d{1,4})\s*([+/])\s*(\d{1,4})", name, flags=re.ASCII)
     if match is None:
         raise PlanError(
-            f"There is no plan {name[:80]!r}. Known: {', '.join(PRESETS)}; "
-            "or give your own as draft steps + refine steps, such as '16+1'."
+            f"There is no plan {name[:80]!r}. Known: {', '.join(PRESETS)}; or give your own as draft steps + "
+            "refine steps, such as '16+1', or as the small ones of a few-step model's steps, such as '3/4'."
         )
-    return Plan(steps=int(match[1]), refine_steps=int(match[2]))
+    steps, more = int(match[1]), int(match[3])
+    if match[2] == "+":
+        return Plan(steps=steps, refine_steps=more)
+    if not steps < more:
+        raise PlanError(f"The plan is {name}; fewer steps must be small than there are. Try {more - 1}/{more}.")
+    return Plan(steps=steps, refine_steps=more - steps, refine_sigma=SWITCH)
 
 
 def named_plan(name: str | None) -> Plan:
@@ -302,7 +339,7 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f'{path} holds no "plan". Make a plan file with: mrflow tune')
     version = data.get("format")
     if version != FORMAT:
-        raise PlanError(f"{path} has format {version!r:.40}; known is {FORMAT}. Upgrade mrflow.")
+        raise PlanError(f"{path} has format {shown(version)}; known is {FORMAT}. Upgrade mrflow.")
     try:
         return Plan.from_dict(data["plan"])
     except PlanError as error:

@@ -129,6 +129,7 @@ def _encoding(head: bytes) -> str:
     """Return how a text that begins so is encoded; raises PromptError for UTF-16 that does not say so."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
+    head = re.sub(rb"\0{3,}$", b"", head)  # what a power cut leaves, and no UTF-16 ends so
     if re.search(rb"\0[\r\n]|[\r\n]\0", head):
         raise PromptError("The file seems to be UTF-16 without a byte order mark. Save it as UTF-8.")
     return "utf-8-sig"
@@ -227,7 +228,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Row]:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise RequestError(f"{path} is no Parquet file that can be read: {error}.") from error
+        raise RequestError(f"{path} is no Parquet file that can be read: {_on_one_line(error)}.") from error
     _check_header(f"The list of columns of {path}", names, column)
     return _records(parquet.ParquetFile(path), path)
 
@@ -241,7 +242,7 @@ def _records(file: Any, path: Path) -> Iterator[Row]:
                     number += 1
                     yield _record(batch, index, number)
         except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-            raise RequestError(f"{path} is damaged behind row {number}: {str(error).rstrip('.')}.") from error
+            raise RequestError(f"{path} is damaged behind row {number}: {_on_one_line(error)}.") from error
 
 
 def _record(batch: Any, index: int, number: int) -> Row:
@@ -251,7 +252,11 @@ def _record(batch: Any, index: int, number: int) -> Row:
         values = {k: v.as_py() if k in COLUMNS else v.is_valid or None for k, v in cells.items()}
         return Row(number, _filled(values))
     except Exception as error:  # a text that is no UTF-8, a number that is too large for Python's kinds
-        return Row(number, error=f"The row cannot be read: {error}.")
+        return Row(number, error=f"The row cannot be read: {_on_one_line(error)}.")
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 
 from mrflow.errors import MrFlowError, MrFlowWarning, RecipeError, warn
 from mrflow.jobs import MAX_SEED, Job
-from mrflow.plan import Plan, whole
+from mrflow.plan import Plan, shown, whole
 
 Mode = Literal["staged", "draft", "finish", "enhance", "native"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -69,7 +69,7 @@ class Recipe(Job):
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise RecipeError(f"mode is {self.mode!r}; it must be one of {', '.join(MODES)}.")
+            raise RecipeError(f"mode is {shown(self.mode)}; it must be one of {', '.join(MODES)}.")
         for name in ("prompt", "model"):
             _check(name, getattr(self, name), str)
         for name in ("negative_prompt", "revision", "upscaler", "dtype", "device"):
@@ -178,7 +178,9 @@ def finished_conditions(draft: Mapping[str, str], now: Mapping[str, str]) -> dic
 
 def warn_of_difference(recorded: Mapping[str, str], here: Mapping[str, str], whose: str) -> None:
     """Warn (MrFlowWarning) where what shaped a picture is not what is here."""
-    names = [name for name in {**recorded, **here} if recorded.get(name) != here.get(name)]
+    changed = {name for name in {**recorded, **here} if recorded.get(name) != here.get(name)}
+    both = recorded.keys() & here.keys()  # hashes are for telling apart what has one name
+    names = sorted(name for name in changed if name in both or not name.endswith(".sha256"))
     if names:
         told = "; ".join(f"{n} {recorded.get(n, 'none')[:80]}, here {here.get(n, 'none')[:80]}" for n in names)
         text = f"{whose} was made with other settings than the pipeline has now, and its pixels depend on them"
@@ -211,11 +213,10 @@ def _check(name: str, value: object, kind: type, *, optional: bool = False) -> N
 def _check_range(name: str, value: object, low: int, high: int, hint: str = "") -> None:
     number = value if type(value) is int else whole(value)
     if number is None or not low <= number <= high:
-        shown = repr(value)[:80]
         rule = f"it must be a whole number from {low} to {high}."
-        raise RecipeError(f"The recipe's {name} is {shown}; {rule} {hint}".rstrip())
+        raise RecipeError(f"The recipe's {name} is {shown(value)}; {rule} {hint}".rstrip())
 
 
 def _check_hash(name: str, value: object) -> None:
     if value is not None and not (isinstance(value, str) and _SHA256.fullmatch(value)):
-        raise RecipeError(f"The recipe's {name} is {repr(value)[:80]}; it must be 64 hexadecimal digits.")
+        raise RecipeError(f"The recipe's {name} is {shown(value)}; it must be 64 hexadecimal digits.")

@@ -27,11 +27,13 @@ from torch.nn.functional import avg_pool2d
 from mrflow.errors import PlanError
 
 
-def refine_sigmas(sigma: float, steps: int) -> list[float]:
-    """Return steps + 1 evenly spaced sigmas from `sigma` down to exactly 0.
+def refine_sigmas(sigma: float | str, steps: int) -> list[float]:
+    """Return steps + 1 evenly spaced sigmas from `sigma` down to exactly 0. Source: arXiv 2607.01642, refine pass.
 
-    Raises PlanError if sigma lies outside (0, 1) or steps is below 1. Source: arXiv 2607.01642, refine pass.
+    Raises PlanError if sigma lies outside (0, 1) or is a plan's word for it, or steps is below 1.
     """
+    if isinstance(sigma, str):
+        raise PlanError(f"refine_sigma is {sigma!r}; here it must be a number. Try 0.12.")
     _check_sigma(sigma)
     if steps < 1:
         raise PlanError(f"refine_steps is {steps}; it must be at least 1. Try 1.")
@@ -81,11 +83,11 @@ class Noised(NamedTuple):
     generators: list[torch.Generator]
 
 
-def mix_noise(latents: Tensor, sigma: float, steps: int, seeds: Iterable[int]) -> Noised:
-    """Return latents (B, C, H, W) with the refine noise of their seeds, and sigmas of `steps` steps from there."""
+def mix_noise(latents: Tensor, sigmas: list[float], seeds: Iterable[int]) -> Noised:
+    """Return latents (B, C, H, W) with the refine noise of their seeds, at the first of the sigmas."""
     generators = refine_generators(seeds)
     noise = make_noise(latents.shape[1:], generators, latents.device)
-    return Noised(add_noise(latents, sigma, noise), refine_sigmas(sigma, steps), generators)
+    return Noised(add_noise(latents, sigmas[0], noise), sigmas, generators)
 
 
 def shrink_noise(noise: Tensor, height: int, width: int) -> Tensor:

@@ -26,6 +26,11 @@ _SOLVERS: Mapping[str, Callable[[], Any]] = {
     "unipc": lambda: UniPCMultistepScheduler(**_FLOW),
 }
 _REPLACEABLE = (FlowMatchEulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
+_WHY_WHOLE = {  # what keeps a schedule from being cut in two
+    "FlowMatchHeunDiscreteScheduler": "which asks the model twice a step and takes no shift for the size",
+    "FlowMatchLCMScheduler": "which draws noise anew at every step",
+    "FlowMapSDEScheduler": "whose network was taught each of its steps whole",
+}
 _FARTHEST = 1 - 1e-6
 """The highest sigma UniPC is given, as by diffusers itself: at 1 the signal's logarithm is infinite."""
 
@@ -99,22 +104,40 @@ def resolve_solver(pipe: Pipeline, solver: str | None, usual: str | None) -> str
     if solver is None:
         plain = takes_solver(pipe) and isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
         return usual if plain else None
-    odd = _oddity(pipe.scheduler)
-    kind = type(pipe.scheduler).__name__ + (f" with {odd}" if odd else "")
     raise PlanError(
         f"solver is {solver!r}; it can stand in for {', '.join(each.__name__ for each in _REPLACEABLE)}, and the "
-        f"pipeline's scheduler is {kind}. Leave solver out, or give the pipeline one of these."
+        f"pipeline's scheduler is {_kind(pipe)}. Leave solver out, or give the pipeline one of these."
     )
 
 
-def draft_scheduler(pipe: Pipeline, solver: str | None = None) -> Any:
+def check_switch(pipe: Pipeline) -> None:
+    """Raise PlanError where the pipeline's schedule cannot be gone on with at another size."""
+    if takes_solver(pipe):
+        return
+    kind = _kind(pipe)
+    raise PlanError(
+        f"refine_sigma is 'switch'; the pipeline's scheduler is {kind}, "
+        f"{_WHY_WHOLE.get(kind, 'which may do otherwise than step along the flow')}. Give a number, such as 0.12."
+    )
+
+
+def _kind(pipe: Pipeline) -> str:
+    odd = _oddity(pipe.scheduler)
+    return type(pipe.scheduler).__name__ + (f" with {odd}" if odd else "")
+
+
+def draft_scheduler(pipe: Pipeline, solver: str | None = None, part: slice | None = None) -> Any:
     """Return a copy of the pipeline's scheduler, whose steps are the solver's if a plan names one.
 
     Everything that a pipeline asks or reads stays the copy's own: class, configuration, sigmas, timesteps. The
     solver has its own list of all steps, for it treats the last ones otherwise, and keeps what it remembers of
     earlier steps where the copy is led through them in two runs (`take_head`, `take_tail`).
+    part: the steps that it takes of those it is set to, the last of which then ends where the schedule does, at 0:
+    from the first ones that is the model's own clean estimate, latents - sigma * velocity, in each of the solvers.
     """
     scheduler = own_scheduler(pipe)
+    if part is not None:
+        _take_part(scheduler, part)
     if solver in (None, OWN):
         return scheduler
     set_own, stepping = scheduler.set_timesteps, _SOLVERS[solver]()
@@ -135,6 +158,19 @@ def draft_scheduler(pipe: Pipeline, solver: str | None = None) -> Any:
 
     scheduler.set_timesteps, scheduler.step = set_timesteps, step
     return scheduler
+
+
+def _take_part(scheduler: Any, part: slice) -> None:
+    set_whole = scheduler.set_timesteps
+
+    @wraps(set_whole)  # pipelines look its arguments up before they use them
+    def set_part(*args: Any, **kwargs: Any) -> None:
+        set_whole(*args, **kwargs)
+        scheduler.timesteps = scheduler.timesteps[part]
+        scheduler.sigmas = torch.cat([scheduler.sigmas[:-1][part], scheduler.sigmas[-1:]])
+        scheduler.num_inference_steps = len(scheduler.timesteps)
+
+    scheduler.set_timesteps = set_part
 
 
 def _over(solver: Any, scheduler: Any) -> Any:

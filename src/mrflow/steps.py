@@ -24,9 +24,9 @@ from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.errors import NonFiniteError
 from mrflow.jobs import Job, Size
 from mrflow.model import Model
-from mrflow.plan import NATIVE, Plan
+from mrflow.plan import NATIVE, SWITCH, Plan
 from mrflow.progress import Callback, Clock, P, Step, timed
-from mrflow.sampling import Noised, draft_generators, mix_noise, shrink_noise
+from mrflow.sampling import Noised, draft_generators, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
 
 
@@ -82,6 +82,16 @@ class Batch:
     def plan(self) -> Plan:
         """Of all of its jobs."""
         return self.jobs[0].plan
+
+    @property
+    def switches(self) -> bool:
+        """Whether the refine pass goes on with the draft's schedule."""
+        return self.plan.refine_sigma == SWITCH
+
+    @property
+    def schedule_steps(self) -> int:
+        """Of the schedule that the draft is drawn on."""
+        return self.plan.schedule_steps if self.switches else self.plan.steps
 
     @property
     def size(self) -> Size:
@@ -140,7 +150,9 @@ def finish(run: Run, batch: Batch, drafts: Tensor) -> tuple[Tensor, Tensor]:
     batch = encode_prompts(run, batch)  # of drafts that came from files
     upscaled = upscale(run, batch, drafts, size)
     latents = encode(run, batch, upscaled)
-    noised = mix_noise(latents, plan.refine_sigma, plan.refine_steps, seeds)
+    given = plan.refine_sigma, plan.refine_steps
+    sigmas = next_sigmas(run, batch, latents, size) if batch.switches else refine_sigmas(*given)
+    noised = mix_noise(latents, sigmas, seeds)
     refined = refine(run, batch, noised, size)
     return upscaled, decode(run, batch, refined, size)
 
@@ -190,17 +202,19 @@ def encode_prompts(run: Run, batch: Batch) -> Batch:
 def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
     """Return latents drawn from noise in `plan.steps` steps on the model's own schedule at `size`.
 
-    In one run of the pipeline, or in two, of which only the first is guided.
+    In one run of the pipeline, or in two, of which only the first is guided. Of a plan that switches these are the
+    first steps of the schedule, and end at the clean estimate (`draft_scheduler`).
     """
     backbone, pipe, plan, seeds = run.model.backbone, run.model.pipe, batch.plan, batch.seeds
+    part, steps = slice(plan.steps) if batch.switches else None, batch.schedule_steps
     more: dict[str, Any] = {"generator": draft_generators(seeds)}
     if plan.noise == NATIVE and size != (noise_size := batch.noise_size):
         more["latents"] = _native_noise(run, batch, noise_size, size)
     cfg, guided = plan.true_cfg_scale or 1.0, plan.guided_steps
-    whole = _Pass(batch, size, draft_scheduler(pipe, plan.solver), cfg)
+    whole = _Pass(batch, size, draft_scheduler(pipe, plan.solver, part), cfg, end=plan.steps / steps)
     if cfg <= 1 or guided == plan.steps:
         return _run_pipeline(run, whole, more)[0]
-    share = guided / plan.steps
+    share = guided / steps
     take_head(whole.scheduler, guided)
     held = _run_pipeline(run, replace(whole, end=share), more)[1]
     take_tail(whole.scheduler)
@@ -209,18 +223,20 @@ def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
 
 
 def _native_noise(run: Run, batch: Batch, native: Size, size: Size) -> Tensor:
-    """Return the noise that the pipeline draws for a picture of `native` size, brought down to `size`, packed.
-
-    The pipeline itself is asked for it: its loop is run without a step.
-    """
-    backbone, pipe, plan = run.model.backbone, run.model.pipe, batch.plan
-    asked = _Pass(batch, native, draft_scheduler(pipe, plan.solver), 1.0)
-    take_head(asked.scheduler, 0)
-    given, _ = _run_pipeline(run, asked, {"generator": draft_generators(batch.seeds)})
+    """Return the noise that the pipeline draws for a picture of `native` size, brought down to `size`, packed."""
+    backbone, pipe = run.model.backbone, run.model.pipe
+    asked = _Pass(batch, native, draft_scheduler(pipe), 1.0)
+    given = _run_without_a_step(run, asked, {"generator": draft_generators(batch.seeds)})
     noise = backbone.noise(pipe, given, *native)
     rows, columns = (int(side) for side in noise.shape[-2:])
     small = shrink_noise(noise, rows * size[1] // native[1], columns * size[0] // native[0])
     return backbone.pack(pipe, small.to(given.dtype))
+
+
+def _run_without_a_step(run: Run, asked: _Pass, more: Mapping[str, Any]) -> Tensor:
+    """Return the latents that the pipeline itself would begin with; its scheduler is set as for a run."""
+    take_head(asked.scheduler, 0)
+    return _run_pipeline(run, asked, more)[0]
 
 
 @timed("upscale")
@@ -239,16 +255,36 @@ def encode(run: Run, batch: Batch, pixels: Tensor) -> Tensor:
     return latents.to(run.clock.device)
 
 
+def next_sigmas(run: Run, batch: Batch, latents: Tensor, size: Size) -> list[float]:
+    """Return the sigmas of a schedule's large steps, to the end, as the pipeline itself sets them at `size`.
+
+    They begin at the next number, not at the next lower sigma: a larger picture needs more noise to hide as much,
+    for which models shift; so the transformer is called as often as natively. latents: of that size.
+    """
+    pipe, rest = run.model.pipe, slice(batch.plan.steps, None)
+    asked = _Pass(batch, size, draft_scheduler(pipe, None, rest), 1.0, refines=True)
+    _run_without_a_step(run, asked, {"latents": run.model.backbone.pack(pipe, latents)})
+    sigmas: list[float] = asked.scheduler.sigmas.tolist()
+    return sigmas
+
+
 @timed("refine", loop="refine_steps")
 @_finite("transformer")
 def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
-    """Return latents, as the pipeline gives them, refined by Euler over the sigmas, without feature caches."""
-    pipe, plan = run.model.pipe, batch.plan
+    """Return latents, as the pipeline gives them, refined over the sigmas without feature caches.
+
+    By Euler, or, if the plan switches, by the pipeline's own scheduler or the plan's solver, begun anew.
+    """
+    pipe, backbone, plan = run.model.pipe, run.model.backbone, batch.plan
+    switches, begin = batch.switches, plan.steps / batch.schedule_steps
     cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
-    timesteps = run.model.backbone.timesteps(pipe, noised.sigmas[:-1], *size)
-    more = {"latents": run.model.backbone.pack(pipe, noised.latents), "generator": noised.generators}
-    scheduler = exact_scheduler(pipe, noised.sigmas, timesteps)
-    last = _Pass(batch, size, scheduler, cfg or 1.0, begin=1 - plan.refine_sigma, refines=True)
+    more = {"latents": backbone.pack(pipe, noised.latents), "generator": noised.generators}
+    if switches:
+        scheduler = draft_scheduler(pipe, plan.solver, slice(plan.steps, None))
+    else:
+        timesteps = backbone.timesteps(pipe, noised.sigmas[:-1], *size)
+        scheduler, begin = exact_scheduler(pipe, noised.sigmas, timesteps), 1 - noised.sigmas[0]
+    last = _Pass(batch, size, scheduler, cfg or 1.0, begin=begin, refines=True)
     return _run_pipeline(run, last, more)[0]
 
 
@@ -291,12 +327,13 @@ class _Pass:
 
 def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Return what the pipeline gives as latents, and what its loop held; more: further arguments of its call."""
-    pipe, backbone, plan = run.model.pipe, run.model.backbone, one.batch.plan
+    pipe, backbone, batch, plan = run.model.pipe, run.model.backbone, one.batch, one.batch.plan
+    fixed, count = one.refines and not batch.switches, batch.schedule_steps
     lent = {**backbone.settings(pipe, *one.size), "scheduler": one.scheduler}
-    own = None if one.refines else backbone.draft_arguments(pipe, plan.steps)
+    own = None if fixed else backbone.draft_arguments(pipe, count)
     steps = own or {"num_inference_steps": plan.refine_steps}
-    prompts = backbone.call_arguments(pipe, one.batch.rows, plan.guidance_scale, one.cfg)
-    shares = one.begin, one.end, one.batch.part, one.batch.whole
+    prompts = backbone.call_arguments(pipe, batch.rows, plan.guidance_scale, one.cfg)
+    shares = one.begin, one.end, batch.part, batch.whole
     extra = fit_arguments(run.extra, one.size, *shares) if run.extra else {}
     arguments = {**prompts, **extra, **steps, **more, "width": one.size[0], "height": one.size[1]}
     return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)

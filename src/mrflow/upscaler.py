@@ -49,6 +49,11 @@ class Upscaler:
         self.tile = tile
         self._network = network
 
+    @property
+    def network(self) -> Any:
+        """spandrel's network, None for interpolation."""
+        return self._network
+
     @classmethod
     def load(cls, source: Upscaler | str | Path, *, tile: int = TILE) -> Upscaler:
         """Return an upscaler from a method's or a known name or a .safetensors or .pth file (or `source` itself).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from mrflow.bench.random_weights import read_architecture
+from mrflow.architectures import read_architecture
 
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 300}
 QWEN = {**TEXT, "head_dim": 8, "num_key_value_heads": 1}
@@ -27,7 +27,7 @@ SHRUNK: dict[str, dict[str, dict[str, Any]]] = {
             "vision_config": {**VISION, "fullatt_block_indexes": [0]},
         },
     },
-    "flux2-klein-9b": {
+    "flux2-klein-base-9b": {
         "transformer": {
             **{"axes_dims_rope": [4, 4, 4, 4], "attention_head_dim": 16, "num_attention_heads": 2},
             **{"joint_attention_dim": 48, "num_layers": 1, "num_single_layers": 1},
@@ -83,7 +83,7 @@ def shrink(name: str) -> dict[str, Any]:
 
 def small_flux() -> dict:
     """Return FLUX.1-dev's description with every width and depth cut down, all else as published."""
-    spec = copy.deepcopy(read_architecture("flux1-dev"))
+    spec = copy.deepcopy(read_architecture("flux-dev"))
     parts = {name: part.get("config") for name, part in spec["components"].items()}
     parts["transformer"].update(
         attention_head_dim=16,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 RAY = Path(sys.executable).with_name("ray")
@@ -30,7 +31,7 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_health_check_period_ms": "1000",  # a node that is gone is missed after seconds, not half a minute
-        "RAY_health_check_timeout_ms": "2000",
+        "RAY_health_check_timeout_ms": "20000",  # one that is gone refuses, one that is busy answers late
     }
 
 
@@ -100,9 +101,11 @@ def nodes(env: dict[str, str]) -> Iterator[Nodes]:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a port of this machine that nobody has, nor gets by asking for any, as Ray's workers do."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _wait_for(place: tuple[str, int], seconds: float = 300) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mrflow.backbones.families import TABLES, VARIANTS
-from mrflow.backbones.family import Pipeline
+from mrflow.known_models import BY_ID, KnownModel
 from mrflow.plan import PRESETS, Defaults
+
+if TYPE_CHECKING:
+    from mrflow.backbones.family import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +27,12 @@ class Distilled:
     flag: str = ""
     word: str = ""
 
-    def matches(self, pipe: Pipeline, name: str) -> bool:
-        """Return whether this is the checkpoint of `pipe`, whose model is called `name`."""
-        kind = type(pipe).__name__
-        if self.pipeline not in (kind, VARIANTS.get(kind, [kind])[0]):
+    def matches(self, pipeline: str, config: Mapping[str, Any], name: str) -> bool:
+        """Return whether this is the checkpoint of a `pipeline` class whose model is called `name`."""
+        if self.pipeline not in (pipeline, VARIANTS.get(pipeline, [pipeline])[0]):
             return False
         if self.flag:
-            return bool(pipe.config.get(self.flag))
+            return bool(config.get(self.flag))
         return self.word in name.lower()
 
 
@@ -40,8 +44,18 @@ def checkpoint_defaults(pipe: Pipeline, name: str) -> Defaults:
 
     A LoRA that distils, such as Qwen-Image-Lightning, may come and go: its preset is chosen by hand.
     """
+    return _defaults(type(pipe).__name__, pipe.config, name)
+
+
+def known_defaults(known: KnownModel) -> Defaults:
+    """Return the same of a known model, which need not be here."""
+    return _defaults(known.pipeline, known.options, known.id)
+
+
+def _defaults(pipeline: str, config: Mapping[str, Any], name: str) -> Defaults:
+    known = BY_ID.get(name.lower())
     for each in DISTILLED:
-        if each.matches(pipe, name):
+        if each.matches(pipeline, config, name):
             plan = PRESETS[each.preset].plan
             return Defaults(plan=plan, native_steps=plan.steps)
-    return Defaults()
+    return Defaults(native_steps=known.steps) if known else Defaults()

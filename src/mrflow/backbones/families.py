@@ -1,4 +1,4 @@
-"""The families as data, from families.toml: pipeline class, backbone, checkpoints, what a reader should know.
+"""The families as data, from families.toml: pipeline class, backbone, guidance, what a reader should know.
 
 docs/models.md is written from this; see tools/write_models.py. No torch here.
 """
@@ -15,14 +15,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyFacts:
-    """One family. backbone: "module:class" in mrflow.backbones. checkpoints: examples, hub ids or file names.
+    """One family. backbone: "module:class" in mrflow.backbones.
 
     guidance: how a Plan's guidance reaches the pipeline, and its default. note: what differs from the others.
     """
 
     name: str
     backbone: str
-    checkpoints: list[str]
     guidance: str
     note: str = ""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrflow.errors import BatchError, MrFlowError, MrFlowWarning, PlanError, RequestError
 from mrflow.jobs import Asked, Job, ask, check_size
-from mrflow.plan import Plan, get_plan
+from mrflow.plan import Plan, get_plan, shown
 from mrflow.prompt_rows import COLUMNS, Row
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _check_id(value: object, *, dots: bool) -> str:
     id = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     if not _ID.fullmatch(id) or len(id.encode()) > MAX_ID_BYTES:
         raise RequestError(
-            f"The id is {value!r:.80}; it must be letters, digits, '-', '_' and '.', beginning with a letter or "
+            f"The id is {shown(value)}; it must be letters, digits, '-', '_' and '.', beginning with a letter or "
             f"digit, and have at most {MAX_ID_BYTES} bytes."
         )
     if "." in id and not dots:
@@ -242,7 +242,7 @@ def _read_plan(value: object) -> Plan | None:
         given = {name: _exact(each) for name, each in value.items() if each is not None and each == each}
         return Plan.from_dict(given) if given or not value else None
     if value is not None and not isinstance(value, str):
-        raise PlanError(f"plan is {value!r:.80}; it must be a name such as '12+1', or an object with its fields.")
+        raise PlanError(f"plan is {shown(value)}; it must be a name such as '12+1', or an object with its fields.")
     return None if value is None else get_plan(value)
 
 
@@ -259,5 +259,5 @@ def _whole(values: Mapping[str, Any], name: str, default: int | None) -> int | N
         whole = int(value.strip().removesuffix(".0"))
         value = whole if abs(whole) < 2**53 or not value.strip().endswith(".0") else value
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise RequestError(f"{name} is {value!r:.80}; it must be a whole number.")
+        raise RequestError(f"{name} is {shown(value)}; it must be a whole number.")
     return value

@@ -7,6 +7,7 @@ native:25,guidance_stop=0.4         guided in the first steps alone, as a plan m
 native:12,solver=unipc              with a solver of second order, as a plan may have
 12+1              a plan: draft steps + refine steps
 12+1:scale=1.5,refine_sigma=0.2     with other fields of Plan
+3/4               a few-step model's steps, the first 3 of 4 small
 12+1:upscaler=bicubic               with another upscaler: bicubic, lanczos, a known name or a file
 12+1:upscaler=latent                the draft enlarged as latents instead
 12+1:cache=taylorseer@3             with a feature cache in the draft
@@ -118,7 +119,7 @@ def _read(text: str) -> Method:
     changes, options = _read_options(text, parts, ("upscaler", "cache", *ABOUT))
     if unrefined and options.get("upscaler") == LATENT:
         raise PlanError(f"The method {text[:80]!r} enlarges latents, which want refining. Give at least 1 step.")
-    return Method(name=text, plan=replace(plan, **changes), refined=not unrefined, **options)
+    return Method(name=text, plan=plan.changed(**changes), refined=not unrefined, **options)
 
 
 def _check_steps(text: str, number: str) -> str:
@@ -148,7 +149,7 @@ def _read_options(text: str, parts: Sequence[str], known: Sequence[str]) -> tupl
 
 def _read_number(text: str, name: str, value: str) -> Any:
     try:
-        return ABOUT[name].kind(value)
+        return ABOUT[name].read(value)
     except ValueError:
         raise PlanError(f"The method {text[:80]!r} gives {name} as {value[:40]!r}; it must be a number.") from None
 

@@ -52,19 +52,40 @@ def draw_bars(report: Json) -> Image.Image:
     place, repeats = report["environment"], report["course"]["repeats"]
     title = f"{report['model']['name']}, {place['device_name']}, {place['dtype']}, median of {repeats} in turn"
     figure, axes = _figure((9, 1.7 + 0.42 * len(rows)), title, dpi=100)
-    ends = [0.0] * len(rows)
-    for stage, color in STAGE_COLORS.items():
-        widths = [max(method["seconds"].get(stage, {"median": 0.0})["median"], 0.0) for _, method in rows]
-        axes.barh(range(len(rows)), widths, 0.72, ends, color=color, label=stage.replace("_", " "))
-        ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    for row, (end, (_, method)) in enumerate(zip(ends, rows, strict=True)):
-        axes.text(end, row, f"  {_caption(method)}", va="center", fontsize=9)
+    seconds = [{stage: took["median"] for stage, took in method["seconds"].items()} for _, method in rows]
+    _stack(axes, seconds, [_caption(method) for _, method in rows])
     axes.set_yticks(range(len(rows)), [_label(group, method, report) for group, method in rows])
-    axes.invert_yaxis()
-    axes.margins(x=0.25)
     axes.set(xlim=(0, None), xlabel="seconds: medians of the stages, end to end at the end of the bar")
     figure.legend(loc="outside lower center", ncols=len(STAGE_COLORS), fontsize=8, frameon=False)
     return _image(figure)
+
+
+def draw_operations(estimated: Json) -> Image.Image:
+    """Return one stacked bar per way of an estimate (Estimate.to_dict), its stages side by side, as RGB."""
+    check_plotting()
+    ways = estimated["ways"]
+    title = f"{estimated['model']} at {estimated['width']}x{estimated['height']}, operations by stage"
+    figure, axes = _figure((9, 1.7 + 0.42 * len(ways)), title, dpi=100)
+    counted = [{name: stage["operations"] / 1e12 for name, stage in way["stages"].items()} for way in ways]
+    captions = [f"{way['operations'] / 1e12:,.0f}, {way['speedup']:.2f} times fewer" for way in ways]
+    _stack(axes, counted, captions)
+    axes.set_yticks(range(len(ways)), [way["name"] for way in ways])
+    axes.set(xlim=(0, None), xlabel="teraoperations; not seconds, but what a device is asked to do")
+    figure.legend(loc="outside lower center", ncols=len(STAGE_COLORS), fontsize=8, frameon=False)
+    return _image(figure)
+
+
+def _stack(axes: Any, rows: list[dict[str, float]], captions: list[str]) -> None:
+    """Draw a bar per row, its stages side by side, from the top down, with a caption at its end."""
+    ends = [0.0] * len(rows)
+    for stage, color in STAGE_COLORS.items():
+        widths = [max(row.get(stage, 0.0), 0.0) for row in rows]
+        axes.barh(range(len(rows)), widths, 0.72, ends, color=color, label=stage.replace("_", " "))
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    for row, (end, caption) in enumerate(zip(ends, captions, strict=True)):
+        axes.text(end, row, f"  {caption}", va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
 
 
 def _caption(method: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from mrflow.bench.scores import composite, composite_change, peak_of, speedup
 from mrflow.bench.timing import OnRun
 from mrflow.errors import RequestError
 from mrflow.metrics.intervals import Estimate
-from mrflow.plan import ABOUT, Plan
+from mrflow.plan import ABOUT, AUTO, SWITCH, Plan
 
 if TYPE_CHECKING:
     from mrflow.jobs import Size
@@ -39,6 +39,7 @@ SOLVER = "unipc"
 _STEPS = {None: (1 / 2, 2 / 3, 1), SOLVER: (1 / 3, 1 / 2, 2 / 3)}
 _NATIVE = {None: (0.1, 0.16, 0.25), SOLVER: (0.1, 0.16)}
 _SIGMAS = (0.2,)  # the larger of what the authors advise; the reference's own is tried too
+_SMALL = (3 / 4, 7 / 8)  # of a few-step model's steps, the others large
 _IN_LABEL = ("steps", "refine_steps")
 _STOP = 0.5  # of the steps that the reference guides: arXiv 2404.07724 finds the late steps better without
 
@@ -181,20 +182,26 @@ def choose(findings: Sequence[Finding], target: Target, reference: Method) -> Fi
 def make_candidates(
     reference: Plan, native_steps: int, *, solvers: bool = True, own: Plan | None = None
 ) -> list[Method]:
-    """Return plans made from a resolved one, other than itself, and native runs: fewer than 30.
+    """Return plans made from a resolved one, other than itself, and native runs: some 30.
 
-    Fewer steps, fewer still with a solver of second order, a larger sigma, guidance in half as many of the draft's
-    steps and none in the refine pass; the latter only where there is guidance to save. solvers: whether the
-    pipeline takes any. own: the model's plan, which a method's text changes; None is the reference.
+    Fewer steps, fewer still with a solver of second order; a larger sigma, and at the reference's pace the one
+    that fits; guidance in half as many of the draft's steps and none in the refine pass, where there is some to
+    save. Of a model that natively takes no more steps than the reference, these divided between the sizes.
+    solvers: whether the pipeline takes any, and lets its schedule be divided. own: the model's plan, which a
+    method's text changes; None is the reference.
     """
     tried = (None, SOLVER) if solvers else (None,)
     paces = {(_part(reference.steps, part), each or reference.solver) for each in tried for part in _STEPS[each]}
     few = [(_part(native_steps, part), each) for each in tried for part in _NATIVE[each]]
-    sigmas = sorted({reference.refine_sigma, *_SIGMAS})
+    sigmas, guidance = sorted({reference.refine_sigma, *_SIGMAS}, key=str), _less_guidance(reference)
     plans = [
         replace(reference, steps=steps, solver=solver, refine_sigma=sigma, **less)
-        for (steps, solver), sigma, less in product(sorted(paces, key=str), sigmas, _less_guidance(reference))
+        for (steps, solver), sigma, less in product(sorted(paces, key=str), sigmas, guidance)
     ]
+    plans += [replace(reference, refine_sigma=AUTO, **less) for less in guidance]
+    if solvers and 1 < native_steps <= reference.schedule_steps:
+        for small in dict.fromkeys(min(_part(native_steps, share), native_steps - 1) for share in _SMALL):
+            plans.append(replace(reference, steps=small, refine_steps=native_steps - small, refine_sigma=SWITCH))
     staged = [Method(name=name_plan(plan, own or reference), plan=plan) for plan in plans if plan != reference]
     return [*staged, *(_native(*each) for each in dict.fromkeys(few))]
 
@@ -219,8 +226,8 @@ def _native(steps: int, solver: str | None) -> Method:
 def name_plan(plan: Plan, own: Plan) -> str:
     """Return a plan's name by what differs from the model's own, as a method's text."""
     changes = [
-        f"{name}={value}" if about.kind is str else f"{name}={value:g}"
-        for name, about in ABOUT.items()
-        if name not in _IN_LABEL and (value := getattr(plan, name)) not in (None, getattr(own, name))
+        f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
+        for name in ABOUT
+        if name not in _IN_LABEL and (value := getattr(plan, name)) not in (None, SWITCH, getattr(own, name))
     ]
     return f"{plan.label}:{','.join(changes)}" if changes else plan.label

@@ -87,14 +87,14 @@ def run_latent(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
 def _finish(run: Run, job: Job) -> Tensor:
     """Return pixels: draft, enlarge, add noise, refine, decode."""
     from mrflow import steps
-    from mrflow.sampling import mix_noise
+    from mrflow.sampling import mix_noise, refine_sigmas
 
     batch = steps.encode_prompts(run, steps.Batch([job]))
     small = job.plan.draft_size(*job.size, run.model.multiple)
     drawn = steps.denoise(run, batch, small)
     with run.clock.stage("upscale"):
         latents = _enlarge(run, drawn, small, job.size)
-    noised = mix_noise(latents, job.plan.refine_sigma, job.plan.refine_steps, [job.seed])
+    noised = mix_noise(latents, refine_sigmas(job.plan.refine_sigma, job.plan.refine_steps), [job.seed])
     return steps.decode(run, batch, steps.refine(run, batch, noised, job.size), job.size)
 
 

@@ -19,6 +19,7 @@ from mrflow.cli.bench import bench
 from mrflow.cli.compare import compare
 from mrflow.cli.draft import draft
 from mrflow.cli.enhance import enhance
+from mrflow.cli.estimate import estimate
 from mrflow.cli.export import export
 from mrflow.cli.finish import finish
 from mrflow.cli.generate import generate
@@ -32,7 +33,7 @@ from mrflow.cli.tune import tune
 from mrflow.errors import MrFlowError, RequestError
 
 _COMMANDS: tuple[Callable[..., int | None], ...] = (
-    *(generate, draft, finish, enhance, replay, batch, serve, mcp, models),
+    *(generate, draft, finish, enhance, replay, batch, serve, mcp, models, estimate),
     *(bench, balance, compare, tune, export),
 )
 

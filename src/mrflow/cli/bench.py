@@ -58,7 +58,7 @@ def bench(
         seed: Of the first picture.
         repeats: Timed runs of each method, in turn.
         warm_up: Short runs of each before.
-        random_weights: Instead of a model: a full-size architecture with random weights, such as flux1-dev.
+        random_weights: Instead of a model: a full-size architecture with random weights, such as flux-dev.
         out: Write the report here as it grows; the same command goes on after a stop.
         plot: Draw the stages as stacked bars; needs mrflow[bench].
         force: Overwrite what --plot names.
@@ -67,7 +67,7 @@ def bench(
       mrflow bench
       mrflow bench native:50 native:12 12+1 20+1 --repeats 7 --plot bench.png
       mrflow bench native 12+1 --size 256,320,512 --batch 1,2,4 --out bench.json --json
-      mrflow bench native:50 12+1 4+1 --random-weights flux1-dev --size 1024 --device cuda
+      mrflow bench native:50 12+1 4+1 --random-weights flux-dev --size 1024 --device cuda
     """
     course = Course(
         methods=read_methods(list(method) or ["native", "12+1"]),
@@ -121,7 +121,8 @@ def _load(model: ModelOptions) -> tuple[MrFlow, dict[str, Any]]:
 
 def _draw(name: str, model: ModelOptions) -> tuple[MrFlow, dict[str, Any]]:
     """Return the architecture of this name, placed as the options say, and what the report says of it."""
-    from mrflow.bench.random_weights import make_random, read_architecture
+    from mrflow.architectures import read_architecture
+    from mrflow.bench.random_weights import make_random
     from mrflow.loading import check_device, check_dtype
 
     spec = read_architecture(name)

@@ -13,13 +13,16 @@ from mrflow import vista
 from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import ModelError, RequestError
+from mrflow.known_models import full_name
 from mrflow.known_upscalers import KNOWN
 from mrflow.recipe import Recipe
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
 
-_Model = Annotated[str, Parameter(alias="-m", help="vista, a folder or a Hugging Face id of a pipeline.")]
+_Model = Annotated[
+    str, Parameter(alias="-m", help="vista, a name that mrflow models lists, a folder or a Hugging Face id.")
+]
 _Upscaler = Annotated[
     str | None,
     Parameter(
@@ -164,8 +167,8 @@ def _recorded_upscaler(recipe: Recipe) -> str | None:
 
 def _loading(name: str) -> AbstractContextManager[Any]:
     """Say what is loaded: by a spinner, but by a line where the hub's own download bars may follow."""
-    if "/" in name and not Path(name).is_dir():
-        say(f"loading {name}")
+    if "/" in (full := full_name(name)) and not Path(name).is_dir():
+        say(f"loading {full}")
         return nullcontext()
     return stderr_console().status(f"loading {name}")
 

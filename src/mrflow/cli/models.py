@@ -6,15 +6,20 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mrflow import vista
 from mrflow.backbones import supported
+from mrflow.backbones.checkpoints import known_defaults
 from mrflow.cli.options import Streams
 from mrflow.cli.outputs import tell_json
+from mrflow.known_models import BITS, KnownModel
+from mrflow.known_models import KNOWN as KNOWN_MODELS
 from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
 
+_MODEL = ("name", "id", "pipeline", "licence", "gated", "architecture", "download")
 _UPSCALER = ("name", "about", "licence", "url", "sha256")
 
 
@@ -40,6 +45,7 @@ def _known() -> dict[str, Any]:
             "size": f"{vista.DEFAULTS.width}x{vista.DEFAULTS.height}",
             "plan": vista.DEFAULTS.plan.label,
         },
+        "models": [_model(known) for known in KNOWN_MODELS.values()],
         "pipelines": list(supported()),
         "upscalers": [{name: getattr(each, name) for name in _UPSCALER} for each in KNOWN.values()],
         "presets": [
@@ -49,12 +55,30 @@ def _known() -> dict[str, Any]:
     }
 
 
+def _model(known: KnownModel) -> dict[str, Any]:
+    """Return what a known model is and needs; sizes are in bytes, None where we don't know."""
+    return {
+        **{name: getattr(known, name) for name in _MODEL},
+        "weights": {held: known.weights(held) for held in BITS},
+        "plan": known_defaults(known).plan.label,
+    }
+
+
 def _print(known: dict[str, Any]) -> None:
     embedded = known["embedded"]
     state = "in this installation" if embedded["available"] else "weights missing: see training/README.md"
     console = Console(highlight=False, soft_wrap=True)
     console.print("[bold]Embedded model[/]")
     console.print(f"  vista, {state}; small landscapes, {embedded['size']}, plan {embedded['plan']}")
+    console.print("[bold]Models[/], as --model; memory is that of the weights, whole, in 8 and in 4 bits")
+    models = Table("  name", "Hugging Face id", "download", "memory, GB", "licence", "plan", box=None)
+    for each in known["models"]:
+        memory = " / ".join(map(_gigabytes, each["weights"].values()))
+        licence = escape(each["licence"] or "?") + ", gated" * each["gated"]
+        models.add_row(
+            f"  {each['name']}", each["id"], _gigabytes(each["download"]), memory, licence, each["plan"]
+        )
+    console.print(models)
     console.print("[bold]Pipelines of diffusers[/], as --model with a folder or a Hugging Face id")
     for name in known["pipelines"]:
         console.print(f"  {name}")
@@ -66,3 +90,7 @@ def _print(known: dict[str, Any]) -> None:
     for preset in known["presets"]:
         table.add_row(f"  {preset['name']}", f"{preset['about']}\n[dim]{preset['source']}[/]")
     console.print(table)
+
+
+def _gigabytes(size: int | None) -> str:
+    return "?" if size is None else f"{size / 1e9:.1f}"

@@ -20,7 +20,7 @@ _T = TypeVar("_T", bound="_PlanOptions")
 
 
 def _option(about: About) -> Any:
-    kind = Whole if about.kind is int else about.kind
+    kind = about.typed(Whole if about.kind is int else about.kind)
     default = "the model's" if about.absent is None else "the plan's"
     more = Parameter(name=about.options, metavar=about.metavar, help=about.text, show_default=default)
     return Annotated[kind | None, more]
@@ -32,7 +32,8 @@ _OPTIONS: dict[str, Any] = {
         Parameter(
             alias="-p",
             metavar="N+M",
-            help="Draft steps + refine steps, or a file of mrflow tune; 'mrflow models' lists the presets.",
+            help="Draft steps + refine steps, 3/4 for the first 3 of a few-step model's 4 small, or a file of "
+            "mrflow tune; 'mrflow models' lists the presets.",
             show_default="the model's, usually 12+1",
         ),
     ],
@@ -72,7 +73,7 @@ class _PlanOptions:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        replace(named_plan(self.plan), **self._numbers("guidance_scale"))
+        named_plan(self.plan).changed(**self._numbers("guidance_scale"))
 
     def resolve(self, fast: MrFlow) -> Plan:
         """Return the plan for this model: the named one or the model's own, changed as the options say."""
@@ -81,7 +82,7 @@ class _PlanOptions:
 
     def apply(self, fast: MrFlow, base: Plan) -> Plan:
         """Return `base` with the options' numbers; `plan` plays no part."""
-        return replace(base, **self._numbers(fast.model.backbone.guidance_field(fast.pipe)))
+        return base.changed(**self._numbers(fast.model.backbone.guidance_field(fast.pipe)))
 
     def given(self) -> list[str]:
         """Return the names of the fields that were given."""

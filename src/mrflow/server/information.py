@@ -126,7 +126,10 @@ def docs_page(schema: dict[str, Any]) -> str:
 
 def _kind(field: dict[str, Any]) -> str:
     """Return what a field takes: its type and bounds, or its choices."""
-    first = next(each for each in field.get("anyOf", [field]) if each.get("type") != "null")
+    return " | ".join(_one_kind(each) for each in field.get("anyOf", [field]) if each.get("type") != "null")
+
+
+def _one_kind(first: dict[str, Any]) -> str:
     if "enum" in first:
         return " | ".join(map(str, first["enum"]))
     low = first.get("minimum", first.get("exclusiveMinimum"))

@@ -174,6 +174,7 @@ def serving(
             name=NAME,
             num_replicas=replicas.count,
             max_ongoing_requests=4 * settings.max_waiting,  # the application itself says 429, and why
+            request_router_config={"request_router_class": "mrflow.server.routing.ShortestQueue"},
             graceful_shutdown_timeout_s=settings.drain,
             ray_actor_options={"num_cpus": threads, "num_gpus": gpus},
         )
@@ -188,7 +189,7 @@ def _start(ray: Any, application: Any, http_options: dict[str, Any]) -> None:
     try:
         ray.serve.start(proxy_location="HeadOnly", http_options=http_options)
         ray.serve.run(application, name=NAME, route_prefix="/")
-    except (RuntimeError, ray.exceptions.RayError) as error:  # so Ray Serve says that a deployment failed
+    except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:  # the first: a deployment failed
         raise ClusterError(f"The replicas can't start: {describe_reason(error)}") from error
 
 

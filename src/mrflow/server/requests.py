@@ -52,7 +52,7 @@ def with_plan_fields(about: Mapping[str, About], part: str = "") -> Callable[[ty
 
     def extend(body: type[Body]) -> type[Body]:
         wanted = [each for name, each in about.items() if each.http and name.startswith(part)]
-        fields: dict[str, Any] = {each.http or "": (each.kind | None, _field(each)) for each in wanted}
+        fields: dict[str, Any] = {each.http or "": _field(each) for each in wanted}
         return create_model(
             body.__name__, __base__=body, __module__=body.__module__, __doc__=body.__doc__, **fields
         )
@@ -60,16 +60,20 @@ def with_plan_fields(about: Mapping[str, About], part: str = "") -> Callable[[ty
     return extend
 
 
-def _field(about: About) -> Any:
+def _field(about: About) -> tuple[Any, Any]:
     """Return an optional field with the bounds of a plan's number; which texts there are, the plan says."""
+    return about.typed(_bounded(about)) | None, Field(None, description=about.text)
+
+
+def _bounded(about: About) -> Any:
     if about.kind is str:
-        return Field(None, max_length=40, description=about.text)
+        return Annotated[str, Field(max_length=40)]
     low, high = ("gt" if about.low in about.open else "ge"), ("lt" if about.high in about.open else "le")
     limits: dict[str, Any] = {low: about.low, high: about.high}
     limits = {name: bound for name, bound in limits.items() if math.isfinite(bound)}
     if about.kind is float:
         limits["allow_inf_nan"] = False
-    return Field(None, description=about.text, **limits)
+    return Annotated[about.kind, Field(**limits)]
 
 
 def validated(kind: type[Body], fields: Mapping[str, Any]) -> Body:
@@ -169,7 +173,9 @@ class PromptBody(ImageBody):
         None, ge=0, le=MAX_SEED, description="Of the first picture; the others take seed + 1, ... Drawn if absent."
     )
     plan: str | None = Field(
-        None, max_length=80, description='Draft steps + refine steps, such as "12+1", or a preset\'s name.'
+        None,
+        max_length=80,
+        description='Draft steps + refine steps, such as "12+1", a few-step model\'s "3/4", or a preset\'s name.',
     )
 
 
@@ -271,7 +277,7 @@ def check_drafts(scheduler: Scheduler, body: FinishBody, drafts: Sequence[Draft]
     with _reading(scheduler, body) as warned:
         numbers = plan_numbers(body)
         if body.plan is not None:
-            named = get_plan(body.plan)
+            named = get_plan(body.plan).changed(**numbers)
             numbers = {"refine_steps": named.refine_steps, "refine_sigma": named.refine_sigma} | numbers
         changed = replan_drafts(scheduler.model, drafts, numbers=numbers)
         for draft in changed:
@@ -293,7 +299,7 @@ def _plan(model: Model, body: PromptBody, settings: Settings) -> Plan:
     quality = body.quality or "auto"
     if body.plan is None and "steps" not in numbers and quality != "auto":
         plan = replace(plan, steps=steps_of(plan, quality))
-    plan = replace(plan, **numbers)
+    plan = plan.changed(**numbers)
     _check_steps(plan, settings)
     return plan
 

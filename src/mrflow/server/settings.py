@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrflow.errors import RequestError
 from mrflow.jobs import MAX_PROMPT, MAX_SIDE
+from mrflow.plan import shown
 
 MAX_N = 10  # pictures of one request, as at OpenAI
 MAX_DRAFTS = 16
@@ -64,7 +65,7 @@ class Settings(BaseModel):
             first, known = error.errors()[0], Settings.model_fields
             name, rule = str(first["loc"][0]), first["msg"].replace("Input", "it", 1)
             hint = f"Try {known[name].default}" if name in known else f"Settings are {', '.join(known)}"
-            raise RequestError(f"{name} is {first['input']!r:.80}; {rule}. {hint}.") from None
+            raise RequestError(f"{name} is {shown(first['input'])}; {rule}. {hint}.") from None
 
     @property
     def max_waiting_per_client(self) -> int:

@@ -79,7 +79,8 @@ function wishes() {
   for (const field of $("advanced").querySelectorAll("input, select")) {
     const value = field.value.trim();
     if (!value || field.name === "size" || (field.name === "n" && mode() !== "drafts")) continue;
-    body[field.name] = field.type === "number" ? Number(value) : value;
+    const isNumber = field.type === "number" || (field.dataset.number && !Number.isNaN(Number(value)));
+    body[field.name] = isNumber ? Number(value) : value;
   }
   return body;
 }
@@ -94,7 +95,8 @@ function fill(recipe) {
   const shape = [...fields.shape].find((each) => each.value === size);
   if (shape) shape.checked = true;
   fields.size.value = shape ? "" : size;
-  const label = `${plan.steps ?? 12}+${plan.refine_steps ?? 1}`;
+  const steps = plan.steps ?? 12, more = plan.refine_steps ?? 1;
+  const label = plan.refine_sigma === "switch" ? `${steps}/${steps + more}` : `${steps}+${more}`;
   fields.plan.value = label === form.dataset.plan ? "" : label;
   for (const field of $("advanced").querySelectorAll("[data-number]")) {
     if (field.dataset.number !== "steps") field.value = plan[field.dataset.number] ?? field.dataset.absent ?? "";

@@ -1,0 +1,413 @@
+"""What a plan will cost, before anything is fetched: operations and bytes by stage, of the true architecture.
+
+The method itself runs, mrflow.steps over the pipeline's own loop, but its networks are hollow: they have shapes
+and no weights. A call of one is made on the meta device, where torch counts its operations (FlopCounterMode) and
+we the bytes that are alive at once; it is answered with ones. Calls of equal shapes are counted once, and equal
+blocks, too. So each number of a plan counts as it runs, in every family, and none has to be known here.
+
+Operations are multiplications and additions of matrix products, attention and convolutions; what else there is
+costs time, but next to no operations. A ratio of them is one of seconds only as far as a device does both alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.flop_counter import FlopCounterMode
+
+from mrflow import vista
+from mrflow.architectures import make_component, make_upscaler, read_architecture, read_folder
+from mrflow.backbones import get_backbone
+from mrflow.backbones.checkpoints import checkpoint_defaults
+from mrflow.borrowing import borrowed
+from mrflow.jobs import Asked
+from mrflow.known_models import BITS, BY_ID, KNOWN
+from mrflow.model import Model
+from mrflow.plan import AUTO, Plan, get_plan, named_plan
+from mrflow.progress import Progress
+from mrflow.steps import Batch, Run, draft, encode_prompts, finish, native
+from mrflow.upscaler import Upscaler
+
+PROMPT = (
+    "A lighthouse on a rocky coast at dusk, waves breaking below it, a small red boat coming home, warm light in "
+    "the windows of a cottage nearby, heavy clouds with a strip of orange sky at the horizon, oil on canvas"
+)
+"""Of usual length, for models that read texts as long as they are."""
+_MASK = 2**14  # values, at most, of a tensor of whole numbers that may be a mask
+
+
+@dataclass
+class Stage:
+    """One stage of a way. operations: as torch counts them. activations: the most bytes alive at once within a
+    network, its inputs and outputs among them. parts: the networks that run."""
+
+    operations: int = 0
+    activations: int = 0
+    parts: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to make a picture, native or by a plan. calls: of the transformer."""
+
+    name: str
+    stages: Mapping[str, Stage]
+    calls: int
+
+    @property
+    def operations(self) -> int:
+        """Of all stages."""
+        return sum(stage.operations for stage in self.stages.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a picture costs, native first, then by each plan.
+
+    parameters: of each network, those and lasting tables. dtype: of weights and activations.
+    """
+
+    model: str
+    width: int
+    height: int
+    dtype: torch.dtype
+    parameters: Mapping[str, int]
+    ways: Sequence[Way]
+
+    def speedup(self, way: Way) -> float:
+        """Return how many times fewer operations `way` takes than native: its gain at equal utilisation."""
+        return self.ways[0].operations / way.operations
+
+    def weights(self, part: str, held: str = "whole") -> int:
+        """Return the bytes of a network's weights; of transformer and text encoders `held` as one of BITS."""
+        quantised = held != "whole" and not part.startswith(("vae", "upscaler"))
+        return self.parameters[part] * (BITS[held] if quantised else self.dtype.itemsize * 8) // 8
+
+    def memory(self, way: Way, held: str = "whole", *, offload: bool = False) -> dict[str, int]:
+        """Return the bytes that each stage of a way needs at once: weights and activations.
+
+        held: see `weights`. offload: with only those networks on the device that the stage runs, as diffusers'
+        model offload has it; else all of them lie there throughout. What a device's libraries need themselves
+        comes on top, and the pictures between the networks, 12 bytes a pixel.
+        """
+        return {
+            name: stage.activations
+            + sum(self.weights(part, held) for part in (stage.parts if offload else self.parameters))
+            for name, stage in way.stages.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain JSON values."""
+        sizes = {part: self.weights(part) for part in self.parameters}
+        head = {"model": self.model, "width": self.width, "height": self.height, "weights": sizes}
+        ways = []
+        for way in self.ways:
+            told = {"name": way.name, "operations": way.operations, "speedup": self.speedup(way)}
+            stages = {}
+            for name, stage in way.stages.items():
+                share, weights = stage.operations / way.operations, sum(sizes[part] for part in stage.parts)
+                own = {"operations": stage.operations, "share": share, "activations": stage.activations}
+                stages[name] = {**own, "weights": weights}
+            ways.append({**told, "transformer_calls": way.calls, "stages": stages})
+        return {**head, "dtype": str(self.dtype).removeprefix("torch."), "ways": ways}
+
+
+def estimate(
+    name: str,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    plans: Sequence[Plan | str] | Mapping[str, Plan] = (),
+    native_steps: int | None = None,
+    prompt: str = PROMPT,
+    upscaler: Upscaler | str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Estimate:
+    """Return what a picture costs natively and by each plan; nothing is fetched, no weights are read or made.
+
+    name: a known model with an architecture, or its hub id; "vista", or a folder in diffusers' layout. plans: none
+    is the model's own; a mapping gives them names. native_steps, width, height: None is the model's own. upscaler:
+    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations.
+    Raises RequestError for a model that is not described, PlanError, SizeError, UpscalerError.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # words that a tokenizer cut off, which is not the model's own
+        model, tally = hollow_model(name, upscaler, dtype)
+        chosen = _named(plans or [model.defaults.plan])
+        steps = native_steps or model.defaults.native_steps
+        size = model.resolve_size(width, height)
+        asked = Asked(prompt=prompt, seed=0, width=size[0], height=size[1])
+        plain = replace(asked, plan=replace(get_plan(), steps=steps))
+        ways = [tally.way(model, f"native:{steps}", plain, plain=True)]
+        for label, plan in chosen:
+            sigma = (
+                0.12 if plan.refine_sigma == AUTO else plan.refine_sigma
+            )  # to be measured, and any costs the same
+            ways.append(tally.way(model, label, replace(asked, plan=replace(plan, refine_sigma=sigma))))
+    about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
+    return Estimate(**about, parameters=tally.parameters, ways=ways)
+
+
+def _named(plans: Sequence[Plan | str] | Mapping[str, Plan]) -> list[tuple[str, Plan]]:
+    if isinstance(plans, Mapping):
+        return list(plans.items())
+    return [(each, named_plan(each)) if isinstance(each, str) else (each.label, get_plan(each)) for each in plans]
+
+
+def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype) -> tuple[Model, Tally]:
+    """Return a model of hollow networks, and what counts their work."""
+    import diffusers
+
+    known = KNOWN.get(name) or BY_ID.get(name.lower())
+    if name == "vista":
+        spec, upscaler = read_folder(vista.folder()), upscaler or str(vista.upscaler())
+    elif os.path.isdir(name):
+        spec = read_folder(Path(name))
+    else:
+        spec = read_architecture(known.name if known else name)
+    backbone, tally = get_backbone(spec["pipeline"]), Tally()
+    parts = {part: make_component(about, "meta") for part, about in spec["components"].items()}
+    for part, network in parts.items():
+        if isinstance(network, torch.nn.Module):
+            tally.hollow(part, network, dtype)
+    pipe = getattr(diffusers, spec["pipeline"])(**parts, **spec["options"])
+    lift = make_upscaler(spec["upscaler"]) if upscaler is None else Upscaler.load(upscaler)
+    if lift.factor is not None:
+        lift = Upscaler(lift.name, _Lift(lift.network, tally, dtype))
+    name = known.id if known else name
+    defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
+    return Model(pipe=pipe, backbone=backbone, upscaler=lift, defaults=defaults, name=name), tally
+
+
+class Tally:
+    """Counts the work of hollow networks, stage by stage. parameters: of each of them."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, int] = {}
+        self._stages: dict[str, Stage] = {}
+        self._stage = ""
+        self._calls = 0
+        self._known: dict[Any, tuple[int, int, Any]] = {}
+        self._counting: _Counting | None = None
+
+    def way(self, model: Model, name: str, asked: Asked, *, plain: bool = False) -> Way:
+        """Return what a picture costs that is made as asked; plain: by the plain pipeline."""
+        self._stages, self._calls = {}, 0
+        with borrowed(model.pipe):
+            run = Run.over(model, self._told)
+            batch = encode_prompts(run, Batch(model.resolve([asked], native=plain)))
+            native(run, batch) if plain else finish(run, batch, draft(run, batch))
+        return Way(name=name, stages=self._stages, calls=self._calls)
+
+    def _told(self, news: Progress) -> None:
+        self._stage = news.stage
+
+    def hollow(self, part: str, network: torch.nn.Module, dtype: torch.dtype) -> None:
+        """Make a network answer calls with ones, on the CPU, and count what they would have cost."""
+        torch.nn.Module.to(network, dtype)  # diffusers' own warns of parts that it would keep in float32
+        network.eval().requires_grad_(False)
+        lasting = network.state_dict(keep_vars=True).values()
+        self.parameters[part] = sum(each.numel() for each in {id(each): each for each in lasting}.values())
+        for blocks in network.modules():
+            if isinstance(blocks, torch.nn.modules.batchnorm._BatchNorm):  # pipelines read its statistics
+                blocks.running_mean, blocks.running_var = torch.ones(2, blocks.num_features)
+            for block in filter(None, blocks if isinstance(blocks, torch.nn.ModuleList) else ()):
+                shapes = tuple(each.shape for each in block.parameters())
+                block.forward = partial(self._run_block, block.forward, (type(block), shapes))
+        kind, tally = type(network), self
+
+        def counted(method: str) -> Callable[..., Any]:
+            own = getattr(kind, method)
+            return lambda network, *args, **kwargs: tally.run(part, own, network, *args, **kwargs)
+
+        methods = {name: counted(name) for name in ("forward", "encode", "decode") if hasattr(kind, name)}
+        device = property(lambda network: torch.device("meta" if tally._counting else "cpu"))
+        same = {name: getattr(kind, name) for name in ("__module__", "__qualname__")}  # transformers asks for them
+        network.__class__ = type(kind.__name__, (kind,), {**same, **methods, "device": device})
+
+    def run(self, part: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return ones where a network's `own` method would return something, and count what it costs."""
+        if self._counting:
+            return own(*args, **kwargs)
+        key = part, own, _shapes((args, kwargs))
+        if key not in self._known:
+            self._known[key] = self._count(own, *args, **kwargs)
+        operations, activations, answer = self._known[key]
+        stage = self._stages.setdefault(self._stage, Stage())
+        stage.operations += operations
+        stage.activations = max(stage.activations, activations)
+        stage.parts.add(part)
+        self._calls += part.startswith("transformer")
+        return tree_map(_ones, answer)
+
+    def _count(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, int, Any]:
+        self._counting = counting = _Counting()
+        try:
+            with counting.modes():
+                args, kwargs = tree_map(lambda leaf: leaf if _is_mask(leaf) else _emptied(leaf), (args, kwargs))
+                answer = own(*args, **kwargs)
+            return counting.operations, counting.peak, answer
+        finally:
+            self._counting = None
+
+    def _run_block(self, own: Callable[..., Any], kind: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what a block returns; of equal blocks on equal shapes only the first is really run."""
+        counting, key = self._counting, (kind, _shapes((args, kwargs)))
+        if counting is None:
+            return own(*args, **kwargs)
+        if key not in self._known:
+            with counting.apart() as cost:
+                answer = own(*args, **kwargs)
+            leaves, spec = tree_flatten(answer)
+            like = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            self._known[key] = cost[0], cost[1], (like, spec)
+            return answer
+        operations, peak, (like, spec) = self._known[key]
+        counting.repeat(operations, peak)
+        new = (
+            torch.empty(each[0], dtype=each[1], device="meta") if isinstance(each, tuple) else each
+            for each in like
+        )
+        return tree_unflatten(new, spec)
+
+
+class _Lift:
+    """A super-resolution network of spandrel's, hollow, as Upscaler asks for one."""
+
+    supports_bfloat16, device, dtype = False, torch.device("cpu"), torch.float32
+
+    def __init__(self, network: Any, tally: Tally, dtype: torch.dtype) -> None:
+        self.scale, self.size_requirements = network.scale, network.size_requirements
+        self._network, self._tally, self._dtype = network, tally, dtype
+        network.model.to("meta", dtype)
+        tally.parameters["upscaler"] = sum(each.numel() for each in network.model.parameters())
+
+    def __call__(self, pixels: Tensor) -> Any:
+        return self._tally.run("upscaler", self._network, pixels.to(self._dtype))
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its __init_subclass__
+    """Counts operations, and the bytes that tensors on the meta device take at once; weights do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = self.peak = self._repeated = 0
+        self._flops, self._attention = FlopCounterMode(display=False), _Attention()
+        self._seen: set[int] = set()
+
+    @property
+    def operations(self) -> int:
+        """So far."""
+        return self._flops.get_total_flops() + self._attention.operations + self._repeated
+
+    @contextmanager
+    def apart(self) -> Iterator[list[int]]:
+        """Count the body by itself, too: a list that then holds its operations and the bytes it needed most."""
+        operations, alive, peak, cost = self.operations, self.alive, self.peak, list[int]()
+        self.peak = alive
+        yield cost
+        cost += [self.operations - operations, self.peak - alive]
+        self.peak = max(self.peak, peak)
+
+    def repeat(self, operations: int, peak: int) -> None:
+        """Count once more what `apart` has counted."""
+        self._repeated += operations
+        self.peak = max(self.peak, self.alive + peak)
+
+    def modes(self) -> ExitStack:
+        """Return the context in which calls are counted."""
+        stack = ExitStack()
+        for mode in (self._flops, self, self._attention):
+            stack.enter_context(mode)
+        return stack
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and _is_mask(args[0]):
+            kwargs = {**kwargs, "device": "cpu"}
+        elif _on_meta((args, kwargs)):
+            args, kwargs = tree_map(_emptied, (args, kwargs))
+        made = func(*args, **kwargs)
+        if not func.is_view:
+            tree_map(self._add, made)
+        return made
+
+    def _add(self, leaf: Any) -> None:
+        if not isinstance(leaf, Tensor) or leaf.device.type != "meta":
+            return
+        storage = leaf.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self.alive += storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+
+    def _free(self, storage: int, size: int) -> None:
+        self._seen.discard(storage)
+        self.alive -= size
+
+
+class _Attention(TorchFunctionMode):
+    """Attention as flash kernels do it: 2 n m (d + d') operations a head, no matrix of n x m in memory."""
+
+    operations = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[:3]
+        depths = query.shape[-1] + value.shape[-1]
+        self.operations += 2 * query.shape[:-1].numel() * key.shape[-2] * depths
+        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def _shapes(values: Any) -> Any:
+    """Return what the cost of a call with these arguments depends on."""
+    leaves, spec = tree_flatten(values)
+    return tuple(map(_told, leaves)), str(spec)
+
+
+def _told(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf if isinstance(leaf, int | str | None) else type(leaf)
+    return leaf.shape, leaf.dtype, leaf.numpy().tobytes() if _is_mask(leaf) and leaf.numel() <= _MASK else None
+
+
+def _is_mask(leaf: Any) -> bool:
+    """Return whether it is a tensor of whole numbers that are known: networks ask masks what they hold."""
+    return isinstance(leaf, Tensor) and leaf.device.type == "cpu" and not leaf.is_floating_point()
+
+
+def _on_meta(values: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.device.type == "meta" for leaf in tree_flatten(values)[0])
+
+
+def _emptied(leaf: Any) -> Any:
+    return torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf
+
+
+def _ones(leaf: Any) -> Any:
+    """Return a tensor of ones that takes no memory for one on the meta device, also in a posterior."""
+    if isinstance(leaf, Tensor):
+        return torch.ones((), dtype=leaf.dtype).expand(leaf.shape)
+    if not any(isinstance(each, Tensor) for each in getattr(leaf, "__dict__", {}).values()):
+        return leaf
+    filled = copy.copy(leaf)
+    vars(filled).update({name: _ones(value) for name, value in vars(leaf).items()})
+    return filled

@@ -1,0 +1,74 @@
+"""Models known by a short name: where they are published, what they are, what they need.
+
+Everybody who takes the name of a model asks here. No torch, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+BITS = {"whole": 16, "8-bit": 8, "4-bit": 4}
+"""Of a weight of the transformer and the text encoders, by how a model may be held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A published checkpoint. name: to type. id: on the Hugging Face hub. pipeline: its class in diffusers.
+
+    licence: "" where we don't know it. gated: to be accepted on its page by somebody who is logged in.
+    architecture: a file in mrflow/architectures, "" for none. options: of the pipeline, as its model_index.json
+    has them. steps: of the plain pipeline. parameters: billions by part: transformer, text, vae; empty where we
+    don't know them. float32: the parts whose files hold 4 bytes a weight instead of 2.
+    """
+
+    name: str
+    id: str
+    pipeline: str
+    licence: str = ""
+    gated: bool = False
+    architecture: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 50
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    float32: tuple[str, ...] = ()
+
+    @property
+    def download(self) -> int | None:
+        """Bytes that loading it fetches, calculated from the parameters; None where we don't know."""
+        sizes = [count * (4e9 if part in self.float32 else 2e9) for part, count in self.parameters.items()]
+        return round(sum(sizes)) if sizes else None
+
+    def weights(self, held: str = "whole") -> int | None:
+        """Return the bytes of its weights in memory, `held` as one of BITS; the autoencoder always whole.
+
+        Quantised weights carry scales besides, up to an eighth more at 4 bits. None where we don't know.
+        """
+        bits = [count * (16 if part == "vae" else BITS[held]) for part, count in self.parameters.items()]
+        return round(sum(bits) * 1e9 / 8) if bits else None
+
+
+def _read() -> dict[str, KnownModel]:
+    tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    tables = {name: {**table, "float32": tuple(table.get("float32", ()))} for name, table in tables.items()}
+    return {name: KnownModel(name=name, **table) for name, table in tables.items()}
+
+
+KNOWN: Mapping[str, KnownModel] = MappingProxyType(_read())
+BY_ID: Mapping[str, KnownModel] = MappingProxyType({each.id.lower(): each for each in KNOWN.values()})
+
+
+def full_name(name: str) -> str:
+    """Return the hub id of a short name; anything else as it is."""
+    return KNOWN[name].id if name in KNOWN else name
+
+
+def meant(name: str) -> str:
+    """Return " Did you mean flux-dev?" with the short names that look like `name`, or nothing."""
+    names = get_close_matches(name.lower(), ("vista", *KNOWN), cutoff=0.5)
+    return f" Did you mean {' or '.join(names)}?" if names else ""

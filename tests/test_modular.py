@@ -1,0 +1,171 @@
+"""Modular Diffusers blocks, held against MrFlow on the same tiny components."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ModularPipeline
+from torch import Tensor
+
+from mrflow import MrFlow, Plan, Progress
+from mrflow.errors import PlanError, SizeError
+from mrflow.modular import (
+    FAMILIES,
+    Blocks,
+    Flux2KleinBlocks,
+    FluxBlocks,
+    Krea2TurboBlocks,
+    QwenImage21Blocks,
+    StableDiffusion3Blocks,
+    ZImageBlocks,
+)
+from support.families import CASES, SIGMA, SIZE, make_fast
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers calls guiders experimental, each time one is made
+PLAN = Plan(steps=3, refine_steps=2, refine_sigma=SIGMA, true_cfg_scale=1.0)
+GUIDED = [kind for kind in FAMILIES if "guider" in {each.name for each in kind().expected_components}]
+
+
+def make(kind: type[Blocks], *, texts: bool = True) -> tuple[Any, MrFlow]:
+    """Return the blocks' pipeline, with or without its text encoder, and MrFlow over the same components."""
+    distilled = {"is_distilled": True} if kind in (Flux2KleinBlocks, Krea2TurboBlocks) else {}
+    pipe = CASES[kind.pipeline].make(**distilled)
+    blocks = kind()
+    if not texts:
+        blocks.sub_blocks.pop("text_encoder")
+    made = blocks.init_pipeline()
+    made.update_components(
+        **{name: part for name, part in pipe.components.items() if name in made.component_names}
+    )
+    made.update_components(upscaler="bicubic")
+    made.set_progress_bar_config(disable=True)
+    return made, make_fast(CASES[kind.pipeline], pipe)
+
+
+def encoded(fast: MrFlow, prompts: list[str], guided: bool = False) -> dict[str, Any]:
+    """Return prompts as a pipeline's call takes them encoded: templates differ from what tiny pipelines have."""
+    backbone, pipe = fast.model.backbone, fast.pipe
+    rows = backbone.encode_prompts(pipe, prompts, [""] * len(prompts) if guided else None, 16)
+    return backbone.stack(rows)
+
+
+def ours(fast: MrFlow, prompts: list[str], plan: Plan) -> dict[str, Tensor]:
+    """Return what MrFlow shows of each stage."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(progress: Progress) -> None:
+        if progress.pixels is not None:
+            seen.setdefault(progress.stage, []).append(progress.pixels)
+
+    fast(prompts, seed=7, width=SIZE[0], height=SIZE[1], plan=plan, callback=note)
+    return {stage: torch.cat(parts) for stage, parts in seen.items()}
+
+
+def run(made: Any, plan: Plan, **more: Any) -> Any:
+    return made(seed=7, width=SIZE[0], height=SIZE[1], plan=plan, output_type="pt", **more)
+
+
+@pytest.mark.parametrize("kind", FAMILIES, ids=lambda kind: kind.__name__)
+def test_the_blocks_give_what_mrflow_gives(kind: type[Blocks]) -> None:
+    texts = kind is QwenImage21Blocks  # which tells more of its texts than their embeddings, and has no template
+    made, fast = make(kind, texts=texts)
+    embedded = {name: value for name, value in CASES[kind.pipeline].plan.items() if name == "guidance_scale"}
+    plan = replace(PLAN, **embedded)
+    state = run(made, plan, **({"prompt": "a red boat"} if texts else encoded(fast, ["a red boat"])))
+    expected = ours(fast, ["a red boat"], plan)
+    assert state.drafts.shape[-2:] == (SIZE[1] // 2, SIZE[0] // 2)
+    assert (state.drafts[:, :3] - expected["decode_draft"]).abs().max() < 1e-5
+    assert (state.upscaled - expected["upscale"]).abs().max() < 1e-5
+    assert (state.images[:, :3].float() - expected["decode"]).abs().max() < 1e-5
+    assert state.images.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", GUIDED, ids=lambda kind: kind.__name__)
+def test_guidance_is_the_plans(kind: type[Blocks]) -> None:
+    plan = Plan(steps=3, refine_sigma=SIGMA, true_cfg_scale=3.0, refine_true_cfg_scale=1.5, guidance_stop=0.5)
+    texts = kind is QwenImage21Blocks
+    made, fast = make(kind, texts=texts)
+    own, asked = made.guider, {"prompt": "a red boat", "negative_prompt": ""}
+    images = run(made, plan, **(asked if texts else encoded(fast, ["a red boat"], guided=True))).images
+    assert made.guider is own
+    assert (images[:, :3].float() - ours(fast, ["a red boat"], plan)["decode"]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", [FluxBlocks, ZImageBlocks], ids=lambda kind: kind.__name__)
+def test_prompts_of_a_batch_have_seeds_of_their_own(kind: type[Blocks]) -> None:
+    made, fast = make(kind)
+    prompts = ["a red boat", "a big house"]
+    state = run(made, PLAN, prompt=prompts, max_sequence_length=16)
+    assert state.seeds == [7, 8]
+    assert (state.images - ours(fast, prompts, PLAN)["decode"]).abs().max() < 2e-5
+
+
+def test_a_solver_takes_the_drafts_steps() -> None:
+    made, fast = make(FluxBlocks, texts=False)
+    plan = Plan(steps=4, refine_sigma=SIGMA, true_cfg_scale=1.0, solver="unipc")
+    images = run(made, plan, **encoded(fast, ["a red boat"])).images
+    assert (images - ours(fast, ["a red boat"], plan)["decode"]).abs().max() < 1e-5
+
+
+def test_all_is_put_back_after_an_error() -> None:
+    made, fast = make(StableDiffusion3Blocks, texts=False)
+    own, texts = (made.scheduler, made.guider), encoded(fast, ["a red boat"])
+    before = own[0].sigmas.clone()
+    whole, calls = made.transformer.forward, []
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) in broken:
+            raise RuntimeError("broken on purpose")
+        return whole(*args, **kwargs)
+
+    made.transformer.forward = fail
+    for broken in ([2], [4]):  # in the draft; in the refine pass
+        calls.clear()
+        with pytest.raises(RuntimeError, match="on purpose"):
+            run(made, PLAN, **texts)
+        assert len(calls) == broken[0]
+        assert (made.scheduler, made.guider) == own
+        assert torch.equal(made.scheduler.sigmas, before)
+
+
+@pytest.mark.parametrize("kind", [FluxBlocks, ZImageBlocks], ids=lambda kind: kind.__name__)
+def test_saved_and_loaded_they_give_the_same(kind: type[Blocks], tmp_path: Path) -> None:
+    made, _ = make(kind)
+    folder = str(tmp_path / "saved")
+    made.save_pretrained(folder, overwrite_modular_index=True)
+    made.blocks.save_pretrained(folder)
+    loaded = ModularPipeline.from_pretrained(folder, trust_remote_code=True)
+    loaded.load_components()
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.blocks) is kind
+    assert loaded.config.upscaler == "bicubic"
+    asked = {"prompt": "a red boat", "max_sequence_length": 16}
+    assert torch.equal(run(loaded, PLAN, **asked).images, run(made, PLAN, **asked).images)
+
+
+def test_blocks_say_what_they_take_and_do() -> None:
+    for kind in FAMILIES:
+        blocks = kind()
+        assert {"plan", "width", "height", "seed"} <= {each.name for each in blocks.inputs}
+        assert not {"latents", "generator", "num_inference_steps", "seeds", "noised"} & set(blocks.input_names)
+        for name in ("plan", "draft", "lift", "noise", "refine"):
+            assert blocks.sub_blocks[name].description
+        assert all(each.description for each in blocks.sub_blocks["lift"].inputs)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    made, fast = make(FluxBlocks, texts=False)
+    texts = encoded(fast, ["a red boat"])
+    with pytest.raises(SizeError, match="multiples of 16"):
+        made(seed=7, width=100, height=64, plan=PLAN, **texts)
+    with pytest.raises(PlanError, match="no plan 'quick'"):
+        made(seed=7, width=128, height=64, plan="quick", **texts)
+    with pytest.raises(PlanError, match="refine_sigma is 'switch'"):
+        run(made, "3/4", **texts)
+    with pytest.raises(PlanError, match="noise is 'native'"):
+        run(made, Plan(noise="native"), **texts)
