@@ -253,7 +253,7 @@ class _Sampling:
         if levels is None:
             law = self.model.get_model_object("model_sampling")
             flow = isinstance(law, comfy.model_sampling.CONST)
-            sigmas = refine_sigmas(float(plan.refine_sigma), plan.refine_steps)
+            sigmas = refine_sigmas(plan.refine_sigma, plan.refine_steps)
             levels = passes.levels(sigmas, flow, float(getattr(law, "sigma_data", 1.0)))
         noise = passes.refine_noise(self.seeds, latents.shape[1:])
         return self._denoise(latents, noise, levels, passes.scales(plan)[1])

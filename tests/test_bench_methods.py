@@ -40,7 +40,7 @@ def test_every_number_of_a_plan_can_be_said_in_a_text(name):
     ("text", "words"),
     [
         ("", "There is no plan ''"),
-        ("fast", "There is no plan 'fast'"),
+        ("quick", "There is no plan 'quick'"),
         ("native:", "a number of steps"),
         ("native:-1", "a number of steps"),
         ("native:0", "steps is 0"),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tools import comfyui_pack, comfyui_workflows
 
 import mrflow
-from mrflow import Plan
+from mrflow import PRESETS, Plan
 from mrflow.errors import MrFlowError, PlanError, SizeError
 from mrflow.plan import ABOUT
 from mrflow.sampling import add_noise, refine_sigmas
@@ -55,10 +55,10 @@ def test_a_node_as_it_is_dropped_makes_the_default_plan_without_guidance() -> No
     assert target.draft_size == (512, 384)
 
 
-@pytest.mark.parametrize("name", passes.PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_what_it_names_and_nothing_else(name: str) -> None:
     given_numbers = {**defaults(), "steps": 33, "refine_sigma": 0.7, "noise": "native", "true_cfg_scale": 4.5}
-    plan, named = passes.make_target(1024, 1024, name, **given_numbers).plan, passes.PRESETS[name].plan
+    plan, named = passes.make_target(1024, 1024, name, **given_numbers).plan, PRESETS[name].plan
     assert (plan.steps, plan.refine_steps, plan.refine_sigma) == (
         named.steps,
         named.refine_steps,

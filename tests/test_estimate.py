@@ -173,6 +173,17 @@ def test_both_guidance_branches_may_be_one_call() -> None:
     assert operations(found, 0)["text"] == pytest.approx(2 * (t5(256) + clip(12, 768) + clip(32, 1280)), rel=1e-2)
 
 
+def test_a_switch_costs_no_step_more() -> None:
+    """Of FLUX.2 Klein's four steps three are small ones, and one is large."""
+    found = estimate("flux2-klein-4b", width=512, height=512, plans=["3/4", "4+1"], upscaler="bicubic")
+    assert [way.calls for way in found.ways] == [4, 4, 5]
+    large = operations(found, 0)["draft"] / 4
+    assert operations(found, 1)["refine"] == large
+    assert operations(found, 1)["draft"] == operations(found, 2)["draft"] * 3 / 4
+    assert "upscale" not in found.ways[1].stages  # interpolation multiplies no matrices
+    assert found.weights("transformer") == pytest.approx(2 * 3.8755e9, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_larger_pictures_gain_more() -> None:
     """An independent count: 14.9 times at 2048 with a draft of 1024, 27.2 of 512; at 4096 3,900 TFLOP a step."""
@@ -304,7 +315,7 @@ def test_the_command(tmp_path: Path) -> None:
         (["sana"], "There is no architecture 'sana'"),
         (["vista", "--plan", "native:5"], "it must be a plan"),
         (["vista", "--plan", "12+1:cache=first-block@0.1"], "it must be a plan"),
-        (["vista", "--plan", "fast"], "There is no plan 'fast'"),
+        (["vista", "--plan", "quick"], "There is no plan 'quick'"),
         (["vista", "--native", "0"], "at least 1 step"),
         (["vista", "--size", "63"], "63"),
     ],
@@ -315,6 +326,6 @@ def test_what_is_wrong_is_said(arguments: list[str], words: str) -> None:
 
 def test_python_says_it_too() -> None:
     with pytest.raises(PlanError):
-        estimate("vista", plans=["fast"])
+        estimate("vista", plans=["quick"])
     with pytest.raises(RequestError, match="Known: flux-dev"):
         hollow_model("no-such", None, torch.float32)

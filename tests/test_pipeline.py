@@ -327,7 +327,7 @@ def test_global_random_state_is_not_touched(fast: MrFlow) -> None:
         (SizeError, "width is 0", {"width": 0}),
         (SizeError, "height is 1.5", {"height": 1.5}),
         (SizeError, "between 16 and 8192", {"height": 10**9}),
-        (PlanError, "Known: 12", {"plan": "fast"}),
+        (PlanError, "Known: 12", {"plan": "quick"}),
         (PlanError, "must be a Plan", {"plan": 12}),
         (PromptError, "is empty", {"prompt": "  "}),
         (PromptError, "0 prompts", {"prompt": []}),

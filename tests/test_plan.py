@@ -65,9 +65,11 @@ def test_steps_of_one_schedule_are_written_as_a_share_of_it() -> None:
     assert (plan.label, plan.schedule_steps, get_plan(plan.label)) == ("3/4", 4, plan)
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert (get_plan("3+1").schedule_steps, Plan(refine_sigma="auto").label) == (3, "12+1")
-    for text in ("4/4", "5/4"):
-        with pytest.raises(PlanError, match=f"The plan is {text}; fewer .* Try 3/4"):
+    for text, instead in (("4/4", "3/4"), ("5/4", "3/4"), ("1/1", "1/2")):
+        with pytest.raises(PlanError, match=f"The plan is {text}; .* Try {instead}"):
             get_plan(text)
+    with pytest.raises(PlanError, match="steps is 0"):
+        get_plan("0/4")
 
 
 def test_a_sigma_beside_a_schedules_own_is_refused() -> None:

@@ -99,6 +99,7 @@ def test_metrics_are_those_of_all_replicas():
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'mrflow[ray]'")
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_no_replica_is_left_out_for_being_on_another_node():
     from mrflow.server.routing import ShortestQueue
 

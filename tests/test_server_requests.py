@@ -44,6 +44,22 @@ def test_numbers_keep_to_their_bounds(name: str) -> None:
         assert list(given.values()) == [bound]
 
 
+@pytest.mark.parametrize("body", [GenerateBody, EditBody, FinishBody])
+def test_words_may_stand_for_a_number(body: type[BaseModel]) -> None:
+    full: dict[str, Any] = FULL if body is not FinishBody else {"drafts": ["a"]}
+    for word in ("auto", "switch"):
+        assert plan_numbers(body(**full, refine_sigma=word)) == {"refine_sigma": word}
+    for wrong in ("best", "", ["auto"], 1.0):
+        with pytest.raises(ValidationError):
+            body(**full, refine_sigma=wrong)
+    kinds = body.model_json_schema()["properties"]["refine_sigma"]["anyOf"]
+    assert [each.get("enum", each["type"]) for each in kinds] == ["number", ["auto", "switch"], "null"]
+
+
+def test_a_forms_texts_are_numbers_or_words() -> None:
+    assert plan_numbers(EditBody(**FULL, refine_sigma="0.2")) == {"refine_sigma": 0.2}
+
+
 def test_numbers_have_the_names_of_the_plan() -> None:
     body = GenerateBody(**FULL, num_inference_steps=3, solver="unipc", plan="2+1")
     assert plan_numbers(body) == {"steps": 3, "solver": "unipc"}

@@ -73,8 +73,7 @@ def needed_sigma(true: Tensor, lifted: Tensor, ratio: float) -> float:
 
     Both (B, C, H, W). On the average of the frequencies that are not there at a size `ratio` times smaller.
     """
-    frequencies = (torch.fft.fftfreq(side, device=true.device).abs() for side in true.shape[-2:])
-    rows, columns = frequencies
+    rows, columns = (torch.fft.fftfreq(side, device=true.device).abs() for side in true.shape[-2:])
     high = torch.maximum(rows[:, None], columns[None]) >= 0.5 / ratio
     wanted, found, wrong = (_power(each)[..., high].mean() for each in (true, lifted, true - lifted))
     root = math.sqrt(max(float(wrong), float(wanted - found)))

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrflow import vista
-from mrflow.architectures import make_component, make_upscaler, read_architecture, read_folder
+from mrflow.architectures import assemble, make_component, make_upscaler, read_architecture, read_folder
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
 from mrflow.borrowing import borrowed
@@ -171,8 +171,6 @@ def _named(plans: Sequence[Plan | str] | Mapping[str, Plan]) -> list[tuple[str, 
 
 def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype) -> tuple[Model, Tally]:
     """Return a model of hollow networks, and what counts their work."""
-    import diffusers
-
     known = KNOWN.get(name) or BY_ID.get(name.lower())
     if name == "vista":
         spec, upscaler = read_folder(vista.folder()), upscaler or str(vista.upscaler())
@@ -185,7 +183,7 @@ def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype)
     for part, network in parts.items():
         if isinstance(network, torch.nn.Module):
             tally.hollow(part, network, dtype)
-    pipe = getattr(diffusers, spec["pipeline"])(**parts, **spec["options"])
+    pipe = assemble(spec, parts)
     lift = make_upscaler(spec["upscaler"]) if upscaler is None else Upscaler.load(upscaler)
     if lift.factor is not None:
         lift = Upscaler(lift.name, _Lift(lift.network, tally, dtype))

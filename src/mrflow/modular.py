@@ -160,7 +160,7 @@ class NoiseStep(_Family):
         block, pipe = self.get_block_state(state), self.pipe(components)
         latents = self.backbone.encode(pipe, block.upscaled)
         plan = get_plan(block.plan)
-        sigmas = refine_sigmas(float(plan.refine_sigma), plan.refine_steps)
+        sigmas = refine_sigmas(plan.refine_sigma, plan.refine_steps)
         noised = mix_noise(latents, sigmas, block.seeds)
         block.noised = noised._replace(latents=self.backbone.pack(pipe, noised.latents))
         self.set_block_state(state, block)

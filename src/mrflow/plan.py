@@ -315,7 +315,8 @@ def get_plan(plan: Plan | str | None = None) -> Plan:
     if match[2] == "+":
         return Plan(steps=steps, refine_steps=more)
     if not steps < more:
-        raise PlanError(f"The plan is {name}; fewer steps must be small than there are. Try {more - 1}/{more}.")
+        of = max(more, 2)
+        raise PlanError(f"The plan is {name}; not all steps can be small. Try {of - 1}/{of}.")
     return Plan(steps=steps, refine_steps=more - steps, refine_sigma=SWITCH)
 
 

@@ -65,7 +65,8 @@ class Nodes:
 
     def _start(self, host: str, cpus: int, *options: str) -> subprocess.Popen[bytes]:
         agents = [f"--{name}={free_port()}" for name in ("dashboard-agent-grpc-port", "metrics-export-port")]
-        command = [
+        command = [  # tried again: Ray gives its own agents 15 s, too few on a busy machine
+            *("bash", "-c", 'for attempt in 1 2 3 4; do "$@" && break; done', "node"),
             *(str(RAY), "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}"),
             *(f"--num-cpus={cpus}", f"--object-store-memory={STORE}", f"--temp-dir={self._folder / host}"),
             *(*agents, f"--dashboard-agent-listen-port={free_port()}", *options),

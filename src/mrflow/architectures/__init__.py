@@ -70,6 +70,11 @@ def read_folder(folder: Path) -> Spec:
     return spec
 
 
+def assemble(spec: Spec, parts: dict[str, Any]) -> Any:
+    """Return the described pipeline over its components."""
+    return getattr(import_module("diffusers"), spec["pipeline"])(**parts, **spec["options"])
+
+
 def make_component(part: Spec, buffers: str = "cpu") -> Any:
     """Return a component: a model whose parameters hold no data yet, a scheduler or a tokenizer.
 

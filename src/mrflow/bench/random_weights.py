@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrflow.architectures import Spec, make_component, make_upscaler
+from mrflow.architectures import Spec, assemble, make_component, make_upscaler
 from mrflow.errors import ModelError
 
 if TYPE_CHECKING:
@@ -46,13 +46,11 @@ def make_random(
 
 def make_pipeline(spec: Spec, device: torch.device, dtype: torch.dtype) -> Pipeline:
     """Return the described pipeline, each component built empty and filled with random numbers on `device`."""
-    import diffusers
-
     parts = {name: make_component(part) for name, part in spec["components"].items()}
     for part in parts.values():
         if hasattr(part, "parameters"):
             fill(part, device, dtype)
-    pipe = getattr(diffusers, spec["pipeline"])(**parts, **spec["options"])
+    pipe = assemble(spec, parts)
     pipe.register_to_config(_name_or_path=f"{spec['name']}, random weights")
     return pipe
 
