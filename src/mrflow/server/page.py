@@ -28,18 +28,6 @@ _LABELS = {
 }
 _SHAPES = {"Square": 1.0, "Wide": 4 / 3, "Wider": 5 / 3, "Tall": 3 / 4, "Taller": 3 / 5}  # width over height
 _CARE = {"low": "Quick", "auto": "Usual", "high": "Careful", "xhigh": "Patient"}
-_VISTA_EXAMPLES = (
-    "a snowy lake at sunset with mountains, many pine trees and a red hot air balloon on the left",
-    "a beach at dawn with rolling hills and a white sailing boat on the right",
-    "an autumn meadow at noon with round trees and a blue house on the left, cloudy",
-    "a desert at night with jagged peaks, clear",
-)
-_EXAMPLES = (
-    "a lighthouse on a cliff at dusk, long exposure, sea mist",
-    "a street market in the rain, neon signs, reflections",
-    "macro photograph of a dew drop on a fern",
-    "an old map of an island that never was, ink on parchment",
-)
 
 
 def page_routes(service: Service) -> APIRouter:
@@ -56,7 +44,7 @@ def page_routes(service: Service) -> APIRouter:
 
 def _page(service: Service) -> str:
     model, settings = service.scheduler.model, service.settings
-    own, vista = model.defaults, model.name == "vista"
+    own = model.defaults
     words = {name: [each for each in values if each != "none"] for name, values in ATTRIBUTES.items()}
     return render(
         "page.html",
@@ -73,8 +61,7 @@ def _page(service: Service) -> str:
             (name, label, f"{steps_of(own.plan, name if name in QUALITY else 'medium')} steps")
             for name, label in _CARE.items()
         ],
-        examples=_VISTA_EXAMPLES if vista else _EXAMPLES,
-        words=words if vista else {},
+        words=words if model.name == "vista" else {},
     )
 
 
