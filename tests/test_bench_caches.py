@@ -10,8 +10,8 @@ from mrflow import MrFlow, Plan
 from mrflow.bench import caches
 from mrflow.bench.caches import Cache, cached, read_cache
 from mrflow.bench.methods import Method, read_methods
-from mrflow.bench.variants import run_latent, run_unrefined
-from mrflow.errors import MissingExtraError, ModelError, PlanError, RequestError
+from mrflow.bench.variants import run_unrefined
+from mrflow.errors import MissingExtraError, ModelError, PlanError
 from mrflow.images import to_pil
 
 SETTINGS = {"prompt": "a red boat", "seed": 3, "width": 64, "height": 64}
@@ -125,17 +125,12 @@ def test_latents_enlarged_are_those_of_a_plan_without_enlarging(fast: MrFlow) ->
         noised = add_noise(latents, sigma, make_noise(latents.shape[1:], generators))
         refined = steps.refine(run, batch, Noised(noised, [sigma, 0.0], generators), (64, 64))
         pixels = steps.decode(run, batch, refined, (64, 64))
-    result = run_latent(fast, Plan(steps=2, scale=1.0), **SETTINGS)
+    result = fast(plan=Plan(steps=2, scale=1.0, lift="latent"), **SETTINGS)
     assert np.array_equal(np.asarray(result.images[0]), np.asarray(to_pil(pixels)[0]))
-    twice = run_latent(fast, Plan(steps=2), **SETTINGS)
+    (method,) = read_methods(["2+1:lift=latent"])
+    twice = method.run(fast, **SETTINGS)
     assert twice.images[0].size == (64, 64)
-    assert set(twice.seconds) == {"text", "draft", "upscale", "refine", "decode", "total"}
-
-
-def test_latents_of_an_unknown_layout_are_refused(fast: MrFlow, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(type(fast.model.backbone), "layout")
-    with pytest.raises(RequestError, match="how its latents lie"):
-        run_latent(fast, Plan(steps=2), **SETTINGS)
+    assert set(twice.seconds) == {"text", "draft", "decode_draft", "upscale", "refine", "decode", "total"}
 
 
 def test_upscalers_of_methods(fast: MrFlow, network_file) -> None:

@@ -73,7 +73,7 @@ def test_the_noise_is_what_the_pipeline_draws(name: str) -> None:
         take_head(empty, 0)
         seeded = {**arguments, "generator": draft_generators([7])}
         given, _ = run_pipeline(pipe, {**own, "scheduler": empty}, seeded, quiet)
-        noise = backbone.noise(pipe, given, *size)
+        noise = backbone.unpack(pipe, given, *size)
         again = {**arguments, "latents": backbone.pack(pipe, noise), "generator": draft_generators([7])}
         seeded = {**arguments, "generator": draft_generators([7])}
         ends = []

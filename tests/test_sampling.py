@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from mrflow.errors import PlanError
-from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators, refine_sigmas
+from mrflow.sampling import (
+    add_noise,
+    draft_generators,
+    keep_colors,
+    make_noise,
+    refine_generators,
+    refine_sigmas,
+)
 
 SHAPE = (16, 4, 6)
 
@@ -69,3 +76,47 @@ def test_global_random_state_is_not_touched() -> None:
 
 
 EXPECTED_REFINE_SEED = 4626958101508668914
+
+
+def waves(height: int, width: int, count: int = 5) -> torch.Tensor:
+    """Return one smooth picture (2, 3, height, width), sampled at any size: cosines along both sides."""
+    random = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 3, count, count, generator=random, dtype=torch.float64) * 0.02
+    weights[:, :, 0, 0] = 0.5
+    down, across = (
+        torch.cos(torch.pi * torch.arange(count)[:, None] * (torch.arange(side) + 0.5).double() / side)
+        for side in (height, width)
+    )
+    return torch.einsum("bckl,kh,lw->bchw", weights, down, across).clamp(0, 1)
+
+
+def test_colors_that_drifted_are_taken_back() -> None:
+    """A picture at twice the size, dulled and tinted, has its own colours back: those of the closed form."""
+    draft, large = waves(16, 24).float(), waves(40, 60).float()
+    tint = torch.tensor([0.02, -0.03, 0.01])[:, None, None]
+    drifted = large * 0.97 + tint
+    kept = keep_colors(drifted, draft, 0.4)  # 7 and 10 of the frequencies, of which the picture has 5
+    assert (drifted - large).abs().max() > 0.02
+    assert (kept - large).abs().max() < 1e-3
+    assert (kept.mean((2, 3)) - draft.mean((2, 3))).abs().max() < 1e-6
+    smaller = keep_colors(draft * 0.97, large, 0.4)  # as where a given picture is made smaller
+    assert (smaller - draft).abs().max() < 1e-3
+    mean = keep_colors(drifted, draft, 1e-6)
+    assert torch.allclose(mean - drifted, (mean - drifted).mean((2, 3), keepdim=True), atol=1e-6)
+
+
+def test_texture_stays_and_low_frequencies_are_the_drafts() -> None:
+    draft, large = waves(16, 24).float(), waves(32, 48).float()
+    checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).tile(16, 24) * 0.008  # the finest there is
+    drifted = (large * 0.95 + 0.01 + checks).clamp(0, 1)
+    kept = keep_colors(drifted, draft, 0.4)
+    fft = pytest.importorskip("scipy.fft")
+    before, after = (fft.dctn(each.double().numpy(), axes=(2, 3), norm="ortho") for each in (drifted, kept))
+    small = fft.dctn(draft.double().numpy(), axes=(2, 3), norm="ortho")
+    change = abs(after - before)
+    assert change[:, :, :7, :10].max() > 0.01  # of 16 rows and 24 columns .4 are 7 and 10
+    assert change[:, :, 7:].max() < 1e-5
+    assert change[:, :, :, 10:].max() < 1e-5
+    assert abs(after[:, :, :7, :10] / 2 - small[:, :, :7, :10]).max() < 1e-4
+    grey = torch.full((1, 3, 8, 8), 0.5)
+    assert torch.allclose(keep_colors(grey.tile(1, 1, 2, 2) * 0.9, grey, 0.5), torch.tensor(0.5))

@@ -294,3 +294,16 @@ def test_bytes_that_are_no_text_in_queries_and_headers(server: Server, request_l
         answer = b"".join(iter(lambda: line.recv(4096), b""))
     assert answer[9:12] in (b"200", b"400", b"404")
     assert b"Traceback" not in answer
+
+
+def test_a_body_that_cannot_be_read_is_called_so(http):
+    for body in (b'{"prompt": "\xe9"}', b"[" * 100_000, b'{"seed": ' + b"1" * 5000 + b"}"):
+        answer = http.post("/v1/images/generations", content=body)
+        assert check_error(answer, 400)["code"] in ("invalid_body", "invalid_json")
+        assert "body" in answer.json()["error"]["message"]
+
+
+def test_a_number_of_the_wrong_kind_is_named_as_the_client_does(http):
+    body = {"prompt": "a boat", "refine_sigma": "0.1"}
+    answer = http.post("/v1/images/generations", json=body)
+    assert check_error(answer, 400)["param"] == "refine_sigma"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import DISTILLED, known_defaults
-from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS, WRONG_ARGUMENTS
 from mrflow.known_models import BITS
 from mrflow.known_models import KNOWN as KNOWN_MODELS
 from mrflow.known_upscalers import KNOWN
@@ -101,7 +101,8 @@ def _presets() -> Iterable[str]:
 
 def _upscalers() -> Iterable[str]:
     yield "## Upscalers\n"
-    yield "Any file that spandrel reads works by its path. These work by name (`upscaler='realesrgan-x2'`): they"
+    yield "Any file that spandrel reads works by its path, and so do SesquiLSR's, which enlarge latents."
+    yield "These work by name (`upscaler='realesrgan-x2'`): they"
     yield "are fetched once, and their hash is checked. The hashes are those that several public lists agree on;"
     yield "no file was fetched where this was written.\n"
     yield "| name | what | licence | from | SHA-256 |"
@@ -114,6 +115,9 @@ def _upscalers() -> Iterable[str]:
 def _impossible() -> Iterable[str]:
     yield "## Not possible\n"
     yield from (f"- `{pipeline}`: {reason}." for pipeline, reason in NOT_POSSIBLE.items())
+    for argument, reason in WRONG_ARGUMENTS.items():
+        yield f"- Any pipeline whose call takes `{argument}=`: {reason}."
+    yield "\nGive a picture that is to be changed to `enhance`, with the family's text-to-image pipeline."
     yield "\n## Not yet\n"
     yield from (f"- `{pipeline}`: it has {reason}." for pipeline, reason in NOT_YET.items())
     yield "\nAny other class needs a backbone of its own: see `mrflow.backbones` and `register_backbone`."

@@ -15,6 +15,7 @@ import hashlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from mrflow.errors import RequestError
 from mrflow.files import load_image
 from mrflow.images import pixels_sha256
 from mrflow.jobs import Seeds, Size
-from mrflow.plan import ABOUT, DEFAULT_PLAN, Plan, get_plan, real, shown
+from mrflow.plan import ABOUT, DEFAULT_PLAN, FINISHING, Plan, get_plan, real, shown
 from mrflow.upscaler import resize
 
 Arguments = Mapping[str, Any]
@@ -47,7 +48,7 @@ OWNED: Mapping[str, str] = {
     **dict.fromkeys(("callback", "callback_steps"), "Give callback_on_step_end=, or our own callback=."),
 }
 _OURS = ("prompt", "negative_prompt", "width", "height", "plan", "seed", "num_images", "keep_upscaled", "callback")
-REFINING = {"scale", "guidance_scale", "true_cfg_scale", *(name for name in ABOUT if name.startswith("refine_"))}
+REFINING = {"guidance_scale", "true_cfg_scale", *FINISHING}
 DRAFTING = {"num_inference_steps", *(set(ABOUT) - REFINING)}
 SEEDING = {"generator", "num_images_per_prompt", "max_sequence_length"}
 GIVING = {"output_type", "return_dict"}
@@ -59,6 +60,7 @@ _READ = (  # ours in the field's words
         "max_sequence_length",
         "output_type",
         "return_dict",
+        "references",
     ),
     *ABOUT,
 )
@@ -124,6 +126,10 @@ def read_call(
         num_images = _same("num_images", num_images, "num_images_per_prompt", count, unsaid=1)
     if (generator := rest.pop("generator", None)) is not None:
         seed = _same("seed", seed, "generator", generator, unsaid=None)
+    if (references := rest.pop("references", None)) is not None:
+        rest["image"] = _same("references", references, "image", rest.get("image", references), unsaid=None)
+    if rest.get("image") is not None:
+        rest["image"] = _check_references(pipe, backbone, rest["image"])
     return Call(  # the rest of the arguments last: what the others take is no longer among them
         numbers=numbers,
         seed=seed,
@@ -289,6 +295,22 @@ def _one_each(value: Any) -> Any:
         rule = "it must be a Pillow image, an array of bytes or of floats in [0, 1], or a (B, C, h, w) tensor"
         raise RequestError(f"A control image is {kind}; {rule}, of one pixel or more.")
     return made[0] if len(made) == 1 else tuple(made)
+
+
+def _check_references(pipe: Pipeline, backbone: Backbone, given: Any) -> list[Image.Image]:
+    """Return reference pictures as RGB images; raises RequestError or ImageError for what is unfit."""
+    if not backbone.references:
+        raise RequestError(f"{type(pipe).__name__} takes no reference pictures; FLUX.2 and FLUX.2 Klein do.")
+    values = list(given) if isinstance(given, (list, tuple)) else [given]
+    if odd := [each for each in values if not isinstance(each, (str, Path, Image.Image))]:
+        raise RequestError(f"A reference is {type(odd[0]).__name__}; it must be a Pillow image or its path.")
+    images = [load_image(each) for each in values]
+    try:
+        for image in images:
+            pipe.image_processor.check_image_input(image)
+    except ValueError as error:
+        raise RequestError(f"A reference can't be taken: {error}") from None
+    return images
 
 
 def _owner(name: str) -> str:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -92,8 +93,13 @@ def _measure(pipe: Pipeline, backbone: Backbone, upscaler: Upscaler, plan: Plan)
     side = _PATCHES * multiple
     offloaded = hasattr(vae, "_hf_hook") or hasattr(vae, "_diffusers_hook")  # or there is none
     pictures = _pictures(side).to(pipe._execution_device if vae is None or offloaded else vae.device)
-    small = resize(pictures, *plan.draft_size(side, side, multiple), "bicubic").clamp(0, 1)
-    true, lifted = (backbone.encode(pipe, each) for each in (pictures, upscaler.upscale(small, side, side)))
+    size, true = plan.draft_size(side, side, multiple), backbone.encode(pipe, pictures)
+    small = resize(pictures, *size, "bicubic").clamp(0, 1)
+    if upscaler.latents:
+        larger = partial(upscaler.upscale_latents, before=size, after=(side, side))
+        lifted = backbone.enlarge(pipe, backbone.encode(pipe, small), larger)
+    else:
+        lifted = backbone.encode(pipe, upscaler.upscale(small, side, side))
     if offloaded:
         pipe.maybe_free_model_hooks()
     return round(min(max(needed_sigma(true, lifted, float(plan.ratio)), _LOWEST), _HIGHEST), 2)

@@ -24,10 +24,11 @@ def make_drafts(run: Run, jobs: Sequence[Job], rows: Sequence[Embeds] = ()) -> l
     """Return one draft per job: steps 1 to 3. rows: their encoded prompts, where that has been done."""
     drafts: dict[int, Draft] = {}
     for part, batch in _batches(run, Batch(jobs, rows)):
-        pixels = torch.split(draft(run, batch), 1)
-        for k, job, row, each in zip(part, batch.jobs, batch.rows, pixels, strict=True):
+        pixels, latents = draft(run, batch)
+        for at, (k, job, row) in enumerate(zip(part, batch.jobs, batch.rows, strict=True)):
             recipe = run.model.recipe("draft", job, len(part), run.conditions, run.clock.device)
-            drafts[k] = Draft(each.clone(), recipe, row)
+            kept = latents[at : at + 1].clone(memory_format=torch.contiguous_format)  # as they come from files
+            drafts[k] = Draft(pixels[at : at + 1].clone(), recipe, row, kept)
     return [drafts[k] for k in range(len(jobs))]
 
 
@@ -41,11 +42,12 @@ def finish_drafts(
 ) -> Result:
     """Return the drafts at full size: steps 4 to 8, and step 1 for those whose prompt is not encoded yet."""
     pictures = _Pictures(run, drafts, on_picture, output_type)
-    shapes = [tuple(each.pixels.shape) for each in drafts]
+    shapes = [(each.pixels.shape, None if each.latents is None else each.latents.shape) for each in drafts]
     whole = Batch([each.base_recipe for each in drafts], rows_of(run, drafts))
     for part, batch in _batches(run, whole, shapes):
         small = torch.cat([drafts[k].pixels.to(run.clock.device) for k in part])
-        upscaled, final = finish(run, batch, small)
+        kept = [each.to(run.clock.device) for k in part if (each := drafts[k].latents) is not None]
+        upscaled, final = finish(run, batch, small, torch.cat(kept) if kept else None, show=keep_upscaled)
         pictures.add(part, final, [drafts[k].base_recipe for k in part], upscaled if keep_upscaled else None)
     return pictures.result()
 

@@ -209,7 +209,7 @@ class Tally:
         with borrowed(model.pipe):
             run = Run.over(model, self._told)
             batch = encode_prompts(run, Batch(model.resolve([asked], native=plain)))
-            native(run, batch) if plain else finish(run, batch, draft(run, batch))
+            native(run, batch) if plain else finish(run, batch, *draft(run, batch))
         return Way(name=name, stages=self._stages, calls=self._calls)
 
     def _told(self, news: Progress) -> None:

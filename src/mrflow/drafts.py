@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from mrflow.errors import ImageError, PlanError, RequestError, SizeError
-from mrflow.files import load_image, read_recipe, save_image
+from mrflow.files import load_image, read_latents, read_recipe, save_image
 from mrflow.images import crop_to_aspect, make_grid, pixels_sha256, to_pil, to_tensor
 from mrflow.jobs import Job, Prompts, Seeds, ask, check_size, fit_size
 from mrflow.plan import NATIVE, Plan, get_plan
-from mrflow.recipe import Recipe
+from mrflow.recipe import ENCODED, Recipe
 
 if TYPE_CHECKING:
     from mrflow.backbones.family import Embeds
@@ -35,6 +35,7 @@ class Draft:
     pixels: (1, 3, h, w) in [0, 1], float32, on the device that made it.
     base_recipe: of the picture it is to become: final size, plan, prompt, seed. Its input_sha256 is that of the
         8-bit image that the pixels were read from, None for pixels that never were an image.
+    latents: (1, ...), as the pipeline gave them; None where they are not known, as after a file that holds none.
     embeds: the encoded prompt, so that finishing does not encode it again; None after a round trip through a file,
         where the prompt is encoded anew from the recipe.
     """
@@ -42,6 +43,7 @@ class Draft:
     pixels: Tensor
     base_recipe: Recipe
     embeds: Embeds | None = None
+    latents: Tensor | None = None
 
     def __repr__(self) -> str:
         base, (height, width) = self.base_recipe, self.pixels.shape[-2:]
@@ -62,8 +64,11 @@ class Draft:
         return replace(self.base_recipe, pixels_sha256=pixels_sha256(self.image), input_sha256=None)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the draft as an image that `Draft.from_image` reads back. Returns the path."""
-        return save_image(self.image, path, self.recipe, overwrite=overwrite)
+        """Write the draft as an image that `Draft.from_image` reads back. Returns the path.
+
+        A PNG holds the latents too, exactly; another file does not.
+        """
+        return save_image(self.image, path, self.recipe, overwrite=overwrite, latents=self.latents)
 
     @classmethod
     def from_image(cls, path: str | Path) -> Draft:
@@ -80,16 +85,17 @@ class Draft:
         if image.size not in [recipe.plan.draft_size(*recipe.size, each) for each in _PATCHES]:
             shown = "{}x{}, its recipe says {}x{}".format(*image.size, *recipe.plan.draft_size(*recipe.size))
             raise ImageError(f"{path} is {shown}; a draft must keep its size. Try enhance.")
-        return cls._of_image(image, recipe)
+        latents = read_latents(path) if recipe.pixels_sha256 == pixels_sha256(image) else None  # else retouched
+        return cls._of_image(image, recipe, latents)
 
-    def rounded(self) -> Draft:
-        """Return the draft as it would come back from a file."""
-        return self._of_image(self.image, self.base_recipe)
+    def rounded(self, *, latents: bool = True) -> Draft:
+        """Return the draft as it would come back from a file, one that holds no latents if so said."""
+        return self._of_image(self.image, self.base_recipe, self.latents if latents else None)
 
     @classmethod
-    def _of_image(cls, image: Image.Image, recipe: Recipe) -> Draft:
+    def _of_image(cls, image: Image.Image, recipe: Recipe, latents: Tensor | None) -> Draft:
         base = replace(recipe, pixels_sha256=None, input_sha256=pixels_sha256(image))
-        return cls(to_tensor([image]), base)
+        return cls(to_tensor([image]), base, latents=latents)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -222,7 +228,19 @@ def replan_drafts(
         given = [_replan(model, each, replace(_plan_for(each, plan), **(numbers or {}))) for each in given]
     for draft in given:
         check_size(*draft.base_recipe.size, model.multiple)
-    return given
+    return [_with_latents(model, each) for each in given]
+
+
+def _with_latents(model: Model, draft: Draft) -> Draft:
+    """Return the draft with the latents that a lift of this model can begin with, or as one to be encoded."""
+    base, latents = draft.base_recipe, draft.latents
+    if not model.lift(base.plan).latents:
+        return draft
+    if latents is None or (base.model, base.revision) != (model.name, model.revision):
+        return replace(draft, latents=None, base_recipe=replace(base, latents=ENCODED))
+    if base.input_sha256:  # from a file, which may hold anything
+        model.check_latents(latents, draft.pixels)
+    return draft
 
 
 def check_input(recipe: Recipe, image: ImageSource | None) -> ImageSource:
@@ -281,7 +299,8 @@ def _replan(model: Model, draft: Draft, plan: Plan) -> Draft:
     recipe = replace(base, plan=new, width=width, height=height, negative_prompt=negative)
     if new.noise == NATIVE and noise != recipe.size:
         recipe = replace(recipe, noise_width=noise[0], noise_height=noise[1])
-    return Draft(draft.pixels, recipe, draft.embeds if base.plan.guided or not new.guided else None)
+    embeds = draft.embeds if base.plan.guided or not new.guided else None
+    return Draft(draft.pixels, recipe, embeds, draft.latents)
 
 
 def _enlarged(model: Model, draft: Draft, plan: Plan) -> tuple[int, int]:

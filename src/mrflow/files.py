@@ -2,7 +2,8 @@
 
 The recipe travels as JSON: in PNG as a tEXt chunk named "mrflow" (iTXt up to 0.1.0), in WebP
 and JPEG as the EXIF image description with the prefix "mrflow:". PNG and WebP are lossless; JPEG (quality 95) is
-not, so its pixels are no longer those of the recipe's hash.
+not, so its pixels are no longer those of the recipe's hash. A draft's PNG holds its latents besides, as the bytes
+of a safetensors file in a chunk of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -33,12 +34,17 @@ from mrflow.errors import (
 from mrflow.jobs import MAX_SIDE
 from mrflow.recipe import Recipe
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MAX_BYTES = 256 * 2**20
+MAX_LATENTS = 64 * 2**20
 MAX_PIXELS = MAX_SIDE * MAX_SIDE  # below the size at which Pillow itself warns of a decompression bomb
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 
 _READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _CHUNK = "mrflow"
+_LATENTS = b"mfLA"  # a private chunk, which programs that change the picture must leave out
 _PREFIX = "mrflow:"
 _DESCRIPTION = 0x010E  # EXIF ImageDescription
 _PART = re.compile(r"\..+\.[0-9a-f]{12}\.part")  # the temporary names of save_bytes
@@ -77,6 +83,28 @@ def load_image(
             raise ImageError(f"{name} is broken or cut short: {error}.") from error
     rgb.info.clear()  # a profile that is applied must not be applied again
     return rgb
+
+
+def read_latents(path: str | Path) -> Tensor | None:
+    """Return the latents that a draft's PNG holds, as the pipeline gave them, on the CPU; None if there are none.
+
+    Raises ImageError for more than 64 MiB, and for what is no tensor of finite numbers.
+    """
+    with _opened(path) as image:
+        chunks = [data for name, data, *_ in getattr(image, "private_chunks", ()) if name == _LATENTS]
+    if not chunks:
+        return None
+    from safetensors.torch import load
+
+    try:
+        if len(chunks[0]) > MAX_LATENTS:
+            raise ValueError(f"{len(chunks[0])} bytes, at most {MAX_LATENTS} are read")
+        latents: Tensor = load(chunks[0])["latents"]
+        if not (latents.is_floating_point() and latents.ndim > 2 and bool(latents.float().isfinite().all())):
+            raise ValueError("they are no finite numbers")
+    except Exception as error:  # safetensors raises several kinds
+        raise ImageError(f"The latents in {path} cannot be read: {error}. Draft it again.") from None
+    return latents
 
 
 def read_recipe(path: str | Path | IO[bytes]) -> Recipe:
@@ -126,21 +154,32 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> None:
 
 
 def save_image(
-    image: Image.Image, path: str | Path, recipe: Recipe | None = None, *, overwrite: bool = False
+    image: Image.Image,
+    path: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    overwrite: bool = False,
+    latents: Tensor | None = None,
 ) -> Path:
     """Write `image`, with the recipe inside, as PNG, WebP or JPEG by the path's suffix. Returns the path.
 
-    The file appears whole under its name or not at all, also after a crash or Ctrl-C.
+    latents: of a draft, which a PNG holds too. The file appears whole under its name or not at all, also after a
+    crash or Ctrl-C.
     Raises OutputExistsError if the file is there already and `overwrite` is false, OutputError if it cannot be
     written.
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)  # before the encoding, which takes longest
-    return save_bytes(encode_image(image, path.suffix, recipe), path, overwrite=overwrite)
+    return save_bytes(encode_image(image, path.suffix, recipe, latents=latents), path, overwrite=overwrite)
 
 
 def encode_image(
-    image: Image.Image, suffix: str, recipe: Recipe | None = None, *, quality: int | None = None
+    image: Image.Image,
+    suffix: str,
+    recipe: Recipe | None = None,
+    *,
+    quality: int | None = None,
+    latents: Tensor | None = None,
 ) -> bytes:
     """Return the file that `save_image` writes: PNG, WebP or JPEG by the suffix, the same bytes each time.
 
@@ -148,6 +187,10 @@ def encode_image(
     Raises OutputError for what the format can't hold.
     """
     file, options = BytesIO(), _save_options(suffix.lower(), recipe)
+    if latents is not None and options["format"] == "PNG":
+        from safetensors.torch import save
+
+        options["pnginfo"].add(_LATENTS, save({"latents": latents.detach().cpu().contiguous()}))
     if quality is not None and options["format"] != "PNG":
         options |= {"quality": quality, **({"lossless": False} if options["format"] == "WEBP" else {})}
     try:

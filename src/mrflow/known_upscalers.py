@@ -15,6 +15,8 @@ from types import MappingProxyType
 
 from mrflow.errors import UpscalerError
 
+METHODS = ("bicubic", "bilinear", "lanczos", "latent")  # interpolations, all but the last of pixels
+
 
 @dataclass(frozen=True, kw_only=True)
 class KnownUpscaler:

@@ -9,13 +9,14 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
+from torch import Tensor
 
 from mrflow.auto_sigma import fit_sigma
 from mrflow.backbones.family import Backbone, Pipeline, Reading
-from mrflow.errors import ModelError, MrFlowWarning, PlanError, PromptWarning, warn
+from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
-from mrflow.plan import AUTO, SWITCH, Defaults, Plan, get_plan
-from mrflow.recipe import Mode, Recipe, finished_conditions, library_versions
+from mrflow.plan import AUTO, SWITCH, UPSCALER, Defaults, Plan, get_plan
+from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions
 from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
 
@@ -51,8 +52,12 @@ class Model:
         """The pixels by whose multiples picture sides are whole patches."""
         return self.backbone.multiple(self.pipe)
 
+    def lift(self, plan: Plan) -> Upscaler:
+        """Return what makes pictures of this plan larger: the model's upscaler or an interpolation."""
+        return self.upscaler if plan.lift == UPSCALER else Upscaler(plan.lift)
+
     def check_parts(self, *, texts: bool = True) -> None:
-        """Raise ModelError for a component that is missing, or an autoencoder that does not fit.
+        """Raise ModelError for a component that is missing, an autoencoder or latents' upscaler that does not fit.
 
         texts: ask for those that read prompts, too. An autoencoder of another class than the pipeline's usual one
         is tried, once, on a few grey pixels.
@@ -64,18 +69,23 @@ class Model:
             text = f"The pipeline has no {', '.join(missing)} (None), and cannot work without."
             raise ModelError(f"{text} Load it with all of its components.")
         usual = inspect.signature(type(pipe).__init__).parameters.get("vae")
+        known: Any = getattr(vae, "config", None)
+        channels = getattr(known, "latent_channels", None) or getattr(known, "z_dim", None)
+        if self.upscaler.channels not in (None, channels):
+            text = f"{self.upscaler.name} enlarges latents of {self.upscaler.channels} channels"
+            raise ModelError(f"{text}; this autoencoder's have {channels}. Take the one that was made for it.")
         if vae is not None and vae not in _tried and type(vae).__name__ not in str(usual):
             self._try_autoencoder(type(vae).__name__)
             _tried.add(vae)
 
     def _try_autoencoder(self, kind: str) -> None:
-        pipe, backbone, side, reason = self.pipe, self.backbone, 4 * self.multiple, ""
-        pixels = torch.full((1, 3, side, side), 0.5, device=self.device)
+        pipe, backbone, reason = self.pipe, self.backbone, ""
         try:
+            encoded, side = self._encoded_grey()
             with torch.no_grad():
-                latents = backbone.pack(pipe, backbone.encode(pipe, pixels))
+                latents = backbone.pack(pipe, encoded)
                 made, again = (backbone.decode(pipe, latents, side, side) for _ in range(2))
-            if made.shape != pixels.shape or pipe.transformer.config.in_channels not in latents.shape[1:]:
+            if made.shape != (1, 3, side, side) or pipe.transformer.config.in_channels not in latents.shape[1:]:
                 reason = f"latents are {tuple(latents.shape)}, pixels {tuple(made.shape)}"
             elif not torch.allclose(made, again, atol=0.02):
                 reason = "it decodes with noise of its own, which no seed holds"
@@ -84,6 +94,24 @@ class Model:
         if reason:
             text = f"The autoencoder, {kind}, does not fit {type(pipe).__name__}: {reason:.300}."
             raise ModelError(f"{text} Take the model's own.")
+
+    def _encoded_grey(self) -> tuple[Tensor, int]:
+        """Return the latents (1, C, H, W) of a small grey square, and its pixels a side."""
+        side = 4 * self.multiple
+        with torch.no_grad():
+            return self.backbone.encode(self.pipe, torch.full((1, 3, side, side), 0.5, device=self.device)), side
+
+    def check_latents(self, latents: Tensor, pixels: Tensor) -> None:
+        """Raise ImageError unless latents are such as the pipeline gives for a draft (1, 3, h, w)."""
+        height, width = pixels.shape[-2:]
+        grey, side = self._encoded_grey()
+        wanted = (1, grey.shape[1], height * grey.shape[2] // side, width * grey.shape[3] // side)
+        try:
+            found = tuple(self.backbone.unpack(self.pipe, latents.float(), width, height).shape)
+        except Exception:  # whatever a tensor of another shape trips over
+            found = tuple(latents.shape)
+        if found != wanted:
+            raise ImageError(f"The draft's latents are {found}; of this model they are {wanted}. Draft it again.")
 
     def resolve(self, asked: Iterable[Asked], *, native: bool = False) -> list[Job]:
         """Return what is asked for as jobs, everything settled for this model: plan, size, negative prompt.
@@ -149,7 +177,7 @@ class Model:
         """Return a resolved plan with a number where its refine_sigma was "auto": see `mrflow.auto_sigma`."""
         if plan.refine_sigma != AUTO:
             return plan
-        return replace(plan, refine_sigma=fit_sigma(self.pipe, self.backbone, self.upscaler, plan, prompt))
+        return replace(plan, refine_sigma=fit_sigma(self.pipe, self.backbone, self.lift(plan), plan, prompt))
 
     def recipe(
         self,
@@ -161,21 +189,22 @@ class Model:
         **more: Any,
     ) -> Recipe:
         """Return the recipe of one picture. device: where that is known. more: fields that others know."""
-        upscales = mode not in ("native", "draft")
+        lift = None if mode in ("native", "draft") else self.lift(job.plan)
         device = device or self.device
         values: dict[str, Any] = {
             **{name: getattr(job, name) for name in _JOB},
             "mode": mode,
             "model": self.name,
             "revision": self.revision,
-            "upscaler": self.upscaler.name if upscales else None,
-            "upscaler_sha256": self.upscaler.sha256 if upscales else None,
+            "upscaler": lift and lift.name,
+            "upscaler_sha256": lift and lift.sha256,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": device.type,
             "batch": batch,
             "threads": torch.get_num_threads() if device.type == "cpu" else None,
             "conditions": conditions or {},
             "versions": library_versions(),
+            "latents": ENCODED if mode == "enhance" and lift and lift.latents else None,
         }
         return Recipe(**values | more)
 
@@ -195,6 +224,7 @@ class Model:
         if base.threads != (torch.get_num_threads() if device.type == "cpu" else None):
             more["threads"] = None
         more["input_sha256"] = base.input_sha256
+        more |= {"latents": base.latents} if base.latents else {}
         mode: Mode = "staged" if base.input_sha256 is None else "finish"
         if base.mode == "enhance":
             mode = "enhance"

@@ -60,6 +60,7 @@ class MrFlow:
         so that a call of the pipeline is one of ours: num_inference_steps (the draft's), guidance_scale,
         true_cfg_scale, num_images_per_prompt, generator, max_sequence_length, output_type ("pil", "pt" or "np"),
         return_dict; control_image, joint_attention_kwargs, callback_on_step_end and the like go to both passes.
+    references: pictures, or their paths, that FLUX.2 sees in both passes; in a call its own name, image=, will do.
 
     Raises RequestError (PromptError, PlanError, SizeError) for what cannot be done as asked, before any work.
     """
@@ -290,7 +291,8 @@ class MrFlow:
             if recipe.mode == "enhance":
                 given = check_input(recipe, image)
                 told = {name: told[name] for name in told if not name.startswith("noise_")}
-                return self.enhance(given, recipe.prompt, **told, callback=callback, **extra)
+                more = {"references" if name == "image" else name: value for name, value in extra.items()}
+                return self.enhance(given, recipe.prompt, **told, callback=callback, **more)
             jobs = self.model.resolve(ask(recipe.prompt, **told), native=recipe.mode == "native")
             with self._running(callback, extra, len(jobs)) as run:
                 if recipe.mode == "native":
@@ -299,8 +301,10 @@ class MrFlow:
                 if recipe.mode == "draft":
                     made = Drafts(tuple(drafts), run.clock.totals())
                     return Result(made.images, made.recipes, made.seconds, made)
-                rounded = recipe.mode == "finish"  # a draft that went through a file
-                return finish_drafts(run, [draft.rounded() for draft in drafts] if rounded else drafts)
+                if recipe.mode == "finish":  # of drafts that went through a file
+                    there = recipe.latents is None
+                    drafts = replan_drafts(self.model, [draft.rounded(latents=there) for draft in drafts])
+                return finish_drafts(run, drafts)
 
     def _read(self, others: Arguments, **ours: Any) -> Call:
         base = self._base  # whose solver the model's resolving puts back where it fits

@@ -28,6 +28,7 @@ from typing import Any, Literal
 from mrflow.errors import PlanError
 
 OWN, NATIVE = "own", "native"
+UPSCALER = "upscaler"
 AUTO, SWITCH = "auto", "switch"
 _MAX_DENOMINATOR = 8  # 1.5 = 3/2 and 1.333 = 4/3 pass; finer ratios would leave hardly any size that fits
 _RATIO_TOLERANCE = 1e-3
@@ -81,6 +82,7 @@ class About:
         instead.
     absent: what a file without the field means, whatever the default becomes; never to be changed.
     options, metavar: the command line's names for it. http: in requests, None where a client may not set it.
+    finishes: whether it is of the steps after the draft, so that finishing may change it.
     """
 
     kind: type[int] | type[float] | type[str]
@@ -95,6 +97,7 @@ class About:
     options: tuple[str, ...] = ()
     metavar: str = ""
     http: str | None = None
+    finishes: bool = False
 
     def check(self, name: str, value: object) -> Any:
         """Return the value as Python's own number or text; raises PlanError."""
@@ -145,6 +148,8 @@ class Plan:
     guidance_stop: float | None = None
     solver: str | None = None
     noise: str = OWN
+    lift: str = UPSCALER
+    color_guard: float = 0.0
 
     def __post_init__(self) -> None:
         for name, about in ABOUT.items():
@@ -242,6 +247,9 @@ def _read_toml(name: str) -> dict[str, Any]:
 
 ABOUT: Mapping[str, About] = _read_about(Plan)
 """What is known of each of a plan's numbers, by its name."""
+
+FINISHING = tuple(name for name, about in ABOUT.items() if about.finishes)
+"""The numbers that finishing a draft may change."""
 
 Plan.__doc__ = f"{Plan.__doc__}\n" + "\n".join(
     f"    {name}: {about.text} {about.more}".rstrip()

@@ -111,10 +111,11 @@ Made = TypeVar("Made")
 Step = Callable[Concatenate[Any, Any, P], Made]
 
 
-def timed(name: Stage, loop: str = "") -> Callable[[Step[P, Made]], Step[P, Made]]:
+def timed(name: Stage, loop: str = "", *, shown: bool = True) -> Callable[[Step[P, Made]], Step[P, Made]]:
     """Return a decorator that makes a step of the method, step(run, batch, ...), a stage of its run's clock.
 
-    loop: the plan's field with the number of its denoising steps, which it reports by `run.clock.step`.
+    loop: the plan's field with the number of its denoising steps, which it reports by `run.clock.step`. shown: it
+        makes pixels, if its stage does.
     """
 
     def decorate(step: Step[P, Made]) -> Step[P, Made]:
@@ -123,7 +124,7 @@ def timed(name: Stage, loop: str = "") -> Callable[[Step[P, Made]], Step[P, Made
             steps = getattr(batch.jobs[0].plan, loop) if loop else 1
             with run.clock.stage(name, steps, batch.number, batch.of) as stage:
                 made = step(run, batch, *args, **kwargs)
-                if name in _SHOWN:
+                if shown and name in _SHOWN:
                     stage.pixels = made
             return made
 

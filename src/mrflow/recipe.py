@@ -18,6 +18,7 @@ from mrflow.plan import Plan, shown, whole
 Mode = Literal["staged", "draft", "finish", "enhance", "native"]
 MODES: tuple[str, ...] = get_args(Mode)
 
+ENCODED = "encoded"
 FORMAT = 1
 MAX_JSON = 256 * 1024  # characters; a real recipe has about a thousand
 _TEXTS = ("conditions", "versions")  # fields that map names to texts
@@ -49,6 +50,7 @@ class Recipe(Job):
     conditions: what else shaped the picture, name to short text: LoRAs and their weights, another scheduler, a
         cache, quantised weights, arguments of the caller's (`borrowing.describe`). Empty for a plain pipeline.
     versions: package name to version.
+    latents: "encoded" where latents were enlarged that first had to be encoded from pixels; else None.
     pixels_sha256: of the 8-bit RGB pixels, row by row. input_sha256: the same of the image that "enhance" or
         "finish" began with.
     """
@@ -64,6 +66,7 @@ class Recipe(Job):
     threads: int | None = None
     conditions: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    latents: str | None = None
     pixels_sha256: str | None = None
     input_sha256: str | None = None
 
@@ -74,6 +77,8 @@ class Recipe(Job):
             _check(name, getattr(self, name), str)
         for name in ("negative_prompt", "revision", "upscaler", "dtype", "device"):
             _check(name, getattr(self, name), str, optional=True)
+        if self.latents not in (None, ENCODED):
+            raise RecipeError(f"The recipe's latents is {self.latents!r:.80}; it must be {ENCODED!r}, or absent.")
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_range("width", self.width, 1, 65536)
         _check_range("height", self.height, 1, 65536)

@@ -107,6 +107,24 @@ def shrink_noise(noise: Tensor, height: int, width: int) -> Tensor:
     return low.float()
 
 
+def keep_colors(pixels: Tensor, draft: Tensor, share: float) -> Tensor:
+    """Return pixels (B, 3, H, W) with the low frequencies of a draft (B, 3, h, w), the mean among them.
+
+    Both in [0, 1], float32; the result too. share: in (0, 1], of the draft's frequencies along each side, rounded
+    up: those of the orthonormal cosine transform, of which the first is the mean. What is finer is left as it is,
+    but for what leaves [0, 1].
+    """
+    counts = [math.ceil(share * min(sides)) for sides in zip(draft.shape[-2:], pixels.shape[-2:], strict=True)]
+    (down, across), (rows, columns) = (
+        [_cosines(side)[:count].to(each) for side, count in zip(each.shape[-2:], counts, strict=True)]
+        for each in (pixels, draft)
+    )
+    larger = math.sqrt(math.prod(pixels.shape[-2:]) / math.prod(draft.shape[-2:]))
+    drift = rows @ draft @ columns.T * larger - down @ pixels @ across.T
+    kept: Tensor = (pixels + down.T @ drift @ across).clamp(0, 1)
+    return kept
+
+
 def _cosines(size: int) -> Tensor:
     """Return the orthonormal cosine transform of `size` values as a matrix, a frequency in each row."""
     k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)[None]

@@ -3,6 +3,7 @@
     1 encode the prompt      2 denoise small      3 decode                                      draft
     4 upscale      5 encode      6 add noise      7 refine      8 decode                        finish
 
+Where a plan or an upscaler enlarges latents, step 4 takes the draft's own, and step 5 encodes only what has none.
 Tensors stay on the device throughout. The denoising loop is the pipeline's own; it runs once small and once large.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from itertools import chain
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from mrflow.jobs import Job, Size
 from mrflow.model import Model
 from mrflow.plan import NATIVE, SWITCH, Plan
 from mrflow.progress import Callback, Clock, P, Step, timed
-from mrflow.sampling import Noised, draft_generators, mix_noise, refine_sigmas, shrink_noise
+from mrflow.sampling import Noised, draft_generators, keep_colors, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
 
 
@@ -136,25 +137,37 @@ def _not_finite(run: Run, part: str, which: str) -> NonFiniteError:
     )
 
 
-def draft(run: Run, batch: Batch) -> Tensor:
-    """Return drafts, (B, 3, h, w) pixels in [0, 1], float32: steps 1 to 3."""
+def draft(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return drafts, (B, 3, h, w) pixels in [0, 1], float32, and their latents as the pipeline has them."""
     batch = encode_prompts(run, batch)
     size = batch.plan.draft_size(*batch.size, run.model.backbone.multiple(run.model.pipe))
     latents = denoise(run, batch, size)
-    return decode_draft(run, batch, latents, size)
+    return decode_draft(run, batch, latents, size), latents
 
 
-def finish(run: Run, batch: Batch, drafts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return upscaled and finished pixels, both (B, 3, height, width), of drafts (B, 3, h, w): steps 4 to 8."""
+def finish(
+    run: Run, batch: Batch, drafts: Tensor, kept: Tensor | None = None, *, show: bool = False
+) -> tuple[Tensor | None, Tensor]:
+    """Return upscaled and finished pixels, both (B, 3, height, width), of drafts (B, 3, h, w): steps 4 to 8.
+
+    kept: the drafts' latents, for a lift that enlarges latents; None encodes the pixels. show: decode what such a
+    lift makes, which has no pixels else.
+    """
     plan, size, seeds = batch.plan, batch.size, batch.seeds
     batch = encode_prompts(run, batch)  # of drafts that came from files
-    upscaled = upscale(run, batch, drafts, size)
-    latents = encode(run, batch, upscaled)
+    upscaled: Tensor | None = None
+    if run.model.lift(plan).latents:
+        small = encode(run, batch, drafts) if kept is None else _unpack(run, kept, drafts)
+        latents = upscale_latents(run, batch, small, drafts)
+        upscaled = _show(run, batch, latents) if show else None
+    else:
+        upscaled = upscale(run, batch, drafts, size)
+        latents = encode(run, batch, upscaled)
     given = plan.refine_sigma, plan.refine_steps
     sigmas = next_sigmas(run, batch, latents, size) if batch.switches else refine_sigmas(*given)
     noised = mix_noise(latents, sigmas, seeds)
     refined = refine(run, batch, noised, size)
-    return upscaled, decode(run, batch, refined, size)
+    return upscaled, decode(run, batch, refined, size, drafts)
 
 
 def native(run: Run, batch: Batch) -> Tensor:
@@ -227,7 +240,7 @@ def _native_noise(run: Run, batch: Batch, native: Size, size: Size) -> Tensor:
     backbone, pipe = run.model.backbone, run.model.pipe
     asked = _Pass(batch, native, draft_scheduler(pipe), 1.0)
     given = _run_without_a_step(run, asked, {"generator": draft_generators(batch.seeds)})
-    noise = backbone.noise(pipe, given, *native)
+    noise = backbone.unpack(pipe, given, *native)
     rows, columns = (int(side) for side in noise.shape[-2:])
     small = shrink_noise(noise, rows * size[1] // native[1], columns * size[0] // native[0])
     return backbone.pack(pipe, small.to(given.dtype))
@@ -243,7 +256,36 @@ def _run_without_a_step(run: Run, asked: _Pass, more: Mapping[str, Any]) -> Tens
 @_finite("upscaler")
 def upscale(run: Run, batch: Batch, pixels: Tensor, size: Size) -> Tensor:
     """Return pixels (B, 3, height, width) of exactly `size` from smaller ones, (B, 3, h, w)."""
-    return run.model.upscaler.upscale(pixels, *size)
+    return _guarded(batch, run.model.lift(batch.plan).upscale(pixels, *size), pixels)
+
+
+def _guarded(batch: Batch, pixels: Tensor, drafts: Tensor) -> Tensor:
+    """Return pixels with the colours of drafts, as far as the plan wants it."""
+    guard = batch.plan.color_guard
+    return keep_colors(pixels, drafts, guard) if guard else pixels
+
+
+def _unpack(run: Run, kept: Tensor, drafts: Tensor) -> Tensor:
+    """Return latents of drafts (B, 3, h, w), as the pipeline gave them, as (B, C, H, W), float32."""
+    height, width = drafts.shape[-2:]
+    return run.model.backbone.unpack(run.model.pipe, kept.float(), width, height)
+
+
+@timed("upscale", shown=False)
+@_finite("upscaler")
+def upscale_latents(run: Run, batch: Batch, latents: Tensor, drafts: Tensor) -> Tensor:
+    """Return latents (B, C, H, W) of drafts (B, 3, h, w) as large as those of the finished pictures."""
+    height, width = drafts.shape[-2:]
+    larger = partial(run.model.lift(batch.plan).upscale_latents, before=(width, height), after=batch.size)
+    return run.model.backbone.enlarge(run.model.pipe, latents, larger)
+
+
+def _show(run: Run, batch: Batch, latents: Tensor) -> Tensor:
+    """Return enlarged latents as pixels (B, 3, height, width), by way of the pipeline's own form of them."""
+    given, scheduler = run.model.backbone.pack(run.model.pipe, latents), draft_scheduler(run.model.pipe)
+    more = {"latents": given, "generator": draft_generators(batch.seeds)}
+    own = _run_without_a_step(run, _Pass(batch, batch.size, scheduler, 1.0), more)
+    return _decode(run, batch, own, batch.size)
 
 
 @timed("encode")
@@ -297,9 +339,10 @@ def _place(run: Run) -> torch.device:
 
 
 @_finite("autoencoder")
-def _decode(run: Run, batch: Batch, latents: Tensor, size: Size) -> Tensor:
-    """Return latents, as the pipeline gives them, as pixels (B, 3, h, w) in [0, 1], float32."""
-    return run.model.backbone.decode(run.model.pipe, latents.to(_place(run)), *size).to(run.clock.device)
+def _decode(run: Run, batch: Batch, latents: Tensor, size: Size, drafts: Tensor | None = None) -> Tensor:
+    """Return latents, as the pipeline gives them, as pixels (B, 3, h, w) in [0, 1], float32; drafts: to guard."""
+    pixels = run.model.backbone.decode(run.model.pipe, latents.to(_place(run)), *size).to(run.clock.device)
+    return pixels if drafts is None else _guarded(batch, pixels, drafts)
 
 
 decode_draft = timed("decode_draft")(_decode)

@@ -1,7 +1,7 @@
-"""Upscaling in pixel space: a pretrained super-resolution network, or plain interpolation as a baseline.
+"""How pictures get larger: a pretrained network, or plain interpolation as a baseline, of pixels or of latents.
 
-Networks come from files that spandrel recognises (Real-ESRGAN and its kin), given by path or by a known name, and
-from nowhere else: only tensors are read from them, never code.
+Networks of pixels come from files that spandrel recognises (Real-ESRGAN and its kin), given by path or by a known
+name, those of latents from SesquiLSR's files, and from nowhere else: only tensors are read from them, never code.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrflow.errors import UpscalerError, UpscalerNameError
-from mrflow.known_upscalers import KNOWN, check, fetch
+from mrflow.jobs import Size
+from mrflow.known_upscalers import KNOWN, METHODS, check, fetch
+from mrflow.latent_upscaler import LatentNetwork, is_latent_network
 
-METHODS = ("bicubic", "bilinear", "lanczos")
 MAX_FILE_BYTES = 2**30  # the largest published networks (DAT, HAT-L) have less than 200 MB
 TILE = 1024  # input pixels a side; larger pictures are cut, so that memory stays bounded
 OVERLAP = 32  # input pixels shared by neighbouring tiles and blended
@@ -31,21 +32,24 @@ _NAMES = f"Known names: {', '.join((*METHODS, *KNOWN))}."
 
 
 class Upscaler:
-    """A way to enlarge pictures to an exact size.
+    """A way to enlarge pictures to an exact size, as pixels or as latents.
 
-    name: file name, known name or method. sha256: of the file, None for interpolation. factor: of the network's
-    own enlargement, None for interpolation.
+    name: file name, known name or method. sha256: of the file, None for interpolation. latents: whether it
+    enlarges latents instead of pixels. channels: of the latents that a network enlarges. factor: of a network of
+    pixels.
     """
 
     def __init__(self, name: str, network: Any = None, sha256: str | None = None, *, tile: int = TILE) -> None:
-        """Wrap a spandrel image network, or the interpolation method `name` if there is none."""
+        """Wrap a spandrel image network or one of latents, or the method `name` if there is none."""
         if network is None and name not in METHODS:
             raise UpscalerNameError(f"There is no method {name!r}. {_NAMES}")
         if tile <= 2 * OVERLAP:
             raise UpscalerError(f"tile is {tile}; it must be more than {2 * OVERLAP} pixels. Try {TILE}.")
         self.name = name
         self.sha256 = sha256
-        self.factor: int | None = None if network is None else int(network.scale)
+        self.channels: int | None = getattr(network, "channels", None)
+        self.latents = self.channels is not None or (network is None and name == "latent")
+        self.factor: int | None = None if network is None or self.latents else int(network.scale)
         self.tile = tile
         self._network = network
 
@@ -60,8 +64,8 @@ class Upscaler:
 
         Known names are those of `mrflow.known_upscalers`; their files are fetched on first use.
 
-        Raises UpscalerError if the file is missing, too large, holds more than weights, or is no 3-channel
-        enlarging network that spandrel knows.
+        Raises UpscalerError if the file is missing, too large, holds more than weights, or is neither a network of
+        latents nor a 3-channel enlarging one that spandrel knows.
         """
         if isinstance(source, Upscaler):
             return source
@@ -99,6 +103,25 @@ class Upscaler:
             return _lanczos(pixels, height, width).clamp(0, 1)
         mode = cast("Literal['bicubic', 'bilinear']", "bicubic" if self._network is not None else self.name)
         return resize(pixels, width, height, mode).clamp(0, 1)
+
+    def upscale_latents(self, latents: Tensor, before: Size, after: Size) -> Tensor:
+        """Return latents (B, C, h, w) as those of a larger picture, float32, same device; for lifts of latents.
+
+        before, after: of the pictures, width and height in pixels. A network runs as often as needed, for one
+        picture at a time. Raises UpscalerError for less than 2 x 2.
+        """
+        latents = latents.float()
+        width, height = (latents.shape[-1 - k] * after[k] // before[k] for k in (0, 1))
+        if self._network is None:  # as latents have been enlarged wherever they are: without antialiasing
+            return F.interpolate(latents, (height, width), mode="bicubic", align_corners=False)
+        rows, columns = latents.shape[-2:]
+        if min(rows, columns) < 2:
+            raise UpscalerError(f"{self.name} needs latents of 2x2 or more; these are {columns}x{rows}.")
+        self._network.to(latents.device)
+        while (rows, columns) != (height, width):
+            rows, columns = min(2 * rows, height), min(2 * columns, width)
+            latents = torch.cat([self._network(row, rows, columns) for row in torch.split(latents, 1)])
+        return latents
 
     def _place(self, device: torch.device) -> None:
         # Half precision only where hardware has it, and bfloat16 before float16, which overflows in some
@@ -233,6 +256,11 @@ def _read_weights(path: Path) -> dict[str, Any]:
 
 
 def _build(weights: dict[str, Any], path: Path) -> Any:
+    if is_latent_network(weights):
+        try:
+            return LatentNetwork.of(weights)
+        except Exception as error:  # whatever stands under those names
+            raise UpscalerError(f"{path} is no whole network of SesquiLSR's. Take it from its makers.") from error
     from spandrel import ImageModelDescriptor, ModelLoader, canonicalize_state_dict
 
     try:

@@ -18,10 +18,11 @@ call elsewhere:
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS, WRONG_ARGUMENTS
 from mrflow.errors import UnsupportedPipelineError
 
 if TYPE_CHECKING:
@@ -41,17 +42,29 @@ def supported() -> tuple[str, ...]:
 
 
 def get_backbone(pipeline_class: str) -> Backbone:
-    """Return the backbone for a pipeline class name; raises UnsupportedPipelineError, naming those known."""
-    if pipeline_class in _registered:
+    """Return the backbone for a pipeline class name; raises UnsupportedPipelineError, naming those known.
+
+    Also where one is registered for a class that edits pictures, with which it would be silently wrong.
+    """
+    reason = "" if pipeline_class in FAMILIES else _wrong_argument(pipeline_class)
+    if pipeline_class in _registered and not reason:
         return _registered[pipeline_class]
     if pipeline_class in FAMILIES or pipeline_class in VARIANTS:
         place = VARIANTS[pipeline_class][1] if pipeline_class in VARIANTS else FAMILIES[pipeline_class].backbone
         module, _, name = place.partition(":")
         return cast("Backbone", getattr(import_module(f"mrflow.backbones.{module}"), name)())
-    reason = f", which cannot work: {NOT_POSSIBLE[pipeline_class]}" if pipeline_class in NOT_POSSIBLE else ""
+    reason = NOT_POSSIBLE.get(pipeline_class) or reason
+    reason = reason and f", which cannot work: {reason}"
     if pipeline_class in NOT_YET:
         reason = f", which is not driven yet: it has {NOT_YET[pipeline_class]}"
     raise UnsupportedPipelineError(
         f"The pipeline is a {pipeline_class}{reason}; supported are {', '.join(supported())}. "
         "Another family needs a backbone: see mrflow.backbones and register_backbone."
     )
+
+
+def _wrong_argument(pipeline_class: str) -> str:
+    """Return why a class of diffusers' cannot work by an argument that its call takes, or an empty text."""
+    kind = getattr(import_module("diffusers"), pipeline_class, None)
+    taken = inspect.signature(kind.__call__).parameters if isinstance(kind, type) else ()
+    return next((why for name, why in WRONG_ARGUMENTS.items() if name in taken), "")

@@ -35,5 +35,7 @@ VARIANTS: Mapping[str, list[str]] = MappingProxyType(TABLES["variants"])
 """Other pipeline classes of a family: class to the family's own class and its backbone."""
 NOT_POSSIBLE: Mapping[str, str] = MappingProxyType(TABLES["not_possible"])
 """What cannot work, and why."""
+WRONG_ARGUMENTS: Mapping[str, str] = MappingProxyType(TABLES["wrong_arguments"])
+"""What cannot work with any pipeline whose call takes these arguments, and why."""
 NOT_YET: Mapping[str, str] = MappingProxyType(TABLES["not_yet"])
 """Text-to-image pipelines that nobody has tried here, and what would be new about them."""

@@ -8,7 +8,7 @@ which it has, and overrides where its facts differ.
 from __future__ import annotations
 
 import string
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -43,7 +43,8 @@ class Backbone:
 
     layout, autoencoder: how its latents look. usual_cfg: true_cfg_scale when nobody says.
     text_length: text tokens when nobody says; the default of the pipeline's call. spare: components that it can
-    do without, beside those that its class calls optional.
+    do without, beside those that its class calls optional. references: whether its call's `image=` takes pictures
+    that the transformer sees beside the one it makes, at any size.
     """
 
     layout: Layout
@@ -51,6 +52,7 @@ class Backbone:
     usual_cfg: float = 1.0
     text_length: int = 512
     spare: tuple[str, ...] = ()
+    references: bool = False
 
     def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
         """Return the texts, encoded by the pipeline, as call arguments: name to tensor, a row per text."""
@@ -147,10 +149,15 @@ class Backbone:
         """Return what `encode` gave in the form that the pipeline takes as `latents=`."""
         return self.layout.pack(pipe, latents)
 
-    def noise(self, pipe: Pipeline, given: Tensor, width: int, height: int) -> Tensor:
-        """Return what the pipeline gave for output_type="latent" after no step, as `pack` takes it: its noise."""
+    def unpack(self, pipe: Pipeline, given: Tensor, width: int, height: int) -> Tensor:
+        """Return what the pipeline gave for output_type="latent" as `pack` takes it; after no step, its noise."""
         latents = self.layout.unpack(pipe, given, width, height)
         return latents.squeeze(2) if latents.ndim == 5 else latents
+
+    def enlarge(self, pipe: Pipeline, latents: Tensor, larger: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what `pack` takes made larger by what works on the autoencoder's own latents, scaled or not."""
+        enlarge = getattr(self.autoencoder, "enlarge", None)
+        return larger(latents) if enlarge is None else cast("Tensor", enlarge(pipe.vae, latents, larger))
 
     def resume(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
         """Return what the pipeline's loop holds, of a width x height picture, as it takes `latents=`."""
@@ -259,6 +266,11 @@ class StandardisedVae:
         mean, std = _statistics(vae, latents)
         raw = self.scaled(latents, std) + mean
         return to_unit(vae.decode(raw.to(vae.dtype)).sample[:, :, 0])
+
+    def enlarge(self, vae: Any, latents: Tensor, larger: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return latents (B, C, H, W) made larger by what works on the autoencoder's own."""
+        mean, std = (each.squeeze(2) for each in _statistics(vae, latents))
+        return (larger(latents * std + mean) - mean) / std
 
     def scaled(self, latents: Tensor, std: Tensor) -> Tensor:
         """Return latents * std, as most pipelines compute it to the last bit."""

@@ -8,6 +8,7 @@ autoencoder. FLUX.2 embeds its guidance and has no negative prompt; Klein's base
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -43,6 +44,11 @@ class BatchNormVae:
         raw = _unpatchify(latents * std + mean)
         return to_unit(vae.decode(raw.to(vae.dtype)).sample)
 
+    def enlarge(self, vae: Any, latents: Tensor, larger: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return latents made larger by what works on the autoencoder's own, (B, C, H, W)."""
+        mean, std = self.statistics(vae, latents)
+        return (_patchify(larger(_unpatchify(latents * std + mean))) - mean) / std
+
     def statistics(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the standard deviation of each channel, as `like` is."""
         mean = vae.bn.running_mean.view(1, -1, 1, 1)
@@ -58,6 +64,7 @@ class Flux2Backbone(Backbone):
 
     layout: Plain = _PatchifiedTokens(patches=2)
     autoencoder = BatchNormVae()
+    references = True
 
     def guidance_field(self, pipe: Pipeline) -> Literal["guidance_scale", "true_cfg_scale"]:
         """Return "guidance_scale"."""
@@ -123,8 +130,8 @@ class Flux2KleinBackbone(Flux2Backbone):
         before, after = chat_template(pipe.tokenizer, prompt, enable_thinking=False)
         return read_text(pipe.tokenizer, prompt, max_sequence_length or self.text_length, before, after)
 
-    def noise(self, pipe: Pipeline, given: Tensor, width: int, height: int) -> Tensor:
-        """Return Klein's latents, which it gives as the autoencoder's own, as the patches that it drew."""
+    def unpack(self, pipe: Pipeline, given: Tensor, width: int, height: int) -> Tensor:
+        """Return Klein's latents, which it gives as the autoencoder's own, as patches."""
         mean, std = self.autoencoder.statistics(pipe.vae, given)
         return (_patchify(given) - mean) / std
 

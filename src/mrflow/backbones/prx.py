@@ -99,8 +99,8 @@ class PRXPixelBackbone(PRXBackbone):
         """Return pixels in [-1, 1] over the noise's deviation."""
         return self.autoencoder.encode(None, pixels) / float(pipe.config.noise_scale)
 
-    def noise(self, pipe: Pipeline, given: Tensor, width: int, height: int) -> Tensor:
-        """Return the pipeline's noise over its deviation."""
+    def unpack(self, pipe: Pipeline, given: Tensor, width: int, height: int) -> Tensor:
+        """Return the pipeline's pixels over the noise's deviation."""
         return given / float(pipe.config.noise_scale)
 
     def decode(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:

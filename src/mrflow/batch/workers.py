@@ -136,4 +136,5 @@ def _placed(drafted: Drafted, device: torch.device) -> Drafted:
     draft = drafted.draft
     rows = draft.embeds or {}
     embeds = {name: row.to(device) if isinstance(row, Tensor) else row for name, row in rows.items()}
-    return replace(drafted, draft=replace(draft, pixels=draft.pixels.to(device), embeds=embeds))
+    latents = None if draft.latents is None else draft.latents.to(device)
+    return replace(drafted, draft=replace(draft, pixels=draft.pixels.to(device), embeds=embeds, latents=latents))

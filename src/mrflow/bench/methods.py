@@ -8,8 +8,7 @@ native:12,solver=unipc              with a solver of second order, as a plan may
 12+1              a plan: draft steps + refine steps
 12+1:scale=1.5,refine_sigma=0.2     with other fields of Plan
 3/4               a few-step model's steps, the first 3 of 4 small
-12+1:upscaler=bicubic               with another upscaler: bicubic, lanczos, a known name or a file
-12+1:upscaler=latent                the draft enlarged as latents instead
+12+1:upscaler=bicubic               with another upscaler: bicubic, lanczos, latent, a known name or a file
 12+1:cache=taylorseer@3             with a feature cache in the draft
 12+0              not refined: the upscaled draft
 tuned.json        the plan of a file
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrflow.bench.caches import Cache, cached, read_cache
 from mrflow.bench.records import Json
-from mrflow.bench.variants import LATENT, run_latent, run_unrefined, with_upscaler
+from mrflow.bench.variants import run_unrefined, with_upscaler
 from mrflow.errors import PlanError, RequestError
 from mrflow.plan import ABOUT, Plan, named_plan
 
@@ -42,8 +41,8 @@ class Method:
 
     steps, guidance_stop, solver: of the plain pipeline; None is the model's own number, guidance throughout, its
     own scheduler.
-    upscaler: a name or file, LATENT, or None for the model's own. refined: False ends with the
-    upscaled draft. cache: None is none.
+    upscaler: a name or file, or None for the model's own. refined: False ends with the upscaled draft.
+    cache: None is none.
     """
 
     name: str
@@ -72,8 +71,6 @@ class Method:
             if self.plan is None:
                 plan = Plan(guidance_stop=self.guidance_stop, solver=self.solver)
                 return fast.native(steps=self.steps, plan=plan, **settings)
-            if self.upscaler == LATENT:
-                return run_latent(fast, self.plan, **settings)
             fast = with_upscaler(fast, self.upscaler)
             if not self.refined:
                 return run_unrefined(fast, self.plan, **settings)
@@ -117,9 +114,10 @@ def _read(text: str) -> Method:
     unrefined = re.fullmatch(r"(\d{1,4})\+0", head, flags=re.ASCII)
     plan = named_plan(f"{unrefined[1]}+1" if unrefined else head)
     changes, options = _read_options(text, parts, ("upscaler", "cache", *ABOUT))
-    if unrefined and options.get("upscaler") == LATENT:
+    plan = plan.changed(**changes)
+    if unrefined and "latent" in (options.get("upscaler"), plan.lift):
         raise PlanError(f"The method {text[:80]!r} enlarges latents, which want refining. Give at least 1 step.")
-    return Method(name=text, plan=plan.changed(**changes), refined=not unrefined, **options)
+    return Method(name=text, plan=plan, refined=not unrefined, **options)
 
 
 def _check_steps(text: str, number: str) -> str:
@@ -155,9 +153,9 @@ def _read_number(text: str, name: str, value: str) -> Any:
 
 
 def _read_upscaler(name: str) -> str:
-    from mrflow.known_upscalers import KNOWN
-    from mrflow.upscaler import METHODS, check_file
+    from mrflow.known_upscalers import KNOWN, METHODS
+    from mrflow.upscaler import check_file
 
-    if name not in (LATENT, *METHODS, *KNOWN):
+    if name not in (*METHODS, *KNOWN):
         check_file(Path(name))
     return name

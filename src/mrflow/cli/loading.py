@@ -14,7 +14,7 @@ from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import ModelError, RequestError
 from mrflow.known_models import full_name
-from mrflow.known_upscalers import KNOWN
+from mrflow.known_upscalers import KNOWN, METHODS
 from mrflow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ _Device = Annotated[
 _Dtype = Annotated[
     str | None, Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16")
 ]
-_INTERPOLATIONS = ("bicubic", "bilinear")
 _RECORDED = Parameter(show_default="the recipe's")
 _NO_OPTION = Parameter(parse=False)
 
@@ -158,7 +157,7 @@ class ServedModel(ModelOptions):
 
 
 def _recorded_upscaler(recipe: Recipe) -> str | None:
-    if recipe.upscaler is None or recipe.upscaler in (*_INTERPOLATIONS, *KNOWN):
+    if recipe.upscaler is None or recipe.upscaler in (*METHODS, *KNOWN):
         return recipe.upscaler or "bicubic"  # drafts and native pictures are not upscaled: any will do
     if recipe.model == "vista":
         return None  # its own

@@ -10,12 +10,11 @@ from cyclopts import Parameter
 
 from mrflow.cli.options import HOW, Whole
 from mrflow.errors import RequestError
-from mrflow.plan import ABOUT, About, Plan, named_plan
+from mrflow.plan import ABOUT, FINISHING, About, Plan, named_plan
 
 if TYPE_CHECKING:
     from mrflow import MrFlow
 
-_REFINING = ("scale", *(name for name in ABOUT if name.startswith("refine_")))
 _T = TypeVar("_T", bound="_PlanOptions")
 
 
@@ -119,18 +118,18 @@ class PlanOptions(_PlanOptions):
         given = [
             "--plan" if name == "plan" else ABOUT[name].options[0]
             for name in self.given()
-            if name in ("plan", *_REFINING)
+            if name in ("plan", *FINISHING)
         ]
         given += [flag for flag, value in (flags or {}).items() if value]
         if given:
             raise RequestError(f"--native runs no stages, so it cannot go with {', '.join(given)}. Leave one out.")
 
 
-@_with(*_REFINING)
+@_with(*FINISHING)
 class RefineOptions(_PlanOptions):
     """Those of finishing a draft."""
 
 
-@_with(*_REFINING, "true_cfg_scale", "guidance")
+@_with(*FINISHING, "true_cfg_scale", "guidance")
 class EnhanceOptions(_PlanOptions):
     """Those of finishing a picture that has no plan yet."""

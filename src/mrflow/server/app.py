@@ -96,7 +96,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _answer_errors(app: FastAPI) -> None:
     """Have every error answered in OpenAI's shape."""
     missing = "There is no such route; /docs lists them. The API is under /v1, which belongs into base_url."
-    what = {404: (missing, "not_found"), 405: ("The route does not take this method.", "method_not_allowed")}
+    unread = "The body can't be read. Send JSON in UTF-8, or a form with its boundary; /docs has the fields."
+    what = {
+        400: (unread, "invalid_body"),
+        404: (missing, "not_found"),
+        405: ("The route does not take this method.", "method_not_allowed"),
+    }
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:

@@ -63,7 +63,8 @@ def from_error(error: MrFlowError, param: str | None = None) -> ApiError:
 
 def invalid_field(error: dict[str, Any]) -> ApiError:
     """Return what is wrong with a field, as pydantic says it, in OpenAI's words where there are any."""
-    param = ".".join(str(part) for part in error["loc"][1:])[:100] or None
+    where = [str(part) for part in error["loc"][1:] if "constrained-" not in str(part)]  # pydantic's, of unions
+    param = ".".join(where)[:100] or None
     if error["type"] == "missing" and param is not None:
         text, code = f"Missing required parameter: {param!r}.", "missing_required_parameter"
     elif error["type"] == "extra_forbidden":
@@ -119,7 +120,7 @@ def gone() -> ApiError:
 
 def _own_words(error: MrFlowError) -> str:
     """Return what an error says, without what a library said, for that may hold paths."""
-    return str(error) if error.__cause__ is None else str(error).partition(": ")[0] + "."
+    return str(error) if error.__cause__ is None else str(error).partition(": ")[0].rstrip(".") + "."
 
 
 def _unavailable(message: str, code: str, retry_after: float = 5) -> ApiError:

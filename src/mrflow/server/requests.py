@@ -29,7 +29,7 @@ from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, PromptError, Si
 from mrflow.files import load_image
 from mrflow.jobs import MAX_SEED, Job, Size, ask, parse_size
 from mrflow.model import Model
-from mrflow.plan import ABOUT, About, Plan, get_plan
+from mrflow.plan import ABOUT, FINISHING, About, Plan, get_plan
 from mrflow.server import errors
 from mrflow.server.errors import ApiError
 from mrflow.server.other_names import translate
@@ -47,12 +47,12 @@ OLDER_QUALITY = {"standard": "medium", "hd": "high"}
 _UNUSED = ("style", "input_fidelity")  # OpenAI's fields that are known and change nothing, and might be thought to
 
 
-def with_plan_fields(about: Mapping[str, About], part: str = "") -> Callable[[type[Body]], type[Body]]:
-    """Give a body an optional field for each number of a plan that HTTP may set; `part` begins the names."""
+def with_plan_fields(about: Mapping[str, About]) -> Callable[[type[Body]], type[Body]]:
+    """Give a body an optional field for each of these numbers of a plan that HTTP may set."""
 
     def extend(body: type[Body]) -> type[Body]:
-        wanted = [each for name, each in about.items() if each.http and name.startswith(part)]
-        fields: dict[str, Any] = {each.http or "": _field(each) for each in wanted}
+        wanted = {each.http: each for each in about.values() if each.http}
+        fields: dict[str, Any] = {name: _field(each) for name, each in wanted.items()}
         return create_model(
             body.__name__, __base__=body, __module__=body.__module__, __doc__=body.__doc__, **fields
         )
@@ -204,7 +204,7 @@ class DraftsBody(PromptBody, StreamedBody):
     n: int | None = Field(None, ge=1, le=MAX_DRAFTS, description="Drafts, 8 if absent.")
 
 
-@with_plan_fields(ABOUT, "refine_")
+@with_plan_fields({name: ABOUT[name] for name in FINISHING})
 class FinishBody(PreviewedBody):
     """POST /v1/images/finish."""
 

@@ -63,9 +63,9 @@ class Service(Kept):
 
     def keep_draft(self, draft: Draft) -> str:
         """Keep a draft to be finished and return its id; its text is encoded again then, which is cheap."""
-        pixels = draft.pixels.cpu()
-        kept = Draft(pixels, draft.base_recipe)
-        return self.drafts.put(kept, pixels.numel() * pixels.element_size())
+        latents = None if draft.latents is None else draft.latents.cpu()
+        kept = Draft(draft.pixels.cpu(), draft.base_recipe, latents=latents)
+        return self.drafts.put(kept, kept.pixels.nbytes + (0 if latents is None else latents.nbytes))
 
     def kept_drafts(self, names: Sequence[str]) -> list[Draft]:
         """Return kept drafts; raises an ApiError for one that is not there (any more)."""
