@@ -133,6 +133,25 @@ class Recipe(Job):
         except MrFlowError as error:
             raise RecipeError(f"The recipe is not valid: {error}") from error
 
+    @property
+    def infotext(self) -> str:
+        """What AUTOMATIC1111 writes into its pictures, and galleries show; to read again there is to_json."""
+        plan = self.plan
+        numbers = {
+            "Steps": plan.steps,
+            "Sampler": plan.solver,
+            "CFG scale": plan.guidance_scale or plan.true_cfg_scale,
+            "Seed": self.seed,
+            "Size": f"{self.width}x{self.height}",
+            "Model": self.model,
+        }
+        if self.mode not in ("native", "draft"):
+            numbers |= {"Denoising strength": plan.refine_sigma, "Hires steps": plan.refine_steps}
+            numbers |= {"Hires upscale": plan.scale, "Hires upscaler": self.upscaler}
+        negative = f"\nNegative prompt: {self.negative_prompt}" if self.negative_prompt else ""
+        told = ", ".join(f"{name}: {value}" for name, value in numbers.items() if value is not None)
+        return f"{self.prompt}{negative}\n{told}"
+
     def differences(self, other: Recipe) -> dict[str, tuple[object, object]]:
         """Return the fields in which `other` differs, each as (here, there); of versions and conditions each."""
         mine, theirs = (recipe._flat() for recipe in (self, other))

@@ -17,8 +17,7 @@ _SERVER = "server_error"
 class ApiError(HTTPException):
     """An answer that is no picture: status, message, OpenAI's type, code and param, and when to try again.
 
-    An HTTPException because FastAPI and Gradio pass those on from wherever they are raised, also while a body
-    is read.
+    An HTTPException because FastAPI passes those on from wherever they are raised, also while a body is read.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ def invalid_field(error: dict[str, Any]) -> ApiError:
     if error["type"] == "missing" and param is not None:
         text, code = f"Missing required parameter: {param!r}.", "missing_required_parameter"
     elif error["type"] == "extra_forbidden":
-        text, code = f"Unknown parameter: {param!r}.", "unknown_parameter"
+        text, code = f"Unknown parameter: {param!r}. {error['msg']}", "unknown_parameter"
     elif error["type"] == "string_unicode":
         text, code = (
             f"{param or 'A name'!r} holds half a character (a lone surrogate), which is no text.",
