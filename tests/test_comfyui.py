@@ -185,6 +185,13 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text("")
+    with pytest.raises(SystemExit, match="something else"):
+        comfyui_pack.write(tmp_path)
+    assert (tmp_path / "theirs.py").exists()
+
+
 def test_the_core_lies_there_as_it_is(pack: Path) -> None:
     copies = list((pack / "core" / "mrflow").iterdir())
     assert {"plan.py", "plan.toml", "sampling.py", "upscaler.py"} <= {path.name for path in copies}
