@@ -28,6 +28,8 @@ ELSEWHERE = {
 """Numbers of a plan that ComfyUI has a place for already."""
 USUAL = {"true_cfg_scale": 1.0, "guidance_stop": 1.0}
 """What stands in a widget where a plan's None is the model's own, which no node can know."""
+SINGLE = {name: preset for name, preset in PRESETS.items() if preset.plan.scales is None}
+"""The presets of one lift."""
 
 
 class Target(NamedTuple):
@@ -41,11 +43,6 @@ class Target(NamedTuple):
     def draft_size(self) -> tuple[int, int]:
         """Width and height of the draft."""
         return self.plan.draft_size(self.width, self.height, MULTIPLE)
-
-    def levels(self) -> list[tuple[Plan, int, int]]:
-        """Return the plan, width and height of each lift with its refining."""
-        sizes = self.plan.sizes(self.width, self.height, MULTIPLE)[1:]
-        return [(plan, *size) for plan, size in zip(self.plan.levels, sizes, strict=True)]
 
 
 def numbers() -> Iterator[tuple[str, About, Any]]:
@@ -67,7 +64,7 @@ def make_target(
     usual = {name: default for name, _, default in numbers()}
     plan = Plan(**{**usual, **given, **({"refine_sigma": SWITCH} if switch else {})})
     if preset != OWN_NUMBERS:
-        named = PRESETS[preset].plan
+        named = SINGLE[preset].plan
         said = {"steps", "refine_steps", "refine_sigma", *named.to_dict()}
         plan = replace(plan, **{name: getattr(named, name) for name in said})
     return Target(plan, width, height)
@@ -128,9 +125,9 @@ def draft_noise(plan: Plan, seeds: Sequence[int], shape: Sequence[int], native: 
     return shrink_noise(noise, *shape[-2:]).reshape(len(seeds), *shape)
 
 
-def refine_noise(seeds: Sequence[int], shape: Sequence[int], level: int = 1) -> Tensor:
+def refine_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Return the noise mixed in before refining, float32, each of its seed alone. shape: see `draft_noise`."""
-    return make_noise(shape, refine_generators(seeds, level))
+    return make_noise(shape, refine_generators(seeds))
 
 
 def stream_seeds(seeds: Sequence[int]) -> list[int]:

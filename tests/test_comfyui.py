@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tools import comfyui_pack, comfyui_workflows
 
 import mrflow
-from mrflow import PRESETS, Plan
+from mrflow import Plan
 from mrflow.errors import MrFlowError, PlanError, SizeError
 from mrflow.plan import ABOUT
 from mrflow.sampling import add_noise, refine_sigmas
@@ -40,6 +40,8 @@ ACTS = {
     "refine_true_cfg_scale",
     "guidance_stop",
     "noise",
+    "lift",
+    "color_guard",
 }
 
 
@@ -55,10 +57,10 @@ def test_a_node_as_it_is_dropped_makes_the_default_plan_without_guidance() -> No
     assert target.draft_size == (512, 384)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", passes.SINGLE)
 def test_a_preset_sets_what_it_names_and_nothing_else(name: str) -> None:
     given_numbers = {**defaults(), "steps": 33, "refine_sigma": 0.7, "noise": "native", "true_cfg_scale": 4.5}
-    plan, named = passes.make_target(1024, 1024, name, **given_numbers).plan, PRESETS[name].plan
+    plan, named = passes.make_target(1024, 1024, name, **given_numbers).plan, passes.SINGLE[name].plan
     assert (plan.steps, plan.refine_steps, plan.refine_sigma) == (
         named.steps,
         named.refine_steps,
@@ -181,6 +183,13 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("custom_nodes") / "mrflow-nodes"
     comfyui_pack.write(folder)
     return folder
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text("")
+    with pytest.raises(SystemExit, match="something else"):
+        comfyui_pack.write(tmp_path)
+    assert (tmp_path / "theirs.py").exists()
 
 
 def test_the_core_lies_there_as_it_is(pack: Path) -> None:

@@ -15,7 +15,17 @@ def test_presets_name_their_source_and_whose_numbers_they_are() -> None:
         assert ours.rpartition("-")[2] == (name if name in ("fast", "fastest", "2k", "4k") else preset.plan.label)
         assert (preset.plan.refine_sigma in (0.12, "switch", 0.16, (0.12, 0.16))) is (ours == name)
         assert preset.plan.switches is ("/" in name)
-        undistilled = ours in ("12+1", "20+1", "fast", "fastest", "4+1", "2k", "4k", "piflow-4+1", "klein-base-12+1")
+        undistilled = ours in (
+            "12+1",
+            "20+1",
+            "fast",
+            "fastest",
+            "4+1",
+            "2k",
+            "4k",
+            "piflow-4+1",
+            "klein-base-12+1",
+        )
         assert preset.plan.true_cfg_scale == (None if undistilled else 1.0)
         assert any(
             word in preset.source for word in ("arXiv 26", "diffusers", "huggingface.co", "docs/results.md")
