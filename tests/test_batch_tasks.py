@@ -130,6 +130,13 @@ def test_whole_numbers_come_as_pandas_writes_them(value):
         assert "whole number" in read_request([Row(1, {"prompt": "a", "seed": wrong})]).failures[0].error
 
 
+def test_a_plan_of_several_levels() -> None:
+    plan, text = {"steps": 4, "scales": [2, 1.5], "refine_sigma": [0.1, "auto"]}, "4+1+2"
+    first, second = request_of({"prompt": "a", "plan": plan}, {"prompt": "a", "plan": text}).wanted
+    assert first.asked.plan == Plan(steps=4, scales=(2, 1.5), refine_sigma=(0.1, "auto"))
+    assert second.asked.plan == Plan(steps=4, scales=(2, 2), refine_steps=(1, 2))
+
+
 def test_ids_and_plans_of_columns_with_gaps():
     plan = {"steps": 8.0, "refine_steps": None, "scale": float("nan"), "solver": None}
     rows = [Row(1, {"prompt": "a", "id": 3.0, "plan": plan}), Row(2, {"prompt": "a", "plan": {"steps": None}})]

@@ -18,6 +18,8 @@ def test_texts_become_methods():
     assert (fewer.kind, fewer.steps) == ("native", 25)
     assert (plan.kind, plan.plan) == ("staged", Plan(steps=12))
     assert changed.plan == Plan(steps=4, refine_steps=2, scale=1.5, refine_sigma=0.2)
+    (levels,) = read_methods(["4+1+2:scales=1.5+2,refine_sigma=0.2+auto"])
+    assert levels.plan == Plan(steps=4, refine_steps=(1, 2), scales=(1.5, 2), refine_sigma=(0.2, "auto"))
 
 
 def test_a_warm_up_takes_few_steps_of_the_same_kind():

@@ -119,6 +119,8 @@ def test_every_number_of_a_plan_that_has_options_is_one_of_each_command_that_mak
     for name, about in ABOUT.items():
         for option in about.options:
             text, value = values[about.kind] if name != "scale" else ("1.5", 1.5)
+            if about.kind is str:
+                text = value = about.choices[0]
             if name == "scales":
                 text, value = "2+1.5", (2.0, 1.5)
             for command in (
@@ -128,6 +130,9 @@ def test_every_number_of_a_plan_that_has_options_is_one_of_each_command_that_mak
                 ["export", "dpg", "p"],
             ):
                 assert getattr(parse(*command, option, text)["plans"], name) == value
+    levels = parse("generate", "a", "-p", "8+1+2", "--sigma", "0.1+auto")["plans"]
+    assert (levels.plan, levels.refine_sigma) == ("8+1+2", (0.1, "auto"))
+    assert parse("finish", "a.png", "--refine-steps", "1+2")["plans"].refine_steps == (1, 2)
     shown = " ".join(invoke(["generate", "--help"], env={"COLUMNS": "400"}).stdout.split())
     assert all(about.text in shown and about.options[0] in shown for about in ABOUT.values() if about.options)
 

@@ -116,6 +116,16 @@ def test_stream(client: OpenAI, count: int, shown: list[str]) -> None:
         assert close(picture(event.b64_json), image)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_stream_shows_every_level_but_no_more_than_was_asked(client: OpenAI, count: int) -> None:
+    more = {"plan": "2+1+1", "refine_sigma": [0.1, 0.2], "size": "128x64"}
+    *partial, last = client.images.generate(
+        prompt="a red boat", stream=True, partial_images=count, extra_body={**OUR_FIELDS, **more}
+    )
+    assert [(event.model_extra or {})["stage"] for event in partial] == ["draft", "upscaled", "upscaled"][:count]
+    assert [picture(event.b64_json).width for event in [*partial, last]] == [*[32, 64, 128][:count], 128]
+
+
 def test_stream_of_several_pictures(client: OpenAI) -> None:
     events = list(
         client.images.generate(prompt="a lake", n=3, stream=True, partial_images=1, extra_body=OUR_FIELDS)

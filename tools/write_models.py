@@ -14,7 +14,7 @@ from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS,
 from mrflow.known_models import BITS
 from mrflow.known_models import KNOWN as KNOWN_MODELS
 from mrflow.known_upscalers import KNOWN
-from mrflow.plan import PRESETS
+from mrflow.plan import PRESETS, written
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 _HEAD = """\
@@ -94,7 +94,7 @@ def _presets() -> Iterable[str]:
     yield "|---|---|---|---|---|---|"
     for preset in PRESETS.values():
         plan, chosen = preset.plan, ", ".join(known.get(preset.name, ()))
-        numbers = f"{plan.label} | {plan.refine_sigma}"
+        numbers = f"{plan.label} | {written(plan.refine_sigma)}"
         yield f"| `{preset.name}` | {numbers} | {preset.about} | {chosen} | {preset.source} |"
     yield ""
 
