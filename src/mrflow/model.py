@@ -132,7 +132,7 @@ class Model:
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
         for one in asked:
             own, plan = self.defaults, plans[one.plan]
-            plan = self.fit(plan, one.prompt)
+            plan = plan if isinstance(plan.refine_sigma, float) else self.fit(plan, one.prompt)
             guided = plan.guided
             values: dict[str, Any] = {
                 "noise_width": one.noise_width,
@@ -181,7 +181,7 @@ class Model:
 
     def fit(self, plan: Plan, prompt: str) -> Plan:
         """Return a resolved plan with a number where its refine_sigma was "auto": see `mrflow.auto_sigma`."""
-        if plan.refine_sigma != AUTO and not isinstance(plan.refine_sigma, tuple):
+        if isinstance(plan.refine_sigma, float) or plan.switches:
             return plan
         sigmas: Any = tuple(
             fit_sigma(self.pipe, self.backbone, self.lift(each), each, prompt)

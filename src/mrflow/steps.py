@@ -171,7 +171,7 @@ def finish(
     batch = encode_prompts(run, batch)  # of drafts that came from files
     upscaled: Tensor | None = None
     for each in batch.each_level(run.model.multiple) if batch.plan.scales else (batch,):
-        plan, size = each.plan, each.size
+        plan, size, seeds = each.plan, each.size, each.seeds
         if run.model.lift(plan).latents:
             small = encode(run, each, drafts) if kept is None else _unpack(run, kept, drafts)
             latents = upscale_latents(run, each, small, drafts)
@@ -181,7 +181,7 @@ def finish(
             latents = encode(run, each, upscaled)
         given = plan.refine_sigma, plan.refine_steps
         sigmas = next_sigmas(run, each, latents, size) if each.switches else refine_sigmas(*given)
-        kept = refine(run, each, mix_noise(latents, sigmas, each.seeds, each.level), size)
+        kept = refine(run, each, mix_noise(latents, sigmas, seeds, each.level), size)
         drafts = decode(run, each, kept, size, drafts)
     return upscaled, drafts
 

@@ -199,7 +199,7 @@ def make_candidates(
         for (steps, solver), sigma, less in product(sorted(paces, key=str), sigmas, guidance)
     ]
     plans += [replace(reference, refine_sigma=AUTO, **less) for less in guidance]
-    if solvers and 1 < native_steps <= reference.schedule_steps:
+    if solvers and not reference.scales and 1 < native_steps <= reference.schedule_steps:
         for small in dict.fromkeys(min(_part(native_steps, share), native_steps - 1) for share in _SMALL):
             plans.append(replace(reference, steps=small, refine_steps=native_steps - small, refine_sigma=SWITCH))
     staged = [Method(name=name_plan(plan, own or reference), plan=plan) for plan in plans if plan != reference]
