@@ -17,6 +17,8 @@ from torch import Tensor
 
 from conftest import make_fast, make_pipe
 from mrflow import Draft, MrFlow, Plan, Recipe, estimate, sampling, steps
+from mrflow.bench.methods import read_methods
+from mrflow.bench.tune import make_candidates, name_plan
 from mrflow.errors import PlanError, RequestError, SizeError
 from mrflow.files import read_recipe, save_image
 from mrflow.plan import get_plan
@@ -291,3 +293,12 @@ def test_saved_pictures_hold_the_levels(tmp_path: Path) -> None:
     recipe = read_recipe(save_image(made.images[0], tmp_path / "boat.png", made.recipes[0]))
     assert recipe == made.recipes[0]
     assert recipe.plan.to_dict() == {**PLAN.to_dict(), "refine_true_cfg_scale": 1.0, "guidance_stop": 1.0}
+
+
+def test_a_cascade_can_be_tuned() -> None:
+    plan = Plan(steps=4, scales=(2, 2), refine_sigma=(0.12, 0.2))
+    tried = [each for each in make_candidates(plan, native_steps=4) if each.plan]
+    assert all(each.plan and each.plan.scales == (2, 2) and not each.plan.switches for each in tried)
+    assert [each.plan for each in read_methods([name_plan(each.plan, Plan()) for each in tried if each.plan])] == [
+        each.plan for each in tried
+    ]
