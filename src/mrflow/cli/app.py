@@ -16,6 +16,7 @@ import mrflow
 from mrflow.cli.balance import balance
 from mrflow.cli.batch import batch
 from mrflow.cli.bench import bench
+from mrflow.cli.check import check
 from mrflow.cli.compare import compare
 from mrflow.cli.draft import draft
 from mrflow.cli.enhance import enhance
@@ -33,7 +34,7 @@ from mrflow.cli.tune import tune
 from mrflow.errors import MrFlowError, RequestError
 
 _COMMANDS: tuple[Callable[..., int | None], ...] = (
-    *(generate, draft, finish, enhance, replay, batch, serve, mcp, models, estimate),
+    *(generate, draft, finish, enhance, replay, batch, serve, mcp, models, check, estimate),
     *(bench, balance, compare, tune, export),
 )
 
