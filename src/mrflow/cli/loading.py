@@ -38,7 +38,7 @@ _Device = Annotated[
 _Dtype = Annotated[
     str | None, Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16")
 ]
-_RECORDED = Parameter(show_default="the recipe's")
+RECORDED = Parameter(show_default="the recipe's")
 _NO_OPTION = Parameter(parse=False)
 
 
@@ -97,7 +97,7 @@ class DraftModel(ModelOptions):
 class RecordedModel(ModelOptions):
     """The same for drafts; no name means that their recipes have it."""
 
-    model: Annotated[_Model, _RECORDED] = ""
+    model: Annotated[_Model, RECORDED] = ""
     models_dir: Annotated[
         tuple[Path, ...],
         Parameter(
@@ -124,9 +124,9 @@ class RecordedModel(ModelOptions):
 class ReplayModel(RecordedModel):
     """The same for making a picture again: what is not given is as its recipe has it."""
 
-    upscaler: Annotated[_Upscaler, _RECORDED] = None
-    device: Annotated[_Device, _RECORDED] = None
-    dtype: Annotated[_Dtype, _RECORDED] = None
+    upscaler: Annotated[_Upscaler, RECORDED] = None
+    device: Annotated[_Device, RECORDED] = None
+    dtype: Annotated[_Dtype, RECORDED] = None
 
     def of(self, recipe: Recipe) -> ModelOptions:
         """Return what the picture is made with; raises RequestError for an upscaler that cannot be found."""
