@@ -26,7 +26,7 @@ EXTRAS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(
         ("compare native 12+1 --metric image-reward", "ImageReward", "image-reward"),
         ("tune --at-least 1.3x --out fast.json", "skimage", "bench"),
         ("batch prompts.parquet --out pictures", "pyarrow", "batch"),
-        ("batch prompts.txt --out s3://bucket/pictures", "fsspec", "batch"),
+        ("batch prompts.txt --out s3://bucket/pictures --state here", "fsspec", "batch"),
         ("batch prompts.txt --out pictures --ray", "ray", "ray"),
         ("serve", "fastapi", "server"),
         ("serve", "gradio", "server"),
