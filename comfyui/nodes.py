@@ -18,10 +18,11 @@ import torch
 from comfy_api.latest import ComfyExtension, io
 from torch import Tensor
 
+from mrflow.errors import PlanError
 from mrflow.images import to_pil
 from mrflow.jobs import MAX_SEED, MAX_SIDE
-from mrflow.plan import ABOUT, PRESETS, Plan
-from mrflow.sampling import refine_sigmas
+from mrflow.plan import ABOUT, PRESETS, UPSCALER, Plan
+from mrflow.sampling import keep_colors, refine_sigmas
 from mrflow.upscaler import OVERLAP, TILE, Upscaler
 
 from . import passes
@@ -46,7 +47,6 @@ class Plans(io.ComfyNode):
             inputs=[
                 *_size(),
                 io.Combo.Input("preset", options=[passes.OWN_NUMBERS, *PRESETS], tooltip=_presets()),
-                *(_number(name, default) for name, _, default in passes.numbers()),
                 io.Boolean.Input(
                     "switch",
                     default=False,
@@ -54,6 +54,7 @@ class Plans(io.ComfyNode):
                     tooltip="In place of refine_sigma: steps and refine_steps divide one schedule, and the refine "
                     "pass goes on at its own next sigma. For few-step models; some presets do so.",
                 ),
+                *(_number(name, default) for name, _, default in passes.numbers()),
             ],
             outputs=[
                 PlanType.Output(display_name="plan"),
@@ -204,14 +205,23 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """Return latents and pictures, the drafts and the lifted ones."""
         way = _Sampling(model, positive, negative, vae, sampler_name, _seeds(seed, batch_size))
-        small = _schedule(way, plan.plan, scheduler) if sigmas is None else sigmas
-        small, large = passes.divide(plan.plan, small, small if large_sigmas is None else large_sigmas)
-        draft = way.decode(way.draft(plan, small))
-        _show(draft)
-        lifted = _lift(draft, plan.width, plan.height, upscale_model)
+        numbers, size = plan.plan, (plan.width, plan.height)
+        small = _schedule(way, numbers, scheduler) if sigmas is None else sigmas
+        small, large = passes.divide(numbers, small, small if large_sigmas is None else large_sigmas)
+        latents = way.draft(plan, small)
+        _show(draft := way.decode(latents))
+        if numbers.lift == "latent":
+            latents = way.enlarge(latents, plan)
+            lifted = way.decode(latents)
+        else:
+            network, method = (
+                (upscale_model, INTERPOLATIONS[0]) if numbers.lift == UPSCALER else (None, numbers.lift)
+            )
+            lifted = _guarded(numbers, _lift(draft, *size, network, method), draft)
+            latents = way.encode(lifted)
         _show(lifted)
-        latents = way.refine(way.encode(lifted), plan.plan, large)
-        return io.NodeOutput({"samples": latents}, way.decode(latents), draft, lifted)
+        latents = way.refine(latents, numbers, large)
+        return io.NodeOutput({"samples": latents}, _guarded(numbers, way.decode(latents), draft), draft, lifted)
 
 
 class Extension(ComfyExtension):
@@ -247,6 +257,14 @@ class _Sampling:
         """Return pictures (B, h, w, 3) as latents, one by one: some take a batch for frames of a video."""
         latents = torch.cat([self.vae.encode(row[None, ..., :3]) for row in image])
         return comfy.sample.fix_empty_latent_channels(self.model, latents)
+
+    def enlarge(self, latents: Tensor, target: Target) -> Tensor:
+        """Return a draft's latents interpolated to those of the finished size."""
+        if self.model.get_model_object("latent_format").latent_channels == 128:
+            raise PlanError("lift is 'latent', and this model's latents are patches. Take upscaler or bicubic.")
+        plain = latents.squeeze(2) if latents.ndim == 5 else latents
+        made = Upscaler("latent").upscale_latents(plain, target.draft_size, (target.width, target.height))
+        return made.unsqueeze(2) if latents.ndim == 5 else made
 
     def refine(self, latents: Tensor, plan: Plan, levels: Tensor | None = None) -> Tensor:
         """Return latents refined from `plan.refine_sigma` on, or over these levels."""
@@ -338,6 +356,14 @@ def _lift(image: Tensor, width: int, height: int, network: Any, method: str = IN
             tile //= 2
             if tile <= 2 * OVERLAP:
                 raise
+
+
+def _guarded(plan: Plan, image: Tensor, draft: Tensor) -> Tensor:
+    """Return pictures with the colours of their drafts, as far as the plan wants it."""
+    if not plan.color_guard:
+        return image
+    pixels = (each.movedim(-1, 1).float() for each in (image, draft))
+    return keep_colors(*pixels, plan.color_guard).movedim(1, -1)
 
 
 def _show(image: Tensor) -> None:

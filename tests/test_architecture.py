@@ -25,7 +25,7 @@ HOME = {
 
 # outside library: the rooms that may import it
 OUTSIDE = {
-    "diffusers": {"backbones", "schedulers", "loading", "modular", "bench"},
+    "diffusers": {"backbones", "schedulers", "loading", "progress", "modular", "bench"},
     "matplotlib": {"bench"},
     "spandrel": {"upscaler"},
     "skimage": {"metrics"},
@@ -33,9 +33,10 @@ OUTSIDE = {
     "cyclopts": {"cli"},
     "rich": {"cli"},
     "fastapi": {"server"},
-    "gradio": {"server"},
     "uvicorn": {"server"},
     "prometheus_client": {"server"},
+    "mcp": {"server"},
+    "httpx2": {"server"},
     "ray": {"ray_connection", "server"},
     "fsspec": {"batch"},
     "pyarrow": {"batch", "prompt_rows"},

@@ -65,7 +65,7 @@ def test_what_a_recipe_answers_stays_the_recipes(configure, monkeypatch):
     assert "model" not in parse("replay", "a.png")
     called = parse("finish", "a.png")["model"]
     assert (called.model, called.upscaler, called.dtype) == ("", "lanczos", "bfloat16")
-    assert parse("enhance", "a.png")["model"].model == "z-image"
+    assert parse("enhance", "a.png", "--prompt", "a lake")["model"].model == "z-image"
 
 
 def test_native_takes_no_plan_from_a_file(configure):

@@ -256,6 +256,7 @@ def test_nothing_is_downloaded_on_a_pictures_word(monkeypatch):
         raise OSError("it is not here")
 
     monkeypatch.setattr("diffusers.DiffusionPipeline.load_config", staticmethod(load_config))
+    monkeypatch.setattr("mrflow.loading.is_offline", lambda: False)
     save_image(Image.new("RGB", (32, 32)), "draft.png", replace(RECIPE, model="nobody/nothing"))
     for command in ("finish", "replay"):
         refused = invoke([command, "draft.png"])

@@ -12,8 +12,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from openai import OpenAI
+from PIL import Image
 from starlette.testclient import TestClient
 
 from conftest import make_fast, make_pipe
@@ -103,10 +105,10 @@ def test_a_host_that_no_name_can_be_is_no_traceback(monkeypatch: pytest.MonkeyPa
 class Process:
     """`mrflow serve` on a free port."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **variables: str) -> None:
         command = [sys.executable, "-c", "from mrflow.cli import main; main()", "serve", "--port", "0", *arguments]
         source = str(Path(__file__).parents[1] / "src")
-        env = {**os.environ, "PYTHONPATH": source, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, "PYTHONPATH": source, "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **variables}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         assert self.process.stderr is not None
         self.said = ""
@@ -146,3 +148,26 @@ def test_a_life_on_vista() -> None:
             assert [event.type for event in answer] == ["image_generation.completed"]
     assert server.wait() == 0
     assert "Traceback" not in server.said
+
+
+@pytest.mark.skipif(not vista.available(), reason="vista's weights are not in this installation")
+def test_no_picture_is_on_any_disk_before_or_after_a_kill(tmp_path: Path) -> None:
+    """Nor an upload that is too large for memory: its file has no name."""
+    server, large = Process(TMPDIR=str(tmp_path)), BytesIO()
+    Image.effect_noise((1200, 1200), 90).save(large, "PNG")
+    assert large.tell() > 2**20
+    fields = {"prompt": PROMPT, "plan": "1+1", "size": "64x64", "response_format": "url"}
+    try:
+        made = httpx.post(
+            f"{server.url}/v1/images/edits", data=fields, files={"image": large.getvalue()}, timeout=120
+        )
+        assert httpx.get(made.json()["data"][0]["url"]).content.startswith(b"\x89PNG")
+        drafts = httpx.post(
+            f"{server.url}/v1/images/drafts", json={"prompt": PROMPT, "plan": "1+1", "n": 2}, timeout=120
+        )
+        assert drafts.status_code == 200
+        assert list(tmp_path.rglob("*")) == []
+    finally:
+        server.process.kill()
+    server.wait()
+    assert list(tmp_path.rglob("*")) == []

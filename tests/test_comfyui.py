@@ -40,6 +40,8 @@ ACTS = {
     "refine_true_cfg_scale",
     "guidance_stop",
     "noise",
+    "lift",
+    "color_guard",
 }
 
 
@@ -181,6 +183,13 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("custom_nodes") / "mrflow-nodes"
     comfyui_pack.write(folder)
     return folder
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text("")
+    with pytest.raises(SystemExit, match="something else"):
+        comfyui_pack.write(tmp_path)
+    assert (tmp_path / "theirs.py").exists()
 
 
 def test_the_core_lies_there_as_it_is(pack: Path) -> None:

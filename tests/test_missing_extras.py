@@ -1,4 +1,4 @@
-"""A missing extra is named before any work, by every command that needs one, with a line that works from a clone."""
+"""A missing extra is named before any work, by every command that needs one, with a line for a clone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from mrflow.cli.loading import ModelOptions
+from mrflow import MrFlow
 from support.cli import invoke
 
-EXTRAS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,9 @@ EXTRAS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(
         ("batch prompts.txt --out s3://bucket/pictures --state here", "fsspec", "batch"),
         ("batch prompts.txt --out pictures --ray", "ray", "ray"),
         ("serve", "fastapi", "server"),
-        ("serve", "gradio", "server"),
+        ("mcp", "mcp", "mcp"),
+        ("generate lake --model flux-dev --lora boats.safetensors", "peft", "lora"),
+        ("generate lake --model flux.gguf", "gguf", "gguf"),
         ("serve --ray", "ray", "ray"),
     ],
 )
@@ -37,9 +41,12 @@ def test_a_missing_extra_is_named_before_a_model_is_loaded(line, module, extra, 
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a lake\n")
     Path("prompts.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(ModelOptions, "load", lambda self: pytest.fail("a model is loaded"))
+    save_file({"x.lora_A.weight": torch.zeros(4, 4)}, "boats.safetensors")
+    Path("flux.gguf").write_bytes(b"GGUF")
+    for name in {module, *(name for name in sys.modules if name.startswith(f"{module}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(MrFlow, "from_pretrained", lambda *_, **__: pytest.fail("a model is loaded"))
     result = invoke(line.split())
     assert (result.exit_code, result.stdout) == (1, "")
-    assert extra in EXTRAS
+    assert extra in PROJECT["optional-dependencies"]
     assert result.stderr.endswith(f" is not installed. In a clone of mrflow: pip install '.[{extra}]'\n")

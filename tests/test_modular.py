@@ -167,5 +167,7 @@ def test_what_cannot_be_is_refused() -> None:
         made(seed=7, width=128, height=64, plan="quick", **texts)
     with pytest.raises(PlanError, match="refine_sigma is 'switch'"):
         run(made, "3/4", **texts)
+    with pytest.raises(PlanError, match="by the upscaler alone"):
+        run(made, Plan(color_guard=0.1), **texts)
     with pytest.raises(PlanError, match="noise is 'native'"):
         run(made, Plan(noise="native"), **texts)

@@ -12,7 +12,7 @@ from diffusers import FlowMatchHeunDiscreteScheduler, FluxPipeline
 from PIL import Image
 
 from conftest import ROUNDING, make_fast, make_pipe
-from mrflow import Defaults, Draft, MrFlow, Plan, Result, save_image
+from mrflow import Defaults, Draft, MrFlow, Plan, Result, known_upscalers, save_image
 from mrflow.errors import (
     BusyError,
     ImageError,
@@ -23,7 +23,7 @@ from mrflow.errors import (
     RequestError,
     SizeError,
     UnsupportedPipelineError,
-    UpscalerWarning,
+    UpscalerError,
 )
 from mrflow.images import pixels_sha256
 from mrflow.progress import Progress
@@ -433,9 +433,25 @@ def test_settings_without_effect_are_said(pipe: Any) -> None:
         make_fast(pipe).draft("a boat", negative_prompt="a house", plan=plan, seed=1)
 
 
-def test_the_bicubic_stand_in_is_said(pipe: Any) -> None:
-    with pytest.warns(UpscalerWarning, match="bicubic stands in"):
-        assert MrFlow(pipe).model.upscaler.name == "bicubic"
+def test_the_methods_own_upscaler_is_asked_for_before_any_sampling(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_upscalers, "find_spec", lambda _: None)  # the extra is not installed
+    monkeypatch.setenv("MRFLOW_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fast, seen = MrFlow(pipe), list[Any]()
+    assert (fast.model.upscaler.name, fast.model.upscaler.factor) == ("realesrgan-x2", None)
+    drafts = fast.draft("a boat", width=64, height=64, plan="1+1")  # needs none
+    for call in (
+        lambda: fast("a boat", width=64, height=64, plan="1+1", callback=seen.append),
+        lambda: fast.finish(drafts, callback=seen.append),
+        lambda: fast.enhance(drafts[0].image, "a boat", callback=seen.append),
+    ):
+        with pytest.raises(
+            UpscalerError, match=rf"Put RealESRGAN_x2plus.pth .* into {tmp_path}.*mrflow\[upscalers"
+        ):
+            call()
+    assert not seen
 
 
 def test_guidance_is_filled_in_from_plan_defaults_and_family() -> None:

@@ -108,7 +108,7 @@ def test_a_thousand_malformed_requests(http: httpx.Client) -> None:
         check_error(http.post(path, **arguments), 400)
 
     refuse()
-    assert sent == {*ROUTES, "/v1/images/edits"}
+    assert sent == {*ROUTES, "/v1/images/edits", "/v1/images/tasks"}
     assert http.get("/health").json() == {
         "status": "ok",
         "waiting": 0,

@@ -16,6 +16,7 @@ from mrflow.server.store import Store
 from support.serving import Server, check_error, serving
 
 GOOD, OTHER = "a-good-key-of-24-letters", "another-key-of-24-letters"
+PAGE = {"X-Mrflow-Page": "1"}  # as the page's script sends it
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +40,14 @@ def test_what_keys_open(locked: Server) -> None:
         assert httpx.get(f"{locked.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
     for path in ("/health", "/ready"):
         assert httpx.get(f"{locked.url}{path}").status_code == 200
-    for path in ("/", "/docs", "/openapi.json", "/gradio_api/info"):
+    assert httpx.get(f"{locked.url}/static/page.css").headers["content-type"].startswith("text/css")
+    for path in ("/", "/docs", "/openapi.json"):
         answer = httpx.get(f"{locked.url}{path}")
         assert (answer.status_code, answer.headers["location"]) == (303, "/login")
-    check_error(httpx.post(f"{locked.url}/gradio_api/queue/join", json={}), 401)
+    check_error(httpx.post(f"{locked.url}/", json={}), 401)
 
 
-def test_the_login_form_opens_the_page_but_not_the_api(locked: Server) -> None:
+def test_the_login_form_opens_the_page_and_the_api_to_the_page_alone(locked: Server) -> None:
     with httpx.Client(base_url=locked.url, follow_redirects=True) as browser:
         assert "API key" in browser.get("/docs").text
         assert browser.post("/login", data={"key": "wrong" * 8}).status_code == 401
@@ -57,6 +59,15 @@ def test_the_login_form_opens_the_page_but_not_the_api(locked: Server) -> None:
         assert GOOD not in cookie
         assert "refine_sigma" in browser.get("/docs").text
         check_error(browser.get("/v1/models"), 401)
+        check_error(browser.get("/metrics", headers=PAGE), 401)
+        assert browser.get("/v1/models", headers=PAGE).status_code == 200
+        body = {"prompt": "a boat", "dry_run": True}
+        check_error(browser.post("/v1/images/generations", json=body), 401)  # a form of another site, say
+        evil = {"Origin": "https://evil.example", **PAGE}
+        check_error(browser.post("/v1/images/generations", json=body, headers=evil), 403)
+        assert browser.post("/v1/images/generations", json=body, headers=PAGE).json()["warnings"] == []
+        browser.cookies.clear()
+        check_error(browser.get("/v1/models", headers=PAGE), 401)
 
 
 def test_keys_from_file_and_environment(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def test_edit(client: OpenAI) -> None:
         ({"background": "transparent"}, openai.BadRequestError, "background"),
         ({"output_compression": 50}, openai.BadRequestError, "output_compression"),
         ({"extra_body": {"plan": "999+1"}}, openai.UnprocessableEntityError, "plan"),
-        ({"extra_body": {"steps": 3}}, openai.BadRequestError, "steps"),
+        ({"extra_body": {"stepz": 3}}, openai.BadRequestError, "stepz"),
         ({"extra_body": {"seed": -1}}, openai.BadRequestError, "seed"),
     ],
 )

@@ -203,6 +203,9 @@ def test_known_upscalers_are_pinned() -> None:
     for name, known in KNOWN.items():
         assert known.name == name
         assert re.fullmatch("[0-9a-f]{64}", known.sha256)
+        if known.package:
+            assert known.file.endswith(".bin")
+            continue
         assert known.url.startswith("https://")
         assert "/main/" not in known.url
         assert known.file.endswith((".pth", ".safetensors"))

@@ -22,7 +22,14 @@ def main() -> None:
 
 
 def write(folder: Path) -> None:
-    """Write the pack: its own files and, in `core/mrflow`, copies of those that it imports, with their tables."""
+    """Write the pack: its own files and, in `core/mrflow`, copies of those that it imports, with their tables.
+
+    A folder that holds anything else than an earlier pack is left alone.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "core" / "mrflow").is_dir():
+        raise SystemExit(
+            f"{folder} holds something else than these nodes. Name a new folder, such as {folder}/mrflow."
+        )
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(PACK, folder, ignore=shutil.ignore_patterns("__pycache__", "core"))
     shutil.copy(ROOT / "LICENSE", folder)

@@ -27,7 +27,7 @@ from mrflow.backbones.family import Backbone, Pipeline
 from mrflow.errors import RequestError
 from mrflow.files import load_image
 from mrflow.images import pixels_sha256
-from mrflow.jobs import Seeds, Size
+from mrflow.jobs import Lora, Seeds, Size, read_loras
 from mrflow.plan import ABOUT, DEFAULT_PLAN, FINISHING, Plan, get_plan, real, shown
 from mrflow.upscaler import resize
 
@@ -50,7 +50,7 @@ OWNED: Mapping[str, str] = {
 _OURS = ("prompt", "negative_prompt", "width", "height", "plan", "seed", "num_images", "keep_upscaled", "callback")
 REFINING = {"guidance_scale", "true_cfg_scale", *FINISHING}
 DRAFTING = {"num_inference_steps", *(set(ABOUT) - REFINING)}
-SEEDING = {"generator", "num_images_per_prompt", "max_sequence_length"}
+SEEDING = {"generator", "num_images_per_prompt", "max_sequence_length", "loras"}
 GIVING = {"output_type", "return_dict"}
 _READ = (  # ours in the field's words
     *(
@@ -58,6 +58,7 @@ _READ = (  # ours in the field's words
         "num_images_per_prompt",
         "generator",
         "max_sequence_length",
+        "loras",
         "output_type",
         "return_dict",
         "references",
@@ -78,7 +79,8 @@ class Call:
     """The arguments of one call, read.
 
     plan: as it was given, by name or whole, with the numbers that were given one by one; None if nothing was.
-    numbers: those. seed: a number, several, or generators. extra: of the pipeline's own call.
+    numbers: those. seed: a number, several, or generators. loras: None for the usual. extra: of the pipeline's own
+    call.
     """
 
     plan: Plan | None = None
@@ -86,6 +88,7 @@ class Call:
     seed: Seeds = None
     num_images: int = 1
     max_sequence_length: int | None = None
+    loras: tuple[Lora, ...] | None = None
     output_type: str = "pil"
     return_dict: bool = True
     extra: Arguments = field(default_factory=dict)
@@ -135,6 +138,7 @@ def read_call(
         seed=seed,
         num_images=num_images,
         max_sequence_length=rest.pop("max_sequence_length", None),
+        loras=None if (loras := rest.pop("loras", None)) is None else read_loras(loras),
         output_type=_check_output(rest.pop("output_type", None) or "pil"),
         return_dict=bool(rest.pop("return_dict", True)),
         extra=_check_extra(pipe, signature, rest),

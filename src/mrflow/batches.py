@@ -249,10 +249,10 @@ class Work(Generic[Asking]):
         groups: dict[Hashable, list[Read[Asking]]] = {}
         for each in reads:
             shape = None if each.draft is None else tuple(each.draft.pixels.shape)
-            kind = each.item.job.size, each.item.job.plan
-            groups.setdefault((kind, shape, self.model.backbone.batch_key(each.row)), []).append(each)
+            kind = each.item.job.kind, shape, self.model.backbone.batch_key(each.row)
+            groups.setdefault(kind, []).append(each)
         for group in groups.values():
-            size = self.sizes.of(stage, (group[0].item.job.size, group[0].item.job.plan))
+            size = self.sizes.of(stage, group[0].item.job.kind)
             yield from in_batches(group, size, work, failed, self.clean_up)
 
 

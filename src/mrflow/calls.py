@@ -92,7 +92,7 @@ def _batches(run: Run, whole: Batch, kinds: Sequence[Hashable] = ()) -> Iterator
     if len(whole.jobs) > 1:
         kinds, key = kinds or (None,) * len(whole.jobs), run.model.backbone.batch_key
         of_all = zip(whole.jobs, whole.rows, kinds, strict=True)
-        keys = [(job.plan, job.width, job.height, kind, key(row)) for job, row, kind in of_all]
+        keys = [(job.kind, kind, key(row)) for job, row, kind in of_all]
     parts = cut_batches(keys, run.batch_size)
     for number, part in enumerate(parts, 1):
         jobs, rows = [whole.jobs[k] for k in part], [whole.rows[k] for k in part]

@@ -15,7 +15,7 @@ from torch import Tensor
 from mrflow.errors import ImageError, PlanError, RequestError, SizeError
 from mrflow.files import load_image, read_latents, read_recipe, save_image
 from mrflow.images import crop_to_aspect, make_grid, pixels_sha256, to_pil, to_tensor
-from mrflow.jobs import Job, Prompts, Seeds, ask, check_size, fit_size
+from mrflow.jobs import Job, Lora, Prompts, Seeds, ask, check_size, fit_size
 from mrflow.plan import NATIVE, Plan, get_plan
 from mrflow.recipe import ENCODED, Recipe
 
@@ -175,6 +175,7 @@ def drafts_from_images(
     width: int | None = None,
     height: int | None = None,
     max_sequence_length: int | None = None,
+    loras: tuple[Lora, ...] | None = None,
 ) -> list[Draft]:
     """Return given images as drafts that `finish` enhances: cropped to the aspect ratio of their final size.
 
@@ -189,7 +190,8 @@ def drafts_from_images(
         raise RequestError(f"There are {len(prompts)} prompts for {len(sources)} images; give one, or one each.")
     if (width is None) != (height is None):
         raise SizeError(f"The size is {width}x{height}; give both width and height, or neither.")
-    asked = ask(prompts, negative_prompt, seed, plan=plan, max_sequence_length=max_sequence_length)
+    told: dict[str, Any] = {"plan": plan, "max_sequence_length": max_sequence_length, "loras": loras}
+    asked = ask(prompts, negative_prompt, seed, **told)
     if len(asked) != len(sources):
         raise RequestError(f"There are {len(asked)} seeds for {len(sources)} images; give one number or one each.")
     read = [_read(source) for source in sources]
@@ -215,7 +217,7 @@ def replan_drafts(
     """Return the drafts checked for this model, with another refine pass and size if `plan` says so.
 
     plan: None is what each was planned with. numbers: fields of it that change. The number of draft steps stays
-    what it was. Raises RequestError for no drafts, SizeError.
+    what it was. Raises RequestError for no drafts, SizeError, LoraNameError.
     """
     given = list(drafts) if isinstance(drafts, Iterable) else [drafts]
     if not given:
@@ -228,6 +230,7 @@ def replan_drafts(
         given = [_replan(model, each, replace(_plan_for(each, plan), **(numbers or {}))) for each in given]
     for draft in given:
         check_size(*draft.base_recipe.size, model.multiple)
+        model.loras.resolve(draft.base_recipe.loras)
     return [_with_latents(model, each) for each in given]
 
 

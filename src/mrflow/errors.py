@@ -74,6 +74,14 @@ class UpscalerNameError(UpscalerError, RequestError):
     """A name that stands for no upscaler: neither a known one nor a file of weights."""
 
 
+class LoraError(ModelError):
+    """A LoRA cannot be read, or does not fit the model."""
+
+
+class LoraNameError(LoraError, RequestError):
+    """A name that stands for no LoRA here."""
+
+
 class DeviceError(MrFlowError, RuntimeError):
     """A device or dtype is unknown or not available here."""
 
@@ -116,10 +124,6 @@ class MrFlowWarning(UserWarning):
 
 class PromptWarning(MrFlowWarning):
     """Part of a prompt is cut off, or holds words that the model does not know."""
-
-
-class UpscalerWarning(MrFlowWarning):
-    """A plain interpolation stands in for an upscaler network."""
 
 
 def warn(text: str, category: type[MrFlowWarning]) -> None:

@@ -288,8 +288,9 @@ def _save_options(suffix: str, recipe: Recipe | None) -> dict[str, Any]:
     text = recipe.to_json() if recipe is not None else None
     if suffix == ".png":
         info = PngImagePlugin.PngInfo()
-        if text is not None:
+        if recipe is not None and text is not None:
             info.add_text(_CHUNK, text)  # not iTXt, which ImageMagick drops
+            info.add_text("parameters", recipe.infotext)  # for galleries
         return {"format": "PNG", "pnginfo": info}
     exif = Image.Exif()
     if text is not None:

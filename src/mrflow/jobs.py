@@ -8,24 +8,61 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from mrflow.errors import PromptError, RequestError, SizeError
-from mrflow.plan import Plan, shown, whole
+from mrflow.plan import Plan, real, shown, whole
 
 MAX_PROMPT = 10_000  # characters; the longest text a supported model reads is 512 tokens
 MAX_IMAGES = 1000  # of one call; more belong in several calls, since all results are held in memory
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes without wrapping round
 MAX_SIDE = 8192
+MAX_LORAS = 16
+MAX_LORA_NAME = 500  # characters
+MAX_LORA_WEIGHT = 10.0  # either way; sliders are used at up to 5
 _DRAWN_SEEDS = 2**32  # short enough to type
 
 Size = tuple[int, int]
 NO_SIZE: tuple[None, None] = (None, None)
 Seeds = Any  # a number, several, torch.Generator or several, or None
 Prompts = str | Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A LoRA on one picture. Checked on creation: raises RequestError.
+
+    name: under which its file is known. weight: 1 is the file's own strength; from -10 to 10. sha256: of the
+    file, None where only the name is asked for.
+    """
+
+    name: str
+    weight: float = 1.0
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= MAX_LORA_NAME:
+            raise RequestError(f"A LoRA's name is {shown(self.name)}; it must be a short text.")
+        weight = real(self.weight)
+        if weight is None or not abs(weight) <= MAX_LORA_WEIGHT:
+            rule = f"it must be a number from -{MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}. Try 1"
+            raise RequestError(f"The weight of the LoRA {shown(self.name)} is {shown(self.weight)}; {rule}.")
+        object.__setattr__(self, "weight", weight)
+
+    @classmethod
+    def read(cls, given: object) -> Lora:
+        """Return one of itself, of NAME or NAME:WEIGHT, or of {"name": ..., "weight": ...}."""
+        if isinstance(given, str):
+            name, weight = split_weight(given)
+            return cls(name=name, weight=weight)
+        if isinstance(given, Mapping) and {"name"} <= set(given) <= {"name", "weight"}:
+            return cls(**{key: value for key, value in given.items() if value is not None})
+        if not isinstance(given, cls):
+            raise RequestError(f"A LoRA is {shown(given)}; it must be a name, NAME:WEIGHT or an object with both.")
+        return given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +76,7 @@ class Asked:
     width: int | None = None
     height: int | None = None
     max_sequence_length: int | None = None
+    loras: tuple[Lora, ...] | None = None
     noise_width: int | None = None
     noise_height: int | None = None
 
@@ -49,8 +87,8 @@ class Job:
 
     negative_prompt: None where no classifier-free guidance runs. plan: resolved, that is with the guidance and
     solver really used. width, height: pixels of the finished picture. max_sequence_length: text tokens, None for
-    the pipeline's default. noise_width, noise_height: the size of which a draft takes the plain pipeline's noise;
-    None is the finished one.
+    the pipeline's default. loras: each with its hash. noise_width, noise_height: the size of which a draft takes
+    the plain pipeline's noise; None is the finished one.
     """
 
     prompt: str
@@ -60,6 +98,7 @@ class Job:
     plan: Plan
     negative_prompt: str | None = None
     max_sequence_length: int | None = None
+    loras: tuple[Lora, ...] = ()
     noise_width: int | None = None
     noise_height: int | None = None
 
@@ -67,6 +106,11 @@ class Job:
     def size(self) -> Size:
         """Width and height."""
         return self.width, self.height
+
+    @property
+    def kind(self) -> Hashable:
+        """What pictures must have in common to go through the model together."""
+        return self.width, self.height, self.plan, self.loras
 
 
 def ask(
@@ -101,6 +145,32 @@ def ask(
         Asked(prompt=text, negative_prompt=negative, seed=one, max_sequence_length=max_sequence_length, **more)
         for (text, negative), one in zip(pairs, make_seeds(seed, total), strict=True)
     ]
+
+
+def read_loras(given: object) -> tuple[Lora, ...] | None:
+    """Return the LoRAs of one picture: one or several, each as `Lora.read` takes it, or texts between commas.
+
+    None says nothing, an empty list or text says none. Raises RequestError for too many, or one given twice.
+    """
+    if given is None:
+        return None
+    parts = [part for part in map(str.strip, given.split(",")) if part] if isinstance(given, str) else given
+    loras = tuple(map(Lora.read, [parts] if isinstance(parts, (Mapping, Lora)) else _as_list(parts)))
+    names = [lora.name for lora in loras]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RequestError(f"The LoRA {shown(twice)} is given twice; give it once, with the sum of the weights.")
+    if len(loras) > MAX_LORAS:
+        raise RequestError(f"{len(loras)} LoRAs are given; a picture takes at most {MAX_LORAS}.")
+    return loras
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """Return what stands before the last colon and the number behind it; 1 where there is none."""
+    name, colon, weight = text.rpartition(":")
+    try:
+        return (name, float(weight)) if colon and name else (text, 1.0)
+    except ValueError:  # a colon of the name's own, such as that of a drive
+        return text, 1.0
 
 
 @contextmanager

@@ -40,17 +40,19 @@ MOST = 8  # lanes by themselves: between their operations all take turns at one 
 def check_lanes(model: Model, count: int | None) -> int:
     """Return how many lanes to use: `count`, or what suits the model, one for each CPU thread where it is small.
 
-    Raises RequestError for more than one on another device, or where modules carry hooks (offloading, step
-    caches) or are compiled, for these keep state between calls.
+    Raises RequestError for more than one on another device, where modules carry hooks (offloading, step caches) or
+    are compiled, for these keep state between calls, or with LoRAs, which are put on modules that lanes share.
     """
-    able = model.device.type == "cpu" and not _keeps_state(model.pipe)
+    able = model.device.type == "cpu" and not model.loras and not _keeps_state(model.pipe)
     if count is None:
         size = sum(weight.numel() for weight in model.pipe.transformer.parameters())
         return min(torch.get_num_threads(), MOST) if able and size < SMALL else 1
     if count < 1:
         raise RequestError(f"lanes is {count}; it must be at least 1. Try 1.")
     if count > 1 and not able:
-        reason = "offloaded, cached or compiled" if model.device.type == "cpu" else f"on {model.device.type}"
+        reason = (
+            "offloaded, cached, compiled or has LoRAs" if model.device.type == "cpu" else f"on {model.device.type}"
+        )
         raise RequestError(f"lanes is {count}; a model that is {reason} makes one picture at a time. Try 1.")
     return count
 

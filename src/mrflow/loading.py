@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,24 @@ from mrflow.backbones.family import Pipeline
 from mrflow.errors import (
     DeviceError,
     DeviceNameError,
+    MissingExtraError,
     ModelError,
     ModelNameError,
     MrFlowError,
-    UpscalerWarning,
+    MrFlowWarning,
     warn,
 )
-from mrflow.known_models import full_name, meant
+from mrflow.hub import explain, is_offline
+from mrflow.known_models import BY_ID, full_name, meant
 from mrflow.model import Model
 from mrflow.plan import Defaults
+from mrflow.progress import libraries_silent
 from mrflow.upscaler import Upscaler, has_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FILES = (".safetensors", ".gguf")  # single files, of transformers or whole checkpoints
 _INDEX = "model_index.json"
+_PREFIX = "model.diffusion_model."  # of the transformer's keys in whole checkpoints
 _HASHED = (".json", ".txt", ".model", ".safetensors", ".bin")
 _SAMPLE = 2**18  # bytes
 
@@ -39,6 +44,7 @@ _SAMPLE = 2**18  # bytes
 def load_model(
     source: str | Path,
     *,
+    base: str | Path | None = None,
     upscaler: Upscaler | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -46,9 +52,12 @@ def load_model(
 ) -> Model:
     """Return the pipeline named "vista", of a known name, a folder in diffusers' layout or a hub id "owner/name".
 
-    upscaler: see Upscaler.load; None is the model's own, if it has one. device: None is the CPU. dtype: None
-    is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or float16 on
-    GPUs that only emulate it (T4, V100, GTX 16).
+    source may also be a .safetensors or .gguf file, of which the transformer is taken. base: known name, folder or
+    hub id of the model that has the rest, and the transformer's configuration; None is the known one whose weights
+    look like the file's (`find_base`).
+    upscaler: see Upscaler.load; None is the model's own, else the method's, Real-ESRGAN. device: None is the CPU.
+    dtype: None is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or
+    float16 on GPUs that only emulate it (T4, V100, GTX 16).
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
@@ -58,9 +67,17 @@ def load_model(
     if name == "vista":
         path, revision = str(vista.folder()), vista.revision()
         upscaler = upscaler or vista.upscaler()
+    elif is_file(source):
+        path = _check_source(base or find_base(Path(source)))
     else:
+        if base is not None:
+            raise ModelNameError(f"base is {base}; it goes with a {' or '.join(FILES)} file alone. Leave it out.")
         path = _check_source(source)
+    if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
+        kwargs["local_files_only"] = True  # what is cached is used, the rest is said at once
     network = choose_upscaler(upscaler)
+    if is_file(source):
+        kwargs["transformer"] = _load_transformer(Path(source), path, precision, kwargs)
     pipe = _load_pipeline(path, precision, kwargs)
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
         pipe.to(place)
@@ -68,7 +85,8 @@ def load_model(
         pipe.vae.to(memory_format=torch.channels_last)
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, path)
     backbone = get_backbone(type(pipe).__name__)
-    name, revision = (name, revision) if name == "vista" else identify(path, revision)
+    if name != "vista":
+        name, revision = identify(str(source) if is_file(source) else path, revision)
     model = Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
     model.check_parts()
     return model
@@ -77,16 +95,17 @@ def load_model(
 def identify(source: str, revision: str | None = None) -> tuple[str, str | None]:
     """Return the name and revision that recipes hold of a model, which tell no path of this machine.
 
-    Of a folder its own name and 12 digits of a hash: of its configuration, and of the sizes and samples of its
-    weights. Of one in the hub's cache its id and commit, of anything else `source` and `revision`.
+    Of a folder or file its own name and 12 digits of a hash: of its configuration, and of the sizes and samples of
+    its weights. Of one in the hub's cache its id and commit, of anything else `source` and `revision`.
     """
-    folder = Path(os.path.abspath(source)) if os.path.isdir(source) else None
+    folder = Path(os.path.abspath(source)) if os.path.exists(source) else None
     if folder is None:
         return source, revision
     if folder.parent.name == "snapshots":
         return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
     digest = hashlib.sha256()
-    for path in sorted(each for each in folder.rglob("*") if each.suffix in _HASHED):
+    inside = sorted(each for each in folder.rglob("*") if each.suffix in _HASHED)
+    for path in [folder] if folder.is_file() else inside:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
         with path.open("rb") as file:
@@ -97,9 +116,102 @@ def identify(source: str, revision: str | None = None) -> tuple[str, str | None]
 
 
 def find_model(name: str, revision: str | None, folders: Iterable[Path]) -> str | None:
-    """Return the model of that name and revision in one of the folders, up to two levels down; else None."""
-    found = (path.parent for each in folders for depth in ("", "*/", "*/*/") for path in each.glob(depth + _INDEX))
-    return next((str(each) for each in found if each.name == name and identify(str(each))[1] == revision), None)
+    """Return the model of that name and revision in one of the folders, up to two levels down; else None.
+
+    Its folder, or its single file; revision None is any.
+    """
+    places = [path for each in folders for depth in ("", "*/", "*/*/") for path in each.glob(depth + "*")]
+    files = [path for path in places if path.suffix.lower() in FILES and name in (path.name, path.stem)]
+    named = [path.parent for path in places if path.name == _INDEX and path.parent.name == name]
+    found = (str(each) for each in (*named, *files))
+    return next((each for each in found if revision is None or identify(each)[1] == revision), None)
+
+
+def is_file(source: str | Path) -> bool:
+    """Return whether this is a single file of weights."""
+    return str(source).lower().endswith(FILES) and os.path.isfile(source)
+
+
+def find_base(file: Path) -> str:
+    """Return the hub id of the known model whose transformer has weights of these names and shapes.
+
+    Raises ModelError for a file that cannot be read, or looks like none that is known.
+    """
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+
+    try:
+        found = str(fetch_diffusers_config(_read_header(file))["pretrained_model_name_or_path"])
+    except MrFlowError:
+        raise
+    except Exception as error:  # damaged files raise many kinds
+        raise ModelError(f"{file} cannot be read: {_reason(error)}. Is its download complete?") from error
+    if found.lower() not in BY_ID:
+        text = f"The weights in {file.name} are of no model that is known by them; they look most like {found}"
+        raise ModelError(f"{text}. If it follows a flow, say which model has the rest, with base (--base).")
+    return BY_ID[found.lower()].id
+
+
+def _read_header(file: Path) -> dict[str, torch.Tensor]:
+    """Return empty tensors of the names and shapes of a file's weights, which are not read."""
+    if file.suffix.lower() == ".gguf":
+        _check_gguf()
+        from gguf import GGUFReader
+
+        shapes = {each.name: tuple(map(int, reversed(each.shape))) for each in GGUFReader(file).tensors}
+    else:
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as opened:
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118, it is no mapping
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def _load_transformer(file: Path, base: str, dtype: torch.dtype, kwargs: Mapping[str, Any]) -> Any:
+    """Return the transformer in a file, with the configuration that `base` has. Raises ModelError."""
+    import diffusers
+
+    hub = {name: kwargs[name] for name in ("token", "cache_dir", "local_files_only") if name in kwargs}
+    told: dict[str, Any] = {"config": base, "subfolder": "transformer", "torch_dtype": dtype}
+    if gguf := file.suffix.lower() == ".gguf":
+        _check_gguf()
+        told["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+    lacks = f"{file.name} lacks weights of the transformer of {base}. Is it the right base (--base)?"
+    try:
+        index = diffusers.DiffusionPipeline.load_config(base, **hub)
+        get_backbone(str(index.get("_class_name")))
+        kind = getattr(diffusers, index["transformer"][1])
+        with libraries_silent(logs=True):
+            made = kind.from_single_file(str(file) if gguf else _read_weights(file), **told, **hub)
+    except MrFlowError:
+        raise
+    except NotImplementedError as error:  # torch's, of weights that are still to be read
+        raise ModelError(lacks) from error
+    except Exception as error:  # converters trip over foreign keys in many ways
+        if not os.path.isdir(base) and (known := explain(base, error)):
+            raise ModelError(known) from error
+        text = f"{file.name} cannot be loaded as the transformer of {base}: {_reason(error)}"
+        raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
+    if any(weight.is_meta for weight in made.parameters()):
+        raise ModelError(lacks)
+    return made
+
+
+def _read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Return the transformer's weights in a safetensors file, without ComfyUI's prefix."""
+    from safetensors.torch import load_file
+
+    weights = load_file(file)
+    inner = {key.removeprefix(_PREFIX): each for key, each in weights.items() if key.startswith(_PREFIX)}
+    return inner or weights
+
+
+def _check_gguf() -> None:
+    if find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 def wrap_pipeline(
@@ -123,19 +235,12 @@ def wrap_pipeline(
 
 
 def choose_upscaler(upscaler: Upscaler | str | Path | None) -> Upscaler:
-    """Return the upscaler, or for None the bicubic baseline with an UpscalerWarning.
+    """Return the upscaler, for None the method's own: see `Upscaler.usual`.
 
-    No network is bundled for models at large. Interpolation scores alike on GenEval (.87 against .86 for
-    Real-ESRGAN, Qwen-Image, arXiv 2607.01642) but leaves pictures softer.
+    Interpolation scores alike on GenEval (.87 against .86 for Real-ESRGAN, Qwen-Image, arXiv 2607.01642) but
+    leaves pictures softer.
     """
-    if upscaler is None:
-        text = (
-            "No upscaler is given: bicubic stands in and pictures come out softer. Pass upscaler='realesrgan-x2', "
-            "which is fetched once, or the path of a file; or 'bicubic' to be content with it."
-        )
-        warn(text, UpscalerWarning)
-        upscaler = "bicubic"
-    return Upscaler.load(upscaler)
+    return Upscaler.usual() if upscaler is None else Upscaler.load(upscaler)
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -162,6 +267,8 @@ def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     checked = DTYPES.get(str(dtype).removeprefix("torch."))
     if checked is None:
         raise DeviceNameError(f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}.")
+    if checked == torch.bfloat16 and device.type in ("cuda", "mps") and not has_bfloat16(device):
+        warn(f"{device} does not compute in bfloat16 itself, so that it is slow. Try float16.", MrFlowWarning)
     return checked
 
 
@@ -175,9 +282,8 @@ def _check_source(source: str | Path) -> str:
     name = name if isinstance(source, Path) else full_name(name)
     if name.strip() and os.path.isfile(path):
         raise ModelNameError(
-            f"{name} is one file; a model here is a folder in diffusers' layout or a hub id. Load it in Python: "
-            "MrFlow(FluxPipeline.from_single_file(...)), or its family's pipeline; a GGUF file or one of the "
-            "transformer alone with FluxTransformer2DModel.from_single_file(...), given to from_pretrained."
+            f"{name} ends in {path.suffix[:20]!r}; a single file must be one of {', '.join(FILES)}. Others can "
+            "run code when they are read: take one of these, or convert it."
         )
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, flags=re.ASCII):
         raise ModelNameError(
@@ -194,26 +300,11 @@ def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pip
     try:
         config = DiffusionPipeline.load_config(path, **hub)
         get_backbone(str(config.get("_class_name")))  # before gigabytes are read in vain
-        with _without_bars():
+        with libraries_silent():
             return DiffusionPipeline.from_pretrained(path, dtype=dtype, **kwargs)
     except MrFlowError:
         raise
     except Exception as error:  # damaged files raise many kinds, safetensors' own among them
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"The model {path} cannot be loaded: {reason}") from error
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Silence the libraries' bars over files on the disk meanwhile; the hub's over downloads stay."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
+        known = explain(path, error)
+        kind = ModelNameError if known.startswith("There is no") else ModelError
+        raise kind(known or f"The model {path} cannot be loaded: {_reason(error)}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -15,6 +15,7 @@ from mrflow.auto_sigma import fit_sigma
 from mrflow.backbones.family import Backbone, Pipeline, Reading
 from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
+from mrflow.loras import Loras
 from mrflow.plan import AUTO, SWITCH, UPSCALER, Defaults, Plan, get_plan
 from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions
 from mrflow.schedulers import check_switch, resolve_solver
@@ -27,7 +28,10 @@ _tried: WeakSet[Any] = WeakSet()  # autoencoders of unusual classes that fit
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A loaded model. name: "vista", a folder or a hub id. revision: its commit or content hash, if known."""
+    """A loaded model. name: "vista", a folder or a hub id. revision: its commit or content hash, if known.
+
+    loras: that pictures may ask for.
+    """
 
     pipe: Pipeline
     backbone: Backbone
@@ -35,6 +39,7 @@ class Model:
     defaults: Defaults
     name: str
     revision: str | None = None
+    loras: Loras = field(default_factory=Loras)
 
     @property
     def device(self) -> torch.device:
@@ -117,9 +122,9 @@ class Model:
         """Return what is asked for as jobs, everything settled for this model: plan, size, negative prompt.
 
         native: for the plain pipeline, of whose plan only steps, guidance and solver count, the last two as given.
-        Raises ModelError (see `check_parts`), PlanError or SizeError. Warns (PromptWarning) of what the model will
-        not take in: a text's cut-off end, words it does not know, negative prompts in a run without
-        classifier-free guidance.
+        Raises ModelError (see `check_parts`), PlanError, SizeError or LoraNameError. Warns (PromptWarning) of what
+        the model will not take in: a text's cut-off end, words it does not know, negative prompts in a run
+        without classifier-free guidance.
         """
         self.check_parts()
         asked, jobs, unheard, multiple = list(asked), list[Job](), False, self.backbone.multiple(self.pipe)
@@ -134,6 +139,7 @@ class Model:
                 "noise_height": one.noise_height,
                 "negative_prompt": _first(one.negative_prompt, own.negative_prompt) if guided else None,
                 "max_sequence_length": _first(one.max_sequence_length, own.max_sequence_length),
+                "loras": self.loras.resolve(one.loras) if one.loras or self.loras.files else (),
             }
             size = _first(one.width, own.width), _first(one.height, own.height)
             width, height = check_size(*size, multiple)

@@ -30,7 +30,7 @@ from mrflow.backbones import get_backbone
 from mrflow.backbones.family import Backbone
 from mrflow.errors import PlanError
 from mrflow.jobs import check_size, make_seeds
-from mrflow.plan import NATIVE, Plan, get_plan
+from mrflow.plan import NATIVE, UPSCALER, Plan, get_plan
 from mrflow.sampling import draft_generators, mix_noise, refine_sigmas
 from mrflow.schedulers import draft_scheduler, exact_scheduler
 from mrflow.upscaler import Upscaler
@@ -101,6 +101,8 @@ class PlanStep(_Family):
             raise PlanError(f"refine_sigma is {block.plan.refine_sigma!r}; these blocks take numbers. Try 0.12.")
         if block.plan.noise == NATIVE:
             raise PlanError("noise is 'native'; these blocks draw a draft's own. Leave it out, or call MrFlow.")
+        if block.plan.lift != UPSCALER or block.plan.color_guard:
+            raise PlanError("These blocks lift by the upscaler alone and guard no colours. Leave both out.")
         check_size(block.width, block.height, self.backbone.multiple(self.pipe(components)))
         block.seeds = make_seeds(block.seed, len(block.prompt_embeds) * block.num_images_per_prompt)
         self.set_block_state(state, block)

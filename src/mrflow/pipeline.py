@@ -22,9 +22,10 @@ from mrflow.borrowing import borrowed
 from mrflow.calls import OnPicture, finish_drafts, make_drafts, make_natives
 from mrflow.drafts import Draft, Drafts, ImageSource, Result, check_input, drafts_from_images, replan_drafts
 from mrflow.errors import RequestError
-from mrflow.jobs import Job, Prompts, Seeds, ask, generators_kept
+from mrflow.jobs import Job, Lora, Prompts, Seeds, ask, generators_kept
 from mrflow.lanes import cpu_threads
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
+from mrflow.loras import find_loras, loaded, unload, worn
 from mrflow.model import Model
 from mrflow.plan import DEFAULT_PLAN, Defaults, Plan, get_plan, shown, whole
 from mrflow.progress import Callback
@@ -33,7 +34,8 @@ from mrflow.steps import Run
 from mrflow.upscaler import Upscaler
 
 _TOLD = (  # by a recipe, of what is asked
-    *("negative_prompt", "width", "height", "plan", "seed", "max_sequence_length", "noise_width", "noise_height"),
+    *("negative_prompt", "width", "height", "plan", "seed", "max_sequence_length"),
+    *("loras", "noise_width", "noise_height"),
 )
 
 
@@ -56,6 +58,7 @@ class MrFlow:
         raise; without one a single bar names what is going on, as the pipeline's own is set to look.
     on_picture: called with each finished picture's number and a Result of it alone, while others are still to be
         made; what it raises ends the call.
+    loras: of what load_loras knows, such as ["style:0.8"]; None is what it was given, [] none at all.
     others: any field of Plan (steps=8, refine_sigma=0.2), and the pipeline's own arguments under their own names,
         so that a call of the pipeline is one of ours: num_inference_steps (the draft's), guidance_scale,
         true_cfg_scale, num_images_per_prompt, generator, max_sequence_length, output_type ("pil", "pt" or "np"),
@@ -73,7 +76,9 @@ class MrFlow:
         defaults: Defaults | None = None,
         batch_size: int | None = None,
     ) -> None:
-        """Wrap a pipeline. upscaler: a .safetensors or .pth file, "bicubic" or "bilinear".
+        """Wrap a pipeline. upscaler: a .safetensors or .pth file, a known name, "bicubic" or another method.
+
+        upscaler None is Real-ESRGAN, from the cache or the extra upscalers, else fetched once, when first needed.
 
         batch_size: pictures that go through the model at once; larger requests are split. None is 1 on a CPU,
             where batches gain nothing, and 4 elsewhere.
@@ -93,8 +98,12 @@ class MrFlow:
 
     @classmethod
     def from_pipe(cls, pipe: Pipeline | MrFlow, **kwargs: Any) -> MrFlow:
-        """Return MrFlow over a pipeline that is loaded, or that of another MrFlow; kwargs: MrFlow's own."""
-        return cls(pipe.pipe if isinstance(pipe, MrFlow) else pipe, **kwargs)
+        """Return MrFlow over a loaded pipeline, or that of another with its LoRAs; kwargs: MrFlow's own."""
+        if not isinstance(pipe, MrFlow):
+            return cls(pipe, **kwargs)
+        made = cls(pipe.pipe, **kwargs)
+        made.model = replace(made.model, loras=pipe.model.loras)
+        return made
 
     def _wrap(self, model: Model, batch_size: int | None) -> None:
         if batch_size is not None and (whole(batch_size) or 0) < 1:
@@ -119,6 +128,21 @@ class MrFlow:
         self.pipe.to(device) if dtype is None else self.pipe.to(device, check_dtype(dtype, device))
         return self
 
+    def load_loras(self, *loras: str | Path, folders: Iterable[str | Path] = ()) -> tuple[Lora, ...]:
+        """Return the LoRAs that pictures have from now on unless they say otherwise; without any they have none.
+
+        loras: .safetensors files, Hugging Face ids, or names of files in the folders, each perhaps with :WEIGHT.
+        folders: whose files pictures may name, too; each is loaded when first asked for, and switched off after
+        each pass. On a CPU a model with LoRAs makes one picture at a time.
+        Raises LoraNameError, LoraError for a file that is none or does not fit, MissingExtraError without peft.
+        """
+        known = find_loras(loras, folders)
+        with borrowed(self.pipe):
+            unload(self.pipe, loaded(self.pipe))
+            with worn(self.pipe, known.usual, known):
+                self.model = replace(self.model, loras=known)
+        return known.usual
+
     def __call__(
         self,
         prompt: Prompts,
@@ -137,6 +161,7 @@ class MrFlow:
         """Return finished pictures: draft, then finish. With return_dict=False a tuple that holds the images."""
         call = self._read(others, plan=plan, seed=seed, num_images=num_images)
         jobs = self._jobs(call, prompt, negative_prompt, width, height)
+        self._read_upscaler()
         with self._running(callback, call.extra, len(jobs)) as run:
             result = finish_drafts(
                 run,
@@ -186,6 +211,7 @@ class MrFlow:
         self.model.check_parts(texts=False)
         call = self._read(others, plan=plan, verb="finish", without=DRAFTING | SEEDING)
         planned = replan_drafts(self.model, drafts, plan if plan is None else call.plan, call.numbers)
+        self._read_upscaler()
         with self._running(callback, call.extra, len(planned)) as run:
             for draft in planned:
                 if draft.base_recipe.mode != "enhance":
@@ -224,9 +250,10 @@ class MrFlow:
         unused = DRAFTING | {"num_images_per_prompt"}
         call = self._read(others, plan=plan, seed=seed, verb="enhance", without=unused)
         told: dict[str, Any] = {"plan": call.plan, "width": width, "height": height}
-        told["max_sequence_length"] = call.max_sequence_length
+        told |= {"max_sequence_length": call.max_sequence_length, "loras": call.loras}
         with generators_kept(call.seed):
             drafts = drafts_from_images(self.model, image, prompt, negative_prompt, call.seed, **told)
+        self._read_upscaler()
         with self._running(callback, call.extra, len(drafts)) as run:
             result = finish_drafts(
                 run,
@@ -310,6 +337,11 @@ class MrFlow:
         base = self._base  # whose solver the model's resolving puts back where it fits
         return read_call(self.pipe, self.model.backbone, others, base=base, **ours)
 
+    def _read_upscaler(self) -> None:
+        """Have what is missing said before any sampling."""
+        if self.model.upscaler.pending is not None:
+            self.model.upscaler.ready()
+
     def _jobs(
         self,
         call: Call,
@@ -321,7 +353,7 @@ class MrFlow:
         native: bool = False,
     ) -> list[Job]:
         """Return what is asked for as jobs; raises RequestError and its kin before any work."""
-        told = {"plan": call.plan, "width": width, "height": height}
+        told = {"plan": call.plan, "width": width, "height": height, "loras": call.loras}
         length = call.max_sequence_length
         with nullcontext() if isinstance(call.seed, (int, type(None))) else generators_kept(call.seed):
             asked = ask(prompt, negative_prompt, call.seed, call.num_images, max_sequence_length=length, **told)

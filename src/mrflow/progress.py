@@ -182,3 +182,28 @@ class StageRun:
         if self._callback is not None:
             first = self._first
             self._callback(Progress(first.stage, step, first.steps, first.batch, first.batches, pixels))
+
+
+@contextmanager
+def libraries_silent(*, logs: bool = False) -> Iterator[None]:
+    """Silence the libraries' bars over files on the disk meanwhile; the hub's over downloads stay.
+
+    logs: their warnings, too.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    shown = [log for log in libraries if log.is_progress_bar_enabled()]
+    levels = [log.get_verbosity() for log in libraries]
+    for log in shown:
+        log.disable_progress_bar()
+    for log in libraries if logs else ():
+        log.set_verbosity(log.CRITICAL)
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+        for log, level in zip(libraries, levels, strict=True):
+            log.set_verbosity(level)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
 from mrflow.errors import MrFlowError, MrFlowWarning, RecipeError, warn
-from mrflow.jobs import MAX_SEED, Job
+from mrflow.jobs import MAX_LORAS, MAX_SEED, Job, Lora
 from mrflow.plan import Plan, shown, whole
 
 Mode = Literal["staged", "draft", "finish", "enhance", "native"]
@@ -26,6 +26,7 @@ _PACKAGES = ("mrflow", "torch", "diffusers", "transformers", "spandrel")
 _LATER = "A later mrflow wrote it: upgrade mrflow."
 _ABSENT: Mapping[str, Any] = {
     "batch": 1,
+    "loras": (),
     "conditions": {},
     "versions": {},
 }  # of a missing field, if not None
@@ -47,8 +48,9 @@ class Recipe(Job):
         so that a value of a pixel may differ by 1/255.
     threads: of torch, on a CPU; another number rounds sums otherwise, too. None on other devices, and where the
         draft had others than the finish.
-    conditions: what else shaped the picture, name to short text: LoRAs and their weights, another scheduler, a
-        cache, quantised weights, arguments of the caller's (`borrowing.describe`). Empty for a plain pipeline.
+    conditions: what else shaped the picture, name to short text: LoRAs that the caller put on the pipeline,
+        another scheduler, a cache, quantised weights, arguments of the caller's (`borrowing.describe`). Empty for
+        a plain pipeline.
     versions: package name to version.
     latents: "encoded" where latents were enlarged that first had to be encoded from pixels; else None.
     pixels_sha256: of the 8-bit RGB pixels, row by row. input_sha256: the same of the image that "enhance" or
@@ -87,6 +89,10 @@ class Recipe(Job):
             if getattr(self, name) is not None:
                 _check_range(name, getattr(self, name), 1, 65536)
         _check("plan", self.plan, Plan)
+        _check("loras", self.loras, tuple)
+        for lora in self.loras:
+            _check("loras", lora, Lora)
+            _check_hash("loras", lora.sha256)
         for name in ("upscaler_sha256", "pixels_sha256", "input_sha256"):
             _check_hash(name, getattr(self, name))
         for name in _TEXTS:
@@ -116,6 +122,7 @@ class Recipe(Job):
             raise RecipeError(f"The recipe has {unknown[0][:80]!r}, which this mrflow does not know. {_LATER}")
         try:
             values["plan"] = Plan.from_dict(values["plan"])
+            values["loras"] = _read_loras(values.get("loras", []))
             return cls(**values)
         except KeyError as error:
             raise RecipeError(f"The recipe has no {error.args[0]!r}; it must have one.") from None
@@ -124,7 +131,26 @@ class Recipe(Job):
         except RecipeError:
             raise
         except MrFlowError as error:
-            raise RecipeError(f"The recipe's plan is not valid: {error}") from error
+            raise RecipeError(f"The recipe is not valid: {error}") from error
+
+    @property
+    def infotext(self) -> str:
+        """What AUTOMATIC1111 writes into its pictures, and galleries show; to read again there is to_json."""
+        plan = self.plan
+        numbers = {
+            "Steps": plan.steps,
+            "Sampler": plan.solver,
+            "CFG scale": plan.guidance_scale or plan.true_cfg_scale,
+            "Seed": self.seed,
+            "Size": f"{self.width}x{self.height}",
+            "Model": self.model,
+        }
+        if self.mode not in ("native", "draft"):
+            numbers |= {"Denoising strength": plan.refine_sigma, "Hires steps": plan.refine_steps}
+            numbers |= {"Hires upscale": plan.scale, "Hires upscaler": self.upscaler}
+        negative = f"\nNegative prompt: {self.negative_prompt}" if self.negative_prompt else ""
+        told = ", ".join(f"{name}: {value}" for name, value in numbers.items() if value is not None)
+        return f"{self.prompt}{negative}\n{told}"
 
     def differences(self, other: Recipe) -> dict[str, tuple[object, object]]:
         """Return the fields in which `other` differs, each as (here, there); of versions and conditions each."""
@@ -141,7 +167,8 @@ class Recipe(Job):
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {name: dict(values[name]) for name in _TEXTS}
         values = {name: value for name, value in values.items() if value != _ABSENT.get(name)}
-        return values | {"plan": self.plan.to_dict()}
+        loras = {"loras": [vars(lora) for lora in self.loras]} if self.loras else {}
+        return values | {"plan": self.plan.to_dict(), **loras}
 
 
 @cache
@@ -171,6 +198,15 @@ def warn_of_difference(recorded: Mapping[str, str], here: Mapping[str, str], who
         told = "; ".join(f"{n} {recorded.get(n, 'none')[:80]}, here {here.get(n, 'none')[:80]}" for n in names)
         text = f"{whose} was made with other settings than the pipeline has now, and its pixels depend on them"
         warn(f"{text}: {told}.", MrFlowWarning)
+
+
+def _read_loras(given: object) -> tuple[Lora, ...]:
+    _check("loras", given, list)
+    items = cast("list[Any]", given)[: MAX_LORAS + 1]
+    _check_range("number of LoRAs", len(items), 0, MAX_LORAS)
+    for each in items:
+        _check("loras", each, dict)
+    return tuple(Lora(**each) for each in items)
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -23,12 +23,15 @@ from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_
 from mrflow.backbones.family import Embeds
 from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.errors import NonFiniteError
-from mrflow.jobs import Job, Size
+from mrflow.jobs import Job, Lora, Size
+from mrflow.loras import worn
 from mrflow.model import Model
 from mrflow.plan import NATIVE, SWITCH, Plan
 from mrflow.progress import Callback, Clock, P, Step, timed
 from mrflow.sampling import Noised, draft_generators, keep_colors, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
+
+_Text = tuple[str, str | None, int | None, tuple[Lora, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs that go through the model together, of one plan and size, with their prompts once they are encoded.
+    """Jobs that go through the model together, of one kind, with their prompts once they are encoded.
 
     number, of: which of how many batches, for the callback. part, whole: which of how many pictures of the call.
     """
@@ -184,19 +187,25 @@ def encode_prompts(run: Run, batch: Batch) -> Batch:
     """
     if batch.rows:
         return batch
-    keys = [(job.prompt, job.negative_prompt, job.max_sequence_length) for job in batch.jobs]
-    kinds: dict[tuple[bool, int | None], list[tuple[str, str | None, int | None]]] = {}
+    keys: list[_Text] = [
+        (job.prompt, job.negative_prompt, job.max_sequence_length, job.loras) for job in batch.jobs
+    ]
+    kinds: dict[tuple[bool, int | None, tuple[Lora, ...]], list[_Text]] = {}
     for key in dict.fromkeys(keys):
-        kinds.setdefault((key[1] is not None, key[2]), []).append(key)
-    rows: dict[tuple[str, str | None, int | None], Embeds] = {}
+        kinds.setdefault((key[1] is not None, *key[2:]), []).append(key)
+    rows: dict[_Text, Embeds] = {}
+    pipe = run.model.pipe
     scale = lora_scale(run.extra) if run.extra else None
-    scaled = nullcontext() if scale is None else lora_scales_kept(run.model.pipe, scale)
-    with run.clock.stage("text"), scaled:
-        for (guided, length), alike in kinds.items():
+    with run.clock.stage("text"):
+        for (guided, length, loras), alike in kinds.items():
             for at in range(0, len(alike), run.batch_size):
-                prompts, negatives, _ = zip(*alike[at : at + run.batch_size], strict=True)
+                prompts, negatives, *_ = zip(*alike[at : at + run.batch_size], strict=True)
                 texts = list(prompts), list(negatives) if guided else None
-                encoded = run.model.backbone.encode_prompts(run.model.pipe, *texts, length)
+                with (
+                    worn(pipe, loras, run.model.loras) if loras else nullcontext(),
+                    nullcontext() if scale is None else lora_scales_kept(pipe, scale),
+                ):
+                    encoded = run.model.backbone.encode_prompts(pipe, *texts, length)
                 rows |= zip(alike[at : at + run.batch_size], encoded, strict=True)
         values = list(filter(torch.is_tensor, chain.from_iterable(map(dict.values, rows.values()))))
         if values and not torch.stack(list(map(torch.all, map(torch.isfinite, values)))).all():  # asked once
@@ -379,4 +388,6 @@ def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor
     shares = one.begin, one.end, batch.part, batch.whole
     extra = fit_arguments(run.extra, one.size, *shares) if run.extra else {}
     arguments = {**prompts, **extra, **steps, **more, "width": one.size[0], "height": one.size[1]}
-    return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)
+    loras = one.batch.jobs[0].loras
+    with worn(pipe, loras, run.model.loras) if loras else nullcontext():
+        return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)

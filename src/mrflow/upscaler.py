@@ -20,8 +20,9 @@ from torch import Tensor
 
 from mrflow.errors import UpscalerError, UpscalerNameError
 from mrflow.jobs import Size
-from mrflow.known_upscalers import KNOWN, METHODS, check, fetch
+from mrflow.known_upscalers import KNOWN, METHODS, KnownUpscaler, check, fetch, usual
 from mrflow.latent_upscaler import LatentNetwork, is_latent_network
+from mrflow.ncnn import read_ncnn
 
 MAX_FILE_BYTES = 2**30  # the largest published networks (DAT, HAT-L) have less than 200 MB
 TILE = 1024  # input pixels a side; larger pictures are cut, so that memory stays bounded
@@ -36,7 +37,7 @@ class Upscaler:
 
     name: file name, known name or method. sha256: of the file, None for interpolation. latents: whether it
     enlarges latents instead of pixels. channels: of the latents that a network enlarges. factor: of a network of
-    pixels.
+    pixels. pending: the known one that is still to be read.
     """
 
     def __init__(self, name: str, network: Any = None, sha256: str | None = None, *, tile: int = TILE) -> None:
@@ -51,6 +52,7 @@ class Upscaler:
         self.latents = self.channels is not None or (network is None and name == "latent")
         self.factor: int | None = None if network is None or self.latents else int(network.scale)
         self.tile = tile
+        self.pending: KnownUpscaler | None = None
         self._network = network
 
     @property
@@ -62,7 +64,8 @@ class Upscaler:
     def load(cls, source: Upscaler | str | Path, *, tile: int = TILE) -> Upscaler:
         """Return an upscaler from a method's or a known name or a .safetensors or .pth file (or `source` itself).
 
-        Known names are those of `mrflow.known_upscalers`; their files are fetched on first use.
+        Known names are those of `mrflow.known_upscalers`; their files are fetched on first use. Real-ESRGAN's in
+        ncnn's format are a .bin with its .param beside it.
 
         Raises UpscalerError if the file is missing, too large, holds more than weights, or is neither a network of
         latents nor a 3-channel enlarging one that spandrel knows.
@@ -81,6 +84,20 @@ class Upscaler:
         return cls(known.name if known else path.name, network, digest, tile=tile)
 
     @classmethod
+    def usual(cls) -> Upscaler:
+        """Return the method's own, Real-ESRGAN as it is at hand; read, or fetched once, when first needed."""
+        known = usual()
+        made = cls("bicubic")
+        made.name, made.sha256, made.pending = known.name, known.sha256, known
+        return made
+
+    def ready(self) -> Upscaler:
+        """Return itself with its network read. Raises UpscalerError as `load` does."""
+        if self.pending is not None:
+            vars(self).update({**vars(Upscaler.load(self.pending.name)), "pending": None})
+        return self
+
+    @classmethod
     def from_weights(cls, weights: dict[str, Any], name: str) -> Upscaler:
         """Return an upscaler from a network's weights in memory; raises UpscalerError as `load` does."""
         return cls(name, _build(weights, Path(name)))
@@ -92,6 +109,7 @@ class Upscaler:
         The network runs as often as needed to reach the size; an antialiased resize takes the rest. Where no
         side grows, only the resize runs.
         """
+        self.ready()
         pixels = pixels.float()
         if self._network is not None:
             self._place(pixels.device)
@@ -227,7 +245,8 @@ def check_file(path: Path) -> None:
     """Raise UpscalerError unless `path` may be a weights file: there, of a known kind, not too large."""
     if not os.path.isfile(path):  # os.path, for it takes any text, however long
         raise UpscalerNameError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {_NAMES}")
-    if path.suffix.lower() not in (".safetensors", ".pth"):
+    ncnn = path.suffix == ".bin" and path.with_suffix(".param").is_file()
+    if path.suffix.lower() not in (".safetensors", ".pth") and not ncnn:
         raise UpscalerNameError(
             f"{path} ends in {path.suffix!r}; it must be a .safetensors or .pth file. {_NAMES}"
         )
@@ -242,6 +261,8 @@ def _read_weights(path: Path) -> dict[str, Any]:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
+        if path.suffix == ".bin":
+            return dict(read_ncnn(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old zip-less files, which are fine
             weights = torch.load(path, map_location="cpu", weights_only=True)

@@ -136,13 +136,17 @@ def serving(
     *,
     keys: Sequence[str] = (),
     page: bool = False,
+    a1111: bool = False,
+    mcp: bool = False,
     lanes: int = 1,
     address: Address | None = None,
     **settings: Any,
 ) -> Iterator[Server]:
     """Give a running server; settings as in Settings."""
     given = Settings(lanes=lanes, **settings)
-    app = create_app(model or tiny_model(), given, keys=Keys(keys), page=page, address=address)
+    app = create_app(
+        model or tiny_model(), given, keys=Keys(keys), page=page, a1111=a1111, mcp=mcp, address=address
+    )
     server = Server(app)
     try:
         yield server

@@ -54,11 +54,14 @@ def get_backbone(pipeline_class: str) -> Backbone:
         module, _, name = place.partition(":")
         return cast("Backbone", getattr(import_module(f"mrflow.backbones.{module}"), name)())
     reason = NOT_POSSIBLE.get(pipeline_class) or reason
-    reason = reason and f", which cannot work: {reason}"
+    why = reason and f"cannot work: {reason}"
     if pipeline_class in NOT_YET:
-        reason = f", which is not driven yet: it has {NOT_YET[pipeline_class]}"
+        why = f"is not driven yet: it has {NOT_YET[pipeline_class]}"
+    if why:
+        text = f"The pipeline is a {pipeline_class}, which {why}"
+        raise UnsupportedPipelineError(f"{text}. Take one that follows a flow: mrflow models lists them.")
     raise UnsupportedPipelineError(
-        f"The pipeline is a {pipeline_class}{reason}; supported are {', '.join(supported())}. "
+        f"The pipeline is a {pipeline_class}; supported are {', '.join(supported())}. "
         "Another family needs a backbone: see mrflow.backbones and register_backbone."
     )
 

@@ -119,14 +119,14 @@ class Engine:
     def _read_ahead(self) -> _ReadAhead:
         """Return the reader: in a thread where that costs the drafts nothing.
 
-        Where modules move between devices (offloading), they must not be called side by side. On a CPU with
-        several threads for a picture, a second thread with threads of its own makes OpenMP yield rather than
-        wait: drafts of vista took 1.53 s instead of 0.96 s each on 2 cores, to win the 0.04 s of the text.
+        Where modules move between devices (offloading) or wear LoRAs, they must not be called side by side. On a
+        CPU with several threads for a picture, a second thread with threads of its own makes OpenMP yield rather
+        than wait: drafts of vista took 1.53 s instead of 0.96 s each on 2 cores, to win the 0.04 s of the text.
         """
         pipe = self._model.pipe
         offloads = bool(getattr(pipe, "_all_hooks", None)) or bool(getattr(pipe, "hf_device_map", None))
         divided = self._model.device.type == "cpu" and self._lanes.count == 1 and torch.get_num_threads() > 1
-        return _ReadAhead(self._work(self._model).read, threaded=not offloads and not divided)
+        return _ReadAhead(self._work(self._model).read, threaded=not (offloads or divided or self._model.loras))
 
 
 class _ReadAhead:

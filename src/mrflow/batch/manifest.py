@@ -6,7 +6,7 @@ A journal: see mrflow.journal. A line that is broken counts as not there, and it
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import Any
@@ -44,6 +44,7 @@ class Entry:
     model: str
     revision: str | None
     upscaler: str | None
+    loras: Sequence[Mapping[str, Any]] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -52,7 +53,7 @@ class Entry:
     ) -> Entry:
         """Return the entry of a written picture."""
         shaping = {name: getattr(recipe, name) for name in _SHAPING}
-        shaping["plan"] = recipe.plan.to_dict()
+        shaping |= {"plan": recipe.plan.to_dict(), "loras": list(map(vars, recipe.loras))}
         rounded = {name: round(value, 4) for name, value in (seconds or {}).items()}
         return cls(id=id, path=path, sha256=sha256, size=size, seconds=rounded, **shaping)
 
@@ -60,6 +61,7 @@ class Entry:
         """Return in what the picture was to be otherwise than `recipe` now says: name to (then, now)."""
         then = {name: getattr(self, name) for name in _SHAPING} | {"plan": _whole(self.plan)}
         now = {name: getattr(recipe, name) for name in _SHAPING} | {"plan": recipe.plan}
+        then["loras"], now["loras"] = list(self.loras), list(map(vars, recipe.loras))
         if self.revision is None and self.model != recipe.model and PurePath(self.model).name == recipe.model:
             then |= {"model": recipe.model, "revision": recipe.revision}  # 0.1.0 wrote a local model's path
         return {name: (then[name], value) for name, value in now.items() if then[name] != value}
@@ -87,6 +89,7 @@ def _whole(plan: Mapping[str, Any]) -> Plan | Mapping[str, Any]:
 def _entry(values: Any) -> Entry | None:
     """Return the entry of a line's value, or None for one that is no entry."""
     try:
+        values = {"loras": [], **values}  # which 0.1.0 did not know
         entry = Entry(**{each.name: values[each.name] for each in fields(Entry)})
     except (KeyError, TypeError):
         return None

@@ -125,6 +125,8 @@ def run_batch(
     were finished before are safe in any case.
     """
     sizes, side_by_side = _sizes(fast, batch_size), check_lanes(fast.model, lanes)
+    if cluster is None:
+        fast.model.upscaler.ready()
     with output.locked():
         prepared = prepare(fast.model, request, output, plan, remake=remake)
         if on_prepared is not None:

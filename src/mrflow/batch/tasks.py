@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mrflow.errors import BatchError, MrFlowError, MrFlowWarning, PlanError, RequestError
-from mrflow.jobs import Asked, Job, ask, check_size
+from mrflow.jobs import Asked, Job, ask, check_size, read_loras
 from mrflow.plan import Plan, get_plan, shown
 from mrflow.prompt_rows import COLUMNS, Row
 
@@ -156,7 +156,7 @@ class Streak:
 
 def kind_of(task: Task) -> Hashable:
     """Return what pictures in one batch have in common."""
-    return task.job.size, task.job.plan
+    return task.job.kind
 
 
 def by_kind(tasks: Sequence[Task]) -> list[Task]:
@@ -206,7 +206,13 @@ def _read_row(row: Row, defaults: RowDefaults, *, dots: bool) -> list[Wanted]:
     # one call of the code that checks for everyone; seeds that are made up come below
     count = 1 if count is None else count
     some = 0 if seed is None else seed
-    all_asked = ask([values["prompt"]], negatives, some, count, plan=plan, width=width, height=height)
+    told: dict[str, Any] = {
+        "plan": plan,
+        "width": width,
+        "height": height,
+        "loras": read_loras(values.get("loras")),
+    }
+    all_asked = ask([values["prompt"]], negatives, some, count, **told)
     ids = _make_ids(_check_id(values.get("id", f"{row.number:06}"), dots=dots), len(all_asked))
     if seed is None:
         all_asked = [

@@ -60,7 +60,7 @@ def measure_group(fast: MrFlow, course: Course, size: Size, batch: int, on_run: 
     from mrflow.pipeline import MrFlow
 
     gauge = PeakMemory(fast.model.device)
-    batched = MrFlow(fast.pipe, fast.model.upscaler, defaults=fast.model.defaults, batch_size=batch)
+    batched = MrFlow.from_pipe(fast, upscaler=fast.model.upscaler, defaults=fast.model.defaults, batch_size=batch)
     place = {"num_images": batch, "width": size[0], "height": size[1]}
     settings = {"prompt": course.prompt, "seed": course.seed, "callback": gauge, **place}
 

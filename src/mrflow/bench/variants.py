@@ -23,7 +23,9 @@ def with_upscaler(fast: MrFlow, name: str | None) -> MrFlow:
 
     if name is None:
         return fast
-    return MrFlow(fast.pipe, _upscaler(name), defaults=fast.model.defaults, batch_size=fast.batch_size)
+    return MrFlow.from_pipe(
+        fast, upscaler=_upscaler(name), defaults=fast.model.defaults, batch_size=fast.batch_size
+    )
 
 
 @cache

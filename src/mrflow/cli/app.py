@@ -32,6 +32,7 @@ from mrflow.cli.estimate import estimate
 from mrflow.cli.export import export
 from mrflow.cli.finish import finish
 from mrflow.cli.generate import generate
+from mrflow.cli.mcp import mcp
 from mrflow.cli.models import models
 from mrflow.cli.ray_options import fill_address
 from mrflow.cli.replay import replay
@@ -42,7 +43,7 @@ from mrflow.cli.tune import tune
 from mrflow.errors import MrFlowError, RequestError
 
 _COMMANDS: tuple[Callable[..., int | None], ...] = (
-    *(generate, draft, finish, enhance, replay, batch, serve, models, estimate),
+    *(generate, draft, finish, enhance, replay, batch, serve, mcp, models, estimate),
     *(bench, balance, compare, tune, export, config),
 )
 

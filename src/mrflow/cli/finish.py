@@ -37,6 +37,7 @@ def finish(
 
     chosen = [Draft.from_image(path) for path in draft]
     recipes = [each.base_recipe for each in chosen]
+    model.check_loras(recipes)
     source = model if model.model else model.named(_first_of_one_model(recipes))
     _check_plans(recipes, plans)
     kept = ("upscaled",) if output.stages else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
     from mrflow import MrFlow
 
 _Model = Annotated[
-    str, Parameter(alias="-m", help="vista, a name that mrflow models lists, a folder or a Hugging Face id.")
+    str,
+    Parameter(
+        alias="-m", help="vista, a name that mrflow models lists, a folder, a Hugging Face id, or a single file."
+    ),
+]
+_Base = Annotated[
+    str | None,
+    Parameter(
+        metavar="MODEL",
+        show_default="known by its weights",
+        help="Of a .safetensors or .gguf file: the model that has the rest, named as --model.",
+    ),
 ]
 _Upscaler = Annotated[
     str | None,
@@ -29,7 +41,7 @@ _Upscaler = Annotated[
         metavar="FILE",
         help="A super-resolution file (.safetensors, .pth), a known name (mrflow models), bicubic, bilinear or "
         "lanczos.",
-        show_default="the model's own, else bicubic",
+        show_default="the model's own, else Real-ESRGAN",
     ),
 ]
 _Device = Annotated[
@@ -37,6 +49,35 @@ _Device = Annotated[
 ]
 _Dtype = Annotated[
     str | None, Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16")
+]
+_Lora = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--lora",
+        metavar="LORA",
+        show_default="none",
+        help="A .safetensors file, a name in --loras-dir or a Hugging Face id, perhaps with :WEIGHT; repeatable.",
+    ),
+]
+_LorasDir = Annotated[
+    tuple[Path, ...],
+    Parameter(
+        name="--loras-dir",
+        metavar="DIR",
+        env_var="MRFLOW_LORAS_DIR",
+        show_default=False,
+        help="LoRAs that may be named by --lora, by rows and requests, and by a picture's recipe.",
+    ),
+]
+_ModelsDir = Annotated[
+    tuple[Path, ...],
+    Parameter(
+        name="--models-dir",
+        metavar="DIR",
+        env_var="MRFLOW_MODELS_DIR",
+        show_default=False,
+        help="Where to look for local models and single files by name, or as a recipe names them; several times.",
+    ),
 ]
 RECORDED = Parameter(show_default="the recipe's")
 _NO_OPTION = Parameter(parse=False)
@@ -52,9 +93,13 @@ class ModelOptions:
     """
 
     model: _Model = "vista"
+    base: _Base = None
+    models_dir: _ModelsDir = ()
     upscaler: _Upscaler = None
     device: _Device = None
     dtype: _Dtype = None
+    lora: _Lora = ()
+    loras_dir: _LorasDir = ()
     recorded: Annotated[bool, _NO_OPTION] = False
 
     def load(self) -> MrFlow:
@@ -63,17 +108,28 @@ class ModelOptions:
         Unlike in Python, where None is the CPU, a CUDA device is used where there is one: whoever types a
         command wants the picture, and can say --device cpu.
         """
+        self.check_loras()
         if self.model == "vista":  # found missing before torch is imported, which takes seconds
             vista.folder()
             vista.upscaler()
-        with _loading(self.model):
+        source, base = self.model, self.base
+        if self.models_dir and source != "vista" and not Path(source).exists():
+            from mrflow.loading import find_model
+
+            source = find_model(source, None, self.models_dir) or source
+        if base is None and source.endswith((".safetensors", ".gguf")) and Path(source).is_file():
+            from mrflow.loading import find_base
+
+            base = find_base(Path(source))
+            say(f"{Path(source).name} has the transformer; the rest is of {base}, unless --base says otherwise")
+        with _loading(base or source):
             from mrflow import MrFlow
 
             local: dict[str, Any] = {"local_files_only": True} if self.recorded else {}
             device = self.device or best_device()
             try:
-                return MrFlow.from_pretrained(
-                    self.model, upscaler=self.upscaler, device=device, dtype=self.dtype, **local
+                fast = MrFlow.from_pretrained(
+                    source, base=base, upscaler=self.upscaler, device=device, dtype=self.dtype, **local
                 )
             except ModelError as error:
                 if not self.recorded:
@@ -82,6 +138,17 @@ class ModelOptions:
                     f"{error} It stands in the picture, and nothing is downloaded on a picture's word: if you "
                     "trust it, give it as --model. Or say with --models-dir where models are kept."
                 ) from error
+            if self.lora or self.loras_dir:
+                fast.load_loras(*self.lora, folders=self.loras_dir)
+            return fast
+
+    def check_loras(self, recipes: Sequence[Recipe] = ()) -> None:
+        """Raise LoraError, before gigabytes are read, for LoRAs that are not here, those of recipes among them."""
+        wanted = [lora for recipe in recipes for lora in recipe.loras]
+        if self.lora or self.loras_dir or wanted:
+            from mrflow.loras import find_loras
+
+            find_loras(self.lora, self.loras_dir).resolve(wanted)
 
 
 @Parameter(name="*", group=MODEL)
@@ -98,16 +165,6 @@ class RecordedModel(ModelOptions):
     """The same for drafts; no name means that their recipes have it."""
 
     model: Annotated[_Model, RECORDED] = ""
-    models_dir: Annotated[
-        tuple[Path, ...],
-        Parameter(
-            name="--models-dir",
-            metavar="DIR",
-            env_var="MRFLOW_MODELS_DIR",
-            show_default=False,
-            help="Where to look for a local model by the name and hash in the recipe; several times for several.",
-        ),
-    ] = ()
 
     def named(self, recipe: Recipe) -> ModelOptions:
         """Return these options with the recorded model, unless one was given."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,11 +129,9 @@ class ReplicaOptions(RayOptions):
 
 
 def _loader(model: ModelOptions) -> partial[MrFlow]:
-    return partial(_load, model.model, model.upscaler, model.dtype)
+    return partial(_load, model)
 
 
-def _load(model: str, upscaler: str | None, dtype: str | None, device: str) -> MrFlow:
+def _load(model: ModelOptions, device: str) -> MrFlow:
     """Return the model in a worker."""
-    from mrflow.pipeline import MrFlow
-
-    return MrFlow.from_pretrained(model, upscaler=upscaler, device=device, dtype=dtype)
+    return replace(model, device=device).load()

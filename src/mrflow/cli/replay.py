@@ -46,6 +46,7 @@ def replay(
         load_image(original)  # refused before the model is loaded
     if recipe.mode == "enhance" and original is None:
         raise RequestError(f"{picture} was made by enhancing an image. Give that image as --original.")
+    model.check_loras([recipe])
     path = output.paths("{name}-replay.png", [recipe], [picture])[0]
     fast = model.of(recipe).load()
     with StageBars() as bars:

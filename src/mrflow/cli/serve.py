@@ -34,6 +34,8 @@ class Door:
         keys: API keys, one a line; more may stand in the variable MRFLOW_API_KEYS.
         allow_anyone: Listen beyond this machine without any key.
         page: Serve the page at /.
+        a1111: Speak AUTOMATIC1111's API, too.
+        mcp: Give assistants tools at /mcp, see mrflow mcp.
         root_path: Below which a proxy shows the server: a path, or a whole address.
         trusted_proxy: Address or network of a proxy whose X-Forwarded headers are believed.
         keep_alive: How long an idle connection is kept.
@@ -44,6 +46,8 @@ class Door:
     keys: Annotated[str | None, Parameter(metavar="FILE", show_default="none")] = None
     allow_anyone: bool = False
     page: Annotated[bool, Parameter(negative="--no-page", show_default="page")] = True
+    a1111: Annotated[bool, Parameter(negative="")] = False
+    mcp: Annotated[bool, Parameter(negative="")] = False
     root_path: Annotated[str, Parameter(metavar="/PATH", show_default="/")] = ""
     trusted_proxy: Annotated[tuple[str, ...], Parameter(metavar="ADDRESS", show_default="none")] = ()
     keep_alive: Annotated[Count, Parameter(metavar="SECONDS")] = 5
@@ -63,6 +67,7 @@ class Sharing:
         hang_after: Without a step for so long, a worker counts as hung.
         drain: Given to what is queued when told to stop.
         max_pixels: Of a finished picture.
+        strict: Refuse fields of requests that only other servers have.
     """
 
     lanes: Annotated[Count | None, Parameter(metavar="N", show_default="one for each core, for a small model")] = (
@@ -75,6 +80,7 @@ class Sharing:
     hang_after: Annotated[float, Parameter(metavar="SECONDS")] = 300
     drain: Annotated[float, Parameter(metavar="SECONDS")] = 30
     max_pixels: Annotated[Whole, Parameter(metavar="N")] = 2048 * 2048
+    strict: Annotated[bool, Parameter(negative="")] = False
 
 
 def serve(
@@ -94,7 +100,7 @@ def serve(
       mrflow serve --root-path /images --trusted-proxy 127.0.0.1 --keys keys.txt
       mrflow serve --ray --replicas 4
     """
-    _check_installed(door.page and ray.ray is None)
+    check_installed(mcp=door.mcp)
     from mrflow.server.address import Address
     from mrflow.server.keys import Keys
     from mrflow.server.settings import Settings
@@ -109,6 +115,8 @@ def serve(
     known: dict[str, Any] = {"keys": keys, "aliases": model.alias, "address": address}
     if len(model.devices) > 1 and ray.ray is not None:
         raise RequestError("--device is given several times; with --ray there are --replicas instead.")
+    if (door.a1111 or door.mcp) and ray.ray is not None:
+        raise RequestError("--a1111 and --mcp are bound to one process; leave out --ray.")
     replicas = ray.make(replace(model, device=next(iter(model.devices), None)))
     if replicas is not None:
         from mrflow.server.replicas import serving
@@ -121,7 +129,7 @@ def serve(
     from mrflow.server.app import create_app
     from mrflow.server.running import run
 
-    app = create_app(models, settings, **known, page=door.page)
+    app = create_app(models, settings, **known, page=door.page, a1111=door.a1111, mcp=door.mcp)
     run(app, host, door.port, _tell, keep_alive=door.keep_alive)
 
 
@@ -141,14 +149,17 @@ def _wait() -> None:
             signal.signal(each, handler)
 
 
-def _check_installed(page: bool) -> None:
+def check_installed(*, mcp: bool = False) -> None:
+    """Raise MissingExtraError for a library that is not there. mcp: of tools for assistants."""
     from importlib.util import find_spec
 
     needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
-    needed |= {"python_multipart": "python-multipart"} | ({"gradio": "gradio"} if page else {})
+    needed |= {"python_multipart": "python-multipart"}
     for module, package in needed.items():
         if find_spec(module) is None:
             raise MissingExtraError(package, "server")
+    if mcp and find_spec("mcp") is None:
+        raise MissingExtraError("mcp", "mcp")
 
 
 def _check_host(host: str, keys: Keys | Any, *, anyone: bool) -> bool:

@@ -13,8 +13,7 @@ from mrflow.errors import RequestError
 from mrflow.server.errors import ApiError
 
 _PUBLIC = re.compile(r"(?ai)(?:(https?)://([\w.:[\]-]+))?(?!/v1(?:/|$))((?:/[\w~-][\w.~-]*)*)/?")
-# Taken away once they are read, for gradio 6.31 (route_utils.py, get_request_origin) believes them of anybody.
-_FORWARDED = ("x-forwarded-host", "x-forwarded-proto", "x-forwarded-for", "x-gradio-server")
+_FORWARDED = ("x-forwarded-host", "x-forwarded-proto", "x-forwarded-for")  # taken away once they are read
 
 
 class Address:

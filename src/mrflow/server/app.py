@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
 
 import mrflow
 from mrflow.model import Model
 from mrflow.pipeline import MrFlow
+from mrflow.server.a1111 import a1111_routes
 from mrflow.server.address import Address
-from mrflow.server.errors import ApiError, internal, invalid_field
+from mrflow.server.errors import ApiError, invalid_field
 from mrflow.server.guard import Guard
 from mrflow.server.information import documentation_routes, information_routes
 from mrflow.server.keys import Keys
+from mrflow.server.page import STATIC, page_routes
 from mrflow.server.requests import ErrorAnswer
 from mrflow.server.routes import image_routes
 from mrflow.server.service import Kept, make_service
@@ -34,6 +36,8 @@ def create_app(
     aliases: Sequence[str] = (),
     address: Address | None = None,
     page: bool = True,
+    a1111: bool = False,
+    mcp: bool = False,
     kept: Kept | None = None,
 ) -> FastAPI:
     """Return the ASGI application; its workers start and end with its lifespan.
@@ -42,6 +46,7 @@ def create_app(
         one on a CPU gets a worker for each core, see Settings.lanes.
     keys: None or empty lets everybody in. aliases: further names that requests may give for the model.
     address: where clients find the server, None for anywhere. page: serve the page at `/`.
+    a1111: speak AUTOMATIC1111's API, too. mcp: give out tools at /mcp.
     kept: stores for drafts and files, where they are shared with other processes.
     `app.state.service` holds the parts; `app.state.service.scheduler.stop()` begins an orderly end.
     """
@@ -63,13 +68,16 @@ def create_app(
     app.include_router(image_routes(service), responses=errors)
     app.include_router(information_routes(service), responses=errors)
     app.include_router(documentation_routes(service))
-    _answer_errors(app)
-    if page:
-        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-        from mrflow.server.page import mount_page
+    app.mount("/static", StaticFiles(directory=STATIC))
+    if a1111:
+        app.include_router(a1111_routes(service), responses=errors)
+    if mcp:
+        from mrflow.server.mcp import mount  # an extra's library
 
-        app = mount_page(app, service)
-        _answer_errors(app.router.default)  # type: ignore[arg-type]
+        mount(app)
+    if page:
+        app.include_router(page_routes(service))
+    _answer_errors(app)
     app.add_middleware(Guard, service=service, address=address or Address())
     return app
 
@@ -79,7 +87,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     scheduler = app.state.service.scheduler
     scheduler.start()
     try:
-        yield
+        async with app.state.mcp.run() if hasattr(app.state, "mcp") else nullcontext():
+            yield
     finally:
         scheduler.close()
 
@@ -102,9 +111,6 @@ def _answer_errors(app: FastAPI) -> None:
         answer = ApiError(error.status_code, message, code=code)
         answer.headers = error.headers  # Allow, for one
         return answer.response()
-
-    # the page's own bugs; the guard is in front of ours
-    app.add_exception_handler(Exception, lambda request, error: internal().response())
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from mrflow.errors import ImageError, MrFlowError, OutputError, RecipeError, RequestError
+from mrflow.errors import ImageError, LoraError, MrFlowError, OutputError, RecipeError, RequestError
 
 _SERVER = "server_error"
 
@@ -17,8 +17,7 @@ _SERVER = "server_error"
 class ApiError(HTTPException):
     """An answer that is no picture: status, message, OpenAI's type, code and param, and when to try again.
 
-    An HTTPException because FastAPI and Gradio pass those on from wherever they are raised, also while a body
-    is read.
+    An HTTPException because FastAPI passes those on from wherever they are raised, also while a body is read.
     """
 
     def __init__(
@@ -59,6 +58,8 @@ def from_error(error: MrFlowError, param: str | None = None) -> ApiError:
         return ApiError(400, _own_words(error), param=param or "image", code="invalid_image")
     if isinstance(error, OutputError):
         return ApiError(422, _own_words(error), param="output_format", code="unprocessable")
+    if isinstance(error, LoraError):
+        return ApiError(422, _own_words(error), param="loras", code="unprocessable")
     return failed(error)
 
 
@@ -69,7 +70,7 @@ def invalid_field(error: dict[str, Any]) -> ApiError:
     if error["type"] == "missing" and param is not None:
         text, code = f"Missing required parameter: {param!r}.", "missing_required_parameter"
     elif error["type"] == "extra_forbidden":
-        text, code = f"Unknown parameter: {param!r}.", "unknown_parameter"
+        text, code = f"Unknown parameter: {param!r}. {error['msg']}", "unknown_parameter"
     elif error["type"] == "string_unicode":
         text, code = (
             f"{param or 'A name'!r} holds half a character (a lone surrogate), which is no text.",

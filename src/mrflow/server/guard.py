@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import secrets
 from urllib.parse import urlsplit
@@ -19,17 +20,21 @@ from mrflow.server.service import Service
 log = logging.getLogger("mrflow.server")
 
 COOKIE = "mrflow_session"
+PAGE = "x-mrflow-page"  # sent by the page's script: a form, and a script of another site, can't send it unasked
 LOGIN = "/login"
 _OPEN = ("/health", "/ready", LOGIN)
+_STATIC = "/static/"  # the same for everybody
 _FILES = "/v1/files/"  # their names can't be guessed, and pictures are shown by browsers that send no key
-_IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/drafts", "/v1/images/finish")
+_TASKS = "/v1/images/tasks"
+_IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/drafts", "/v1/images/finish", _TASKS)
 _ROUTES = (*_IMAGES, "/v1/models", "/metrics", "/docs", "/openapi.json", *_OPEN)
-_UPLOADS = ("/v1/images/edits", "/gradio_api/upload")
+_A1111 = "/sdapi/v1/"
+_API = ("/v1/", _A1111, "/mcp")
+_UPLOADS = ("/v1/images/edits", "/sdapi/v1/img2img", "/mcp")
 # Nothing is loaded from elsewhere, so that the page works offline and tells nobody that it was opened.
 _POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'self'; "
-    "form-action 'self'; base-uri 'self'; object-src 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+    "frame-ancestors 'self'; form-action 'self'; base-uri 'none'"
 )
 
 
@@ -74,7 +79,7 @@ class Guard:
         headers = MutableHeaders(scope=scope)
         if path.endswith("/edits"):  # else starlette reads as latin-1, without a word, what is no UTF-8
             headers["content-type"] = headers.get("content-type", "") + "; charset=latin-1"
-        elif path in _IMAGES:  # whatever clients call it: curl -d says that it is a form
+        elif path in _IMAGES or path.startswith(_A1111):  # curl -d says that it is a form
             headers["content-type"] = "application/json"
         await self._app(scope, self._limited(scope, path, receive), send)
 
@@ -84,12 +89,12 @@ class Guard:
             raise ApiError(403, "Requests from other sites are not answered.", code="cross_site")
         state = scope.setdefault("state", {})
         state["client"] = scope["client"][0] if scope.get("client") else "local"
-        if not self._service.keys or path in _OPEN or path.startswith(_FILES):
+        if not self._service.keys or path in _OPEN or path.startswith((_FILES, _STATIC)):
             return
         client = self._client(headers, path)
         if client is not None:
             state["client"] = client
-        elif path.startswith("/v1/") or path == "/metrics" or scope["method"] != "GET":
+        elif path.startswith(_API) or path == "/metrics" or scope["method"] != "GET":
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
         else:
             raise ApiError(303, scope["root_path"] + LOGIN)
@@ -98,8 +103,10 @@ class Guard:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self._service.keys.client(key.strip())
-        if path.startswith("/v1/") or path == "/metrics":
-            return None  # a browser's cookie opens the page, not the API
+        if scheme.lower() == "basic" and path.startswith(_A1111):
+            return self._service.keys.client(_password(key))
+        if path == "/metrics" or (path.startswith(_API) and PAGE not in headers):
+            return None  # a browser's cookie opens the page, and the API to the page alone
         return self._service.sessions.client(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
 
     def _limited(self, scope: Scope, path: str, receive: Receive) -> Receive:
@@ -146,6 +153,14 @@ class _Reply:
         await asyncio.wait_for(self._send(message), self._patience)
 
 
+def _password(basic: str) -> str:
+    """Return the password of basic authentication, which holds the key; the user's name is of no matter."""
+    try:
+        return base64.b64decode(basic, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
 def _too_large(most: int) -> ApiError:
     return ApiError(413, f"The body has more than {most} bytes.", code="request_too_large")
 
@@ -162,4 +177,7 @@ def _route(path: str) -> str:
     """Return a route's name for counting; what users type is counted as one."""
     if path in _ROUTES:
         return path
-    return "/v1/files" if path.startswith(_FILES) else "/v1/other" if path.startswith("/v1/") else "page"
+    for begin, route in ((_FILES, "/v1/files"), (_TASKS, _TASKS), ("/v1/", "/v1/other"), (_A1111, _A1111)):
+        if path.startswith(begin):
+            return route
+    return "page"

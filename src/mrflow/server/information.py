@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from jinja2 import Environment, PackageLoader
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+import mrflow
 from mrflow.server.errors import ApiError
 from mrflow.server.guard import COOKIE, LOGIN
 from mrflow.server.service import Service
@@ -39,11 +40,20 @@ def information_routes(service: Service) -> APIRouter:
         service.check_model(name)
         return model_object(name)
 
+    @router.get("/v1/loras")
+    async def loras() -> dict[str, Any]:
+        """List the LoRAs that requests may name, and whether pictures have them unasked."""
+        known = service.scheduler.model.loras
+        usual = {each.name: each.weight for each in known.usual}
+        data = [{"id": name, "object": "lora", "usual_weight": usual.get(name, 0.0)} for name in known.files]
+        return {"object": "list", "data": data}
+
     @router.get("/v1/files/{name}")
     def file(name: str) -> Response:
         """Give out a picture that was asked for as a url, for a limited time."""
+        name, _, ending = name.partition(".")
         found = service.files.get(name)
-        if found is None:
+        if found is None or ending not in ("", found.media_type.removeprefix("image/")):
             raise ApiError(404, "There is no such file, or no longer.", code="file_not_found")
         age = f"private, max-age={int(service.files.seconds)}"
         headers = {"Cache-Control": age, "Content-Disposition": "inline"}
@@ -105,17 +115,21 @@ def documentation_routes(service: Service) -> APIRouter:
     return router
 
 
+def render(template: str, **values: Any) -> str:
+    """Return a page of `templates/` as HTML; what it loads is asked for by version, so that none is outdated."""
+    return _TEMPLATES.get_template(template).render(version=mrflow.__version__, **values)
+
+
 def login_page(problem: str = "") -> str:
     """Return the login form as HTML, with a word on what went wrong."""
-    return _TEMPLATES.get_template("login.html").render(title="mrflow", action=LOGIN[1:], problem=problem)
+    return render("login.html", title="mrflow", action=LOGIN[1:], problem=problem)
 
 
 def docs_page(schema: dict[str, Any]) -> str:
     """Return an OpenAPI document as HTML."""
     routes = [(verb, path, route) for path, verbs in schema["paths"].items() for verb, route in verbs.items()]
     bodies = {f"#/components/schemas/{name}": body for name, body in schema["components"]["schemas"].items()}
-    page = _TEMPLATES.get_template("docs.html")
-    return page.render(title="mrflow: the API", routes=routes, bodies=bodies, kind=_kind)
+    return render("docs.html", title="mrflow: the API", routes=routes, bodies=bodies, kind=_kind)
 
 
 def _kind(field: dict[str, Any]) -> str:

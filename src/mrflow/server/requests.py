@@ -12,15 +12,40 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from fastapi.exceptions import RequestValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic_core import from_json
 
 from mrflow.drafts import Draft, drafts_from_images, replan_drafts
-from mrflow.errors import MrFlowError, MrFlowWarning, PlanError, PromptError, SizeError
+from mrflow.errors import LoraNameError, MrFlowError, MrFlowWarning, PlanError, PromptError, SizeError
 from mrflow.files import load_image
-from mrflow.jobs import MAX_SEED, Job, Size, ask, parse_size
+from mrflow.jobs import (
+    MAX_LORA_NAME,
+    MAX_LORA_WEIGHT,
+    MAX_LORAS,
+    MAX_SEED,
+    Job,
+    Lora,
+    Size,
+    ask,
+    parse_size,
+    read_loras,
+)
 from mrflow.model import Model
 from mrflow.plan import ABOUT, FINISHING, About, Plan, get_plan
 from mrflow.server import errors
+from mrflow.server.errors import ApiError
+from mrflow.server.other_names import translate
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import MAX_DRAFTS, MAX_N, Settings
 
@@ -32,6 +57,7 @@ Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "
 # they make 3, 4, 7, 10 and 17. 12+1 and 20+1 are the published plans, 50 is the usual number of native sampling.
 QUALITY = {"low": 8 / 12, "medium": 1.0, "high": 20 / 12, "xhigh": 30 / 12, "max": 50 / 12}
 OLDER_QUALITY = {"standard": "medium", "hd": "high"}
+_UNUSED = ("style", "input_fidelity")  # OpenAI's fields that are known and change nothing, and might be thought to
 
 
 def with_plan_fields(about: Mapping[str, About]) -> Callable[[type[Body]], type[Body]]:
@@ -63,6 +89,15 @@ def _bounded(about: About) -> Any:
     return Annotated[about.kind, Field(**limits)]
 
 
+def validated(kind: type[Body], fields: Mapping[str, Any]) -> Body:
+    """Return a body of these fields, which came otherwise than as its JSON; raises a RequestValidationError."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        wrong = error.errors(include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in wrong]) from None
+
+
 def plan_numbers(body: BaseModel) -> dict[str, Any]:
     """Return what a body says of a plan's numbers, by the names that Plan has for them."""
     given = {name: getattr(body, about.http or "", None) for name, about in ABOUT.items()}
@@ -83,7 +118,10 @@ class ErrorAnswer(BaseModel):
 
 
 class ImageBody(BaseModel):
-    """What all requests may say: for which model, and how pictures are given out."""
+    """What all requests may say: for which model, and how pictures are given out.
+
+    Fields that other servers have are taken as `translate` says.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str | None = Field(None, max_length=200, description="A name that GET /v1/models lists.")
@@ -93,15 +131,56 @@ class ImageBody(BaseModel):
         None, ge=0, le=100, description="Quality of jpeg and webp; absent: jpeg of 95, webp without loss."
     )
     response_format: Literal["b64_json", "url"] | None = Field(
-        None, description="b64_json if absent; a url is served by this server for a limited time."
+        None,
+        description="b64_json if absent, or url for models called dall-e-2 and -3, as at OpenAI; "
+        "a url is served by this server for a limited time.",
     )
+    _notes: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read_other_names(cls, given: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        """Take what other servers and clients say, and note what became of it."""
+        if not isinstance(given, dict):
+            return handler(given)
+        known, notes = translate(given, cls.model_fields)
+        body = handler(known)
+        unused = [name for name in _UNUSED if known.get(name)]
+        body._notes = notes | {name: f"{name} is ignored: it changes nothing here." for name in unused}
+        return body
+
+    def warnings(self, *, strict: bool = False) -> list[str]:
+        """Return what became of fields that others have. strict: raise an ApiError for those we do not know."""
+        for name in self._notes if strict else ():
+            if name not in _UNUSED:
+                raise ApiError(400, f"Unknown parameter: {name!r}.", param=name, code="unknown_parameter")
+        return list(dict.fromkeys(self._notes.values()))
 
 
 class StreamedBody(ImageBody):
     stream: bool | None = Field(None, description="Send events instead of one object.")
+    progress: bool | None = Field(None, description="Of a stream: an event for each step, too.")
+
+
+class PreviewedBody(StreamedBody):
     partial_images: int | None = Field(
         None, ge=0, le=3, description="Previews: 1 is the draft, 2 and 3 also the upscaled draft."
     )
+
+
+class LoraBody(BaseModel):
+    """A LoRA on the picture."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str = Field(min_length=1, max_length=MAX_LORA_NAME, description="As GET /v1/loras has it.")
+    weight: float = Field(
+        1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False, description="1 is its own strength."
+    )
+
+
+def _from_text(value: Any) -> Any:
+    """Return a field of a form, which arrives as text, as the JSON that it holds."""
+    return from_json(value) if isinstance(value, str) else value
 
 
 @with_plan_fields(ABOUT)
@@ -126,16 +205,25 @@ class PromptBody(ImageBody):
         max_length=80,
         description='Draft steps + refine steps, such as "12+1", a few-step model\'s "3/4", or a preset\'s name.',
     )
+    loras: Annotated[list[LoraBody], BeforeValidator(_from_text)] | None = Field(
+        None,
+        max_length=MAX_LORAS,
+        description="Of those that GET /v1/loras lists; [] for none, absent: the server's.",
+    )
 
 
-class GenerateBody(PromptBody, StreamedBody):
+class GenerateBody(PromptBody, PreviewedBody):
     """POST /v1/images/generations."""
 
     n: int | None = Field(None, ge=1, le=MAX_N, description="Pictures, 1 if absent.")
     style: Literal["vivid", "natural"] | None = Field(None, description="Accepted and not used.")
+    native: bool | None = Field(
+        None, description="The plain pipeline's picture instead, in its own number of steps, to compare with."
+    )
+    dry_run: bool | None = Field(None, description="Make nothing: answer with plan, size and warnings.")
 
 
-class EditBody(PromptBody, StreamedBody):
+class EditBody(PromptBody, PreviewedBody):
     """The text fields of POST /v1/images/edits; all arrive as text."""
 
     model_config = ConfigDict(strict=False)
@@ -143,14 +231,14 @@ class EditBody(PromptBody, StreamedBody):
     input_fidelity: Literal["high", "low"] | None = Field(None, description="Accepted; refine_sigma decides.")
 
 
-class DraftsBody(PromptBody):
+class DraftsBody(PromptBody, StreamedBody):
     """POST /v1/images/drafts."""
 
     n: int | None = Field(None, ge=1, le=MAX_DRAFTS, description="Drafts, 8 if absent.")
 
 
 @with_plan_fields({name: ABOUT[name] for name in FINISHING})
-class FinishBody(StreamedBody):
+class FinishBody(PreviewedBody):
     """POST /v1/images/finish."""
 
     drafts: list[Annotated[str, Field(max_length=100)]] = Field(
@@ -181,13 +269,22 @@ class Checked:
 def check_prompt(scheduler: Scheduler, body: PromptBody, n: int) -> Checked:
     """Return the work for `n` pictures of a prompt; raises an ApiError."""
     model, settings = scheduler.model, scheduler.settings
-    with _reading(scheduler) as warned:
+    with _reading(scheduler, body) as warned:
         plan, (width, height) = _plan(model, body, settings), _size(body)
         _check_text(body, settings)
-        asked = ask(body.prompt, body.negative_prompt, body.seed, n, plan=plan, width=width, height=height)
+        told: dict[str, Any] = {"plan": plan, "width": width, "height": height, "loras": _loras(body)}
+        asked = ask(body.prompt, body.negative_prompt, body.seed, n, **told)
         jobs = model.resolve(asked)
         _check_pixels(jobs[0].size, settings)
     return Checked(jobs, warnings=warned)
+
+
+def as_native(scheduler: Scheduler, body: PromptBody, checked: Checked) -> Checked:
+    """Return the work of the plain pipeline's pictures, guided throughout, by its own scheduler unless asked."""
+    asked, steps = plan_numbers(body), scheduler.model.defaults.native_steps
+    own = {name: asked.get(name) for name in ("guidance_stop", "solver")}
+    plan = checked.plan.native(asked.get("steps", steps), **own)
+    return replace(checked, jobs=[replace(job, plan=plan) for job in checked.jobs])
 
 
 def check_image(scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes]) -> Checked:
@@ -197,13 +294,12 @@ def check_image(scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes])
         image = load_image(file, max_pixels=settings.max_input_pixels)
     except MrFlowError as error:
         raise errors.from_error(error) from None
-    with _reading(scheduler) as warned:
+    with _reading(scheduler, body) as warned:
         plan, (width, height) = _plan(model, body, settings), _size(body)
         _check_text(body, settings)
         seeds = [one.seed for one in ask(body.prompt, body.negative_prompt, body.seed, n)]
-        (draft,) = drafts_from_images(
-            model, image, body.prompt, body.negative_prompt, seeds[0], plan=plan, width=width, height=height
-        )
+        told: dict[str, Any] = {"plan": plan, "width": width, "height": height, "loras": _loras(body)}
+        (draft,) = drafts_from_images(model, image, body.prompt, body.negative_prompt, seeds[0], **told)
         _check_pixels(draft.base_recipe.size, settings)
         drafts = [replace(draft, base_recipe=replace(draft.base_recipe, seed=seed)) for seed in seeds]
     return of_drafts(drafts, warned)
@@ -211,7 +307,7 @@ def check_image(scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes])
 
 def check_drafts(scheduler: Scheduler, body: FinishBody, drafts: Sequence[Draft]) -> Checked:
     """Return the work of finishing drafts, with the refine pass changed as asked; raises an ApiError."""
-    with _reading(scheduler):
+    with _reading(scheduler, body) as warned:
         numbers = plan_numbers(body)
         if body.plan is not None:
             named = get_plan(body.plan).changed(**numbers)
@@ -219,7 +315,7 @@ def check_drafts(scheduler: Scheduler, body: FinishBody, drafts: Sequence[Draft]
         changed = replan_drafts(scheduler.model, drafts, numbers=numbers)
         for draft in changed:
             _check_steps(draft.base_recipe.plan, scheduler.settings)
-        return of_drafts(changed)
+        return of_drafts(changed, warned)
 
 
 def of_drafts(drafts: list[Draft], warned: Sequence[str] = ()) -> Checked:
@@ -231,15 +327,24 @@ def _size(body: PromptBody) -> Size | tuple[None, None]:
     return parse_size(None if body.size == "auto" else body.size)
 
 
+def _loras(body: PromptBody) -> tuple[Lora, ...] | None:
+    return None if body.loras is None else read_loras([each.model_dump() for each in body.loras])
+
+
 def _plan(model: Model, body: PromptBody, settings: Settings) -> Plan:
     numbers, plan = plan_numbers(body), model.defaults.plan if body.plan is None else get_plan(body.plan)
     quality = body.quality or "auto"
     if body.plan is None and "steps" not in numbers and quality != "auto":
-        share = QUALITY[OLDER_QUALITY.get(quality, quality)]
-        plan = replace(plan, steps=math.ceil(round(plan.steps * share, 6)))
+        plan = replace(plan, steps=steps_of(plan, quality))
     plan = plan.changed(**numbers)
     _check_steps(plan, settings)
     return plan
+
+
+def steps_of(plan: Plan, quality: str) -> int:
+    """Return the draft steps of a quality."""
+    share = QUALITY[OLDER_QUALITY.get(quality, quality)]
+    return math.ceil(round(plan.steps * share, 6))
 
 
 def _check_steps(plan: Plan, settings: Settings) -> None:
@@ -260,12 +365,12 @@ def _check_text(body: PromptBody, settings: Settings) -> None:
 
 
 @contextmanager
-def _reading(scheduler: Scheduler) -> Iterator[list[str]]:
-    """Use the model's tokenizers; give a list that holds mrflow's warnings afterwards.
+def _reading(scheduler: Scheduler, body: ImageBody) -> Iterator[list[str]]:
+    """Use the model's tokenizers; give a list of warnings, which afterwards holds mrflow's own, too.
 
     The lock also keeps `catch_warnings`, which is not made for threads, to one thread at a time.
     """
-    texts: list[str] = []
+    texts = body.warnings(strict=scheduler.settings.strict)
     if not scheduler.reading.acquire(timeout=30):
         raise errors.hung()
     try:
@@ -275,6 +380,7 @@ def _reading(scheduler: Scheduler) -> Iterator[list[str]]:
         texts += [str(each.message) for each in caught if issubclass(each.category, MrFlowWarning)]
     except MrFlowError as error:
         params: dict[type, str] = {PlanError: "plan", SizeError: "size", PromptError: "prompt"}
+        params |= {LoraNameError: "loras"}
         raise errors.from_error(error, params.get(type(error))) from None
     finally:
         scheduler.reading.release()

@@ -28,7 +28,7 @@ from mrflow.progress import Stage
 from mrflow.recipe import Recipe
 from mrflow.server import errors
 from mrflow.server.errors import ApiError
-from mrflow.server.requests import OLDER_QUALITY, Checked, Format, ImageBody, StreamedBody
+from mrflow.server.requests import OLDER_QUALITY, Checked, Format, ImageBody, PreviewedBody
 from mrflow.server.service import Service
 from mrflow.server.store import Store, StoredFile
 from mrflow.server.tickets import Made, News, TicketGroup
@@ -36,7 +36,7 @@ from mrflow.server.tickets import Made, News, TicketGroup
 log = logging.getLogger("mrflow.server")
 
 Outcome = TypeVar("Outcome")
-Verb = Literal["image_generation", "image_edit"]
+Verb = Literal["image_generation", "image_edit", "image_draft"]
 
 _STAGES: dict[Stage, str] = {"decode_draft": "draft", "upscale": "upscaled"}  # those shown, as clients read them
 _SILENCE = 15.0  # seconds after which a comment is sent, so that proxies keep the line open
@@ -57,7 +57,9 @@ class Encoder:
         if form == "png" and quality not in (None, 100):
             text = "output_compression is for jpeg and webp; png is always whole. Leave one out."
             raise ApiError(400, text, param="output_compression", code="invalid_value")
-        return cls(form, None if form == "png" else quality, base_url if body.response_format == "url" else None)
+        usual = "url" if (body.model or "").startswith("dall-e-") else "b64_json"
+        wanted = (body.response_format or usual) == "url"
+        return cls(form, None if form == "png" else quality, base_url if wanted else None)
 
     def encode(self, image: Image.Image, recipe: Recipe | None = None) -> bytes:
         """Return the file, with the recipe inside; raises an ApiError for what the format can't hold."""
@@ -72,18 +74,22 @@ class Encoder:
         if self.base_url is None:
             return {"b64_json": base64.b64encode(data).decode()}
         name = files.put(StoredFile(data, f"image/{self.format}"), len(data))
-        return {"url": f"{self.base_url}v1/files/{name}"}
+        return {"url": f"{self.base_url}v1/files/{name}.{self.format}"}  # some clients look for the ending
 
 
-def shown(body: StreamedBody, *, drafted: bool) -> tuple[Stage, ...]:
+def later(request: Request) -> bool:
+    """Return whether a request is to be answered with a task."""
+    return "respond-async" in request.headers.get("prefer", "") or request.url.path.endswith("/images/tasks")
+
+
+def shown(body: PreviewedBody, *, drafted: bool) -> tuple[Stage, ...]:
     """Return the stages to show in a stream; where nothing is drafted that is the upscaled picture."""
     return tuple(_STAGES)[not drafted :][: body.partial_images or 0] if body.stream else ()
 
 
 def describe(made: Made) -> dict[str, Any]:
     """Return our fields of one picture: seed, plan, seconds per stage, batch, recipe."""
-    recipe = made.recipe or (made.draft.recipe if made.draft is not None else None)
-    assert recipe is not None
+    _, recipe = _picture(made)
     return {
         "seed": recipe.seed,
         "plan": recipe.plan.label,
@@ -91,6 +97,14 @@ def describe(made: Made) -> dict[str, Any]:
         "batch": made.batch,
         "recipe": json.loads(recipe.to_json()),
     }
+
+
+def _picture(made: Made) -> tuple[Image.Image, Recipe]:
+    """Return the finished picture or else the draft, with its recipe."""
+    if made.image is not None and made.recipe is not None:
+        return made.image, made.recipe
+    assert made.draft is not None
+    return made.draft.image, made.draft.recipe
 
 
 def usage(made: Sequence[Made], sizes: Sequence[Size], patch: int, given: int = 0) -> dict[str, Any]:
@@ -147,7 +161,7 @@ async def unless_gone(request: Request, making: Coroutine[Any, Any, Outcome]) ->
 
 @dataclass(frozen=True)
 class Answer:
-    """The finished pictures of one request, as one object or as events.
+    """The pictures of one request, finished ones or kept drafts, as one object or as events.
 
     quality: as it was asked for. verb: what the names of events begin with. given: see `usage`.
     """
@@ -158,45 +172,76 @@ class Answer:
     quality: str | None = None
     verb: Verb = "image_generation"
     given: int = 0
+    progress: bool | None = False
 
     async def send(self, request: Request, checked: Checked, stream: bool | None) -> Response:
-        """Return all pictures once they are made, or at once the events that tell of them."""
+        """Return all pictures once they are made, or at once the events that tell of them, or a task."""
+        if later(request):
+            return self._task(request, checked)
         if stream:
             self.group.submit()
-            return _EventStream(self.group, self._events())
+            return _EventStream(self.group, self._events(checked.warnings))
         async with self.group:
-            made = await unless_gone(request, self.group.made())
-        sizes = [ticket.job.size for ticket in self.group.tickets]
+            await unless_gone(request, self.group.made())
+            return JSONResponse(await self.whole(checked))
+
+    def _task(self, request: Request, checked: Checked) -> Response:
+        tasks = self.service.tasks
+        if tasks is None:
+            raise ApiError(400, "There are no tasks here: they are bound to one process.", code="unsupported")
+        told = tasks.describe(task := tasks.begin(request.state.client, self, checked))
+        return JSONResponse(told, 202, headers={"Location": f"{request.base_url}v1/images/tasks/{task.id}"})
+
+    async def whole(self, checked: Checked) -> dict[str, Any]:
+        """Return the answer that holds all pictures, once they are made; raises the first ApiError."""
+        made, created = await self.group.made(), now()
         answer = {
-            "created": now(),
+            "created": created,
+            **({"expires_at": created + int(self.service.settings.keep_seconds)} if self._drafts else {}),
             **common(self.encoder, self.quality, checked.size),
             "model": self.service.names[0],
             "plan": checked.plan.label,
             "data": await run_in_threadpool(self._items, made),
-            "usage": usage(made, sizes, self.service.patch, self.given),
+            "usage": usage(made, self._sizes(), self.service.patch, self.given),
             "warnings": checked.warnings,
         }
         if answer["quality"] == "auto":
             answer["quality"] = None  # as the plan says; no answer may say auto
-        return JSONResponse(answer)
+        return answer
 
     def _items(self, made: Sequence[Made]) -> list[dict[str, Any]]:
-        files = self.service.files
-        pictures = [(each, each.image) for each in made if each.image is not None]
-        return [{**self.encoder.item(image, each.recipe, files), **describe(each)} for each, image in pictures]
+        return [
+            {**self._id(each), **self.encoder.item(*_picture(each), self.service.files), **describe(each)}
+            for each in made
+        ]
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    @property
+    def _drafts(self) -> bool:
+        return self.verb == "image_draft"
+
+    def _id(self, made: Made) -> dict[str, str]:
+        """Return under which id a draft is kept; of a finished picture nothing."""
+        return {"id": self.service.keep_draft(made.draft)} if self._drafts and made.draft is not None else {}
+
+    def _sizes(self) -> list[Size]:
+        jobs, patch = [ticket.job for ticket in self.group.tickets], self.service.patch
+        return [job.plan.draft_size(*job.size, patch) if self._drafts else job.size for job in jobs]
+
+    async def _events(self, warnings: Sequence[str]) -> AsyncIterator[bytes]:
         """Yield events, and in place of a picture that is refused an error."""
         previews = [0] * len(self.group.tickets)
         try:
             async for news in self.group.news(_SILENCE):
                 if news.made is not None:
-                    yield await run_in_threadpool(self._completed, news.index, news.made)
+                    yield await run_in_threadpool(self._completed, news.index, news.made, warnings)
                 elif news.image is not None:
                     yield await run_in_threadpool(self._partial, news, previews[news.index])
                     previews[news.index] += 1
                 elif news.stage is None:
                     yield b": still at it\n\n"
+                elif self.progress:
+                    counts = {"step": news.step, "steps": news.steps, "image_index": news.index}
+                    yield _event(f"{self.verb}.progress", {"stage": news.stage, **counts})
         except ApiError as error:
             yield _event("error", error.body())
         except Exception as error:  # of encoding, for one
@@ -209,12 +254,13 @@ class Answer:
         more = {"partial_image_index": number, "stage": _STAGES[news.stage], "seconds": round(news.seconds, 4)}
         return self._image("partial_image", news.index, self.encoder.encode(news.image), more)
 
-    def _completed(self, index: int, made: Made) -> bytes:
-        assert made.image is not None
-        size = self.group.tickets[index].job.size
+    def _completed(self, index: int, made: Made, warnings: Sequence[str]) -> bytes:
+        size = self._sizes()[index]
         counts = usage([made], [size], self.service.patch, self.given if index == 0 else 0)
-        data = self.encoder.encode(made.image, made.recipe)
-        return self._image("completed", index, data, {"usage": counts, **describe(made)})
+        data = self.encoder.encode(*_picture(made))
+        return self._image(
+            "completed", index, data, {**self._id(made), "usage": counts, "warnings": warnings, **describe(made)}
+        )
 
     def _image(self, what: str, index: int, data: bytes, more: dict[str, Any]) -> bytes:
         fields = common(self.encoder, self.quality, self.group.tickets[index].job.size)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response
 
+from mrflow.progress import Stage
 from mrflow.server import requests
 from mrflow.server.errors import ApiError
-from mrflow.server.responses import Answer, Encoder, common, describe, now, shown, unless_gone, usage
+from mrflow.server.responses import Answer, Encoder, later, shown
 from mrflow.server.service import Service
+from mrflow.server.tasks import Tasks
 from mrflow.server.tickets import TicketGroup
 
 _DEFAULT_DRAFTS = 8
@@ -34,14 +34,22 @@ def image_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1/images", tags=["images"])
     scheduler = service.scheduler
 
+    @router.post("/tasks")
     @router.post("/generations")
     async def generate(request: Request, body: requests.GenerateBody) -> Response:
-        """Make pictures from a prompt: drafts, then finished."""
+        """Make pictures from a prompt: drafts, then finished. At tasks, or with "Prefer: respond-async", later."""
         encoder = _encoder(service, request, body)
         checked = await run_in_threadpool(requests.check_prompt, scheduler, body, body.n or 1)
-        group = TicketGroup(scheduler, request.state.client, shown(body, drafted=True))
-        group.add(("draft", "finish"), checked.jobs)
-        return await Answer(service, group, encoder, body.quality).send(request, checked, body.stream)
+        if body.native:
+            checked = requests.as_native(scheduler, body, checked)
+        if body.dry_run:
+            size = f"{checked.size[0]}x{checked.size[1]}"
+            return JSONResponse({"plan": checked.plan.label, "size": size, "warnings": checked.warnings})
+        show = () if body.native else shown(body, drafted=True)
+        group = _group(service, request, body, show)
+        group.add(("native",) if body.native else ("draft", "finish"), checked.jobs)
+        answer = Answer(service, group, encoder, body.quality, progress=body.progress)
+        return await answer.send(request, checked, body.stream)
 
     @router.post("/edits", openapi_extra=_MULTIPART)
     async def edit(request: Request) -> Response:
@@ -53,7 +61,9 @@ def image_routes(service: Service) -> APIRouter:
             checked = await run_in_threadpool(requests.check_image, scheduler, body, body.n or 1, image.file)
         group = _finishing(service, request, checked, body)
         height, width = checked.drafts[0].pixels.shape[-2:]
-        answer = Answer(service, group, encoder, body.quality, verb="image_edit", given=width * height)
+        answer = Answer(
+            service, group, encoder, body.quality, verb="image_edit", given=width * height, progress=body.progress
+        )
         return await answer.send(request, checked, body.stream)
 
     @router.post("/drafts")
@@ -61,29 +71,10 @@ def image_routes(service: Service) -> APIRouter:
         """Make cheap drafts, kept for a limited time, to be finished or not."""
         encoder = _encoder(service, request, body)
         checked = await run_in_threadpool(requests.check_prompt, scheduler, body, body.n or _DEFAULT_DRAFTS)
-        group = TicketGroup(scheduler, request.state.client)
+        group = _group(service, request, body)
         group.add(("draft",), checked.jobs)
-        async with group:
-            made = await unless_gone(request, group.made())
-
-        def data() -> list[dict[str, Any]]:
-            drafts = [(each, each.draft) for each in made if each.draft is not None]
-            items = [encoder.item(draft.image, draft.recipe, service.files) for _, draft in drafts]
-            return [
-                {"id": service.keep_draft(draft), **item, **describe(each)}
-                for (each, draft), item in zip(drafts, items, strict=True)
-            ]
-
-        created, small = now(), checked.plan.draft_size(*checked.size, service.patch)
-        answer = {
-            "created": created,
-            "expires_at": created + int(service.settings.keep_seconds),
-            **common(encoder, body.quality, checked.size),
-            "data": await run_in_threadpool(data),
-            "usage": usage(made, [small] * len(made), service.patch),
-            "warnings": checked.warnings,
-        }
-        return JSONResponse(answer)
+        answer = Answer(service, group, encoder, body.quality, verb="image_draft", progress=body.progress)
+        return await answer.send(request, checked, body.stream)
 
     @router.post("/finish")
     async def finish(request: Request, body: requests.FinishBody) -> Response:
@@ -92,9 +83,32 @@ def image_routes(service: Service) -> APIRouter:
         drafts = await run_in_threadpool(service.kept_drafts, body.drafts)
         checked = await run_in_threadpool(requests.check_drafts, scheduler, body, drafts)
         group = _finishing(service, request, checked, body)
-        return await Answer(service, group, encoder).send(request, checked, body.stream)
+        return await Answer(service, group, encoder, progress=body.progress).send(request, checked, body.stream)
 
+    if service.tasks is not None:
+        _add_tasks(router, service.tasks)
     return router
+
+
+def _add_tasks(router: APIRouter, tasks: Tasks) -> None:
+    """Add the routes that ask after work, its owner's alone."""
+
+    @router.get("/tasks")
+    async def mine(request: Request) -> Response:
+        """List the tasks of the key that asks, without their pictures."""
+        told = [tasks.describe(task) for task in tasks.of(request.state.client)]
+        return JSONResponse({"object": "list", "data": [{**each, "result": None} for each in told]})
+
+    @router.get("/tasks/{name}")
+    async def fetch(request: Request, name: str) -> Response:
+        """Say how a task is, and give its pictures once they are made."""
+        return JSONResponse(tasks.describe(tasks.get(name, request.state.client)))
+
+    @router.delete("/tasks/{name}")
+    async def cancel(request: Request, name: str) -> Response:
+        """Forget a task; one that is not done stops between two steps."""
+        tasks.remove(tasks.get(name, request.state.client))
+        return JSONResponse({"id": name, "object": "image.task", "deleted": True})
 
 
 def _encoder(service: Service, request: Request, body: requests.ImageBody) -> Encoder:
@@ -105,11 +119,18 @@ def _encoder(service: Service, request: Request, body: requests.ImageBody) -> En
     return encoder
 
 
+def _group(
+    service: Service, request: Request, body: requests.StreamedBody, show: Iterable[Stage] = ()
+) -> TicketGroup:
+    steps = bool(body.progress) or later(request)
+    return TicketGroup(service.scheduler, request.state.client, show, steps=steps)
+
+
 def _finishing(
-    service: Service, request: Request, checked: requests.Checked, body: requests.StreamedBody
+    service: Service, request: Request, checked: requests.Checked, body: requests.PreviewedBody
 ) -> TicketGroup:
     """Return tickets that finish drafts."""
-    group = TicketGroup(service.scheduler, request.state.client, shown(body, drafted=False))
+    group = _group(service, request, body, shown(body, drafted=False))
     for draft, job in zip(checked.drafts, checked.jobs, strict=True):
         group.add(("finish",), [job], draft)
     return group
@@ -131,13 +152,9 @@ def _read_form(fields: FormData) -> tuple[requests.EditBody, UploadFile]:
         texts = {
             name: it if isinstance(it, UploadFile) else it.encode("latin-1").decode() for name, it in texts.items()
         }
-        return requests.EditBody.model_validate(texts), images[0]
     except UnicodeError:
         raise ApiError(400, "A field of the form is no UTF-8 text.", code="invalid_value") from None
-    except ValidationError as error:
-        raise RequestValidationError(
-            [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_input=False)]
-        ) from None
+    return requests.validated(requests.EditBody, texts), images[0]
 
 
 def _is_empty(value: str | UploadFile) -> bool:

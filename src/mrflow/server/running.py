@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from mrflow.errors import RequestError
 from mrflow.server.scheduler import Scheduler
 
-_ANSWERING = 5  # seconds for the last answers; open pages, which listen for ever, are cut off after it
+_ANSWERING = 5  # seconds for the last answers; what is still open then is cut off
 
 
 class _Server(uvicorn.Server):
@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         while self._scheduler.busy and not self.force_exit:  # the scheduler's patience ends, if its work does not
             await asyncio.sleep(0.1)
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages that are cut off are no errors
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # answers that are cut off are no errors
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ from mrflow.server.metrics import Metrics
 from mrflow.server.scheduler import Scheduler
 from mrflow.server.settings import Settings
 from mrflow.server.store import Store, StoredFile
+from mrflow.server.tasks import Tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,10 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Service(Kept):
-    """One server's parts. names: under which the model can be asked for, its own first."""
+    """One server's parts.
+
+    names: under which the model can be asked for, its own first. tasks: None where there are several processes.
+    """
 
     scheduler: Scheduler
     settings: Settings
@@ -43,6 +47,7 @@ class Service(Kept):
     keys: Keys
     sessions: Sessions
     names: tuple[str, ...]
+    tasks: Tasks | None
 
     @property
     def patch(self) -> int:
@@ -82,8 +87,11 @@ def make_service(
     Raises RequestError where a model can't have as many lanes as the settings say.
     """
     wanted = settings.lanes or (None if len(models) == 1 else 1)
+    for model in models:
+        model.upscaler.ready()  # what is missing is said before anybody asks
     lanes = [lane for model in models for lane in _lanes(model, check_lanes(model, wanted))]
-    metrics, kept = Metrics([lane.device for lane in lanes]), kept or Kept.of(settings)
+    metrics, tasks = Metrics([lane.device for lane in lanes]), Tasks(settings) if kept is None else None
+    kept = kept or Kept.of(settings)
     return Service(
         scheduler=Scheduler(lanes, settings, metrics),
         settings=settings,
@@ -92,6 +100,7 @@ def make_service(
         drafts=kept.drafts,
         keys=keys,
         sessions=Sessions(),
+        tasks=tasks,
         names=tuple(dict.fromkeys((lanes[0].name, *aliases))),
     )
 

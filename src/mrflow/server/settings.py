@@ -35,6 +35,7 @@ class Settings(BaseModel):
     max_input_pixels: of a given image, decoded.
     keep_seconds: how long files and drafts are kept. keep_bytes: how much of each.
     body_seconds: patience between two pieces of a request's body.
+    strict: refuse fields of requests that only other servers have, also those that change nothing.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -54,6 +55,7 @@ class Settings(BaseModel):
     keep_seconds: Seconds = 600.0
     keep_bytes: Whole = 256 * 2**20
     body_seconds: Seconds = 30.0
+    strict: bool = False
 
     def __init__(self, **values: Any) -> None:
         """Take the values that differ from the defaults; raises RequestError."""

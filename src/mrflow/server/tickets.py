@@ -82,7 +82,7 @@ class Ticket:
     def key(self) -> Hashable:
         """What tickets must share to go through the model together."""
         shape = tuple(self.made.draft.pixels.shape) if self.made.draft is not None else None
-        return self.kind, self.job.size, self.job.plan, shape
+        return self.kind, self.job.kind, shape
 
     @property
     def over(self) -> bool:
@@ -216,10 +216,13 @@ class News:
 class TicketGroup:
     """The tickets of one request. Leaving the `async with` gives up what is not made yet."""
 
-    def __init__(self, scheduler: Scheduler, client: str, show: Iterable[Stage] = ()) -> None:
-        """show: stages whose pixels are wanted as images; without any, `news` has the pictures alone."""
+    def __init__(
+        self, scheduler: Scheduler, client: str, show: Iterable[Stage] = (), *, steps: bool = False
+    ) -> None:
+        """show: stages wanted as images. With neither them nor `steps`, `news` has the pictures alone."""
         self.tickets: list[Ticket] = []
         self._scheduler, self._client, self._show = scheduler, client, frozenset(show)
+        self._listens = steps or bool(self._show)
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[News | BaseException] = asyncio.Queue()
         self._shown: set[tuple[int, Stage]] = set()
@@ -229,7 +232,7 @@ class TicketGroup:
         """Ask for one picture per job. draft: what finishing begins with."""
         seconds = self._scheduler.settings.timeout
         for job in jobs:
-            hear = partial(self._hear, len(self.tickets)) if self._show else None
+            hear = partial(self._hear, len(self.tickets)) if self._listens else None
             ticket = Ticket(todo, job, draft=draft, client=self._client, seconds=seconds, on_news=hear)
             self.tickets.append(ticket)
 

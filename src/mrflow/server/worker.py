@@ -13,6 +13,7 @@ from typing import Any
 from mrflow.batches import BatchSizes, Done, Read, Work
 from mrflow.borrowing import borrowed
 from mrflow.drafts import Draft, Result
+from mrflow.errors import LoraError
 from mrflow.lanes import Cores
 from mrflow.model import Model
 from mrflow.progress import Progress
@@ -79,7 +80,7 @@ class Worker:
 
     def most(self, ticket: Ticket) -> int:
         """Return how many tickets like this one go through the model at once."""
-        return self._sizes.of(ticket.kind, (ticket.job.size, ticket.job.plan)).size
+        return self._sizes.of(ticket.kind, ticket.job.kind).size
 
     def _run(self) -> None:
         while (tickets := self._take(self)) is not None:
@@ -116,7 +117,7 @@ class Worker:
     def _failed(self, ticket: Ticket, error: Exception) -> None:
         if not isinstance(error, _NobodyWaits):
             log.error("a picture failed: %s: %s", type(error).__name__, error)
-            ticket.refuse(errors.failed(error))
+            ticket.refuse(errors.from_error(error) if isinstance(error, LoraError) else errors.failed(error))
 
     def beat(self) -> None:
         """Show a sign of life, and see how many of the cores are left to this worker by the others."""

@@ -1,0 +1,168 @@
+"""Single files: the transformer in a .safetensors or .gguf file, the rest from its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from conftest import make_pipe
+from mrflow import MrFlow, loading, read_recipe
+from mrflow.errors import MissingExtraError, ModelError, ModelNameError
+from mrflow.loading import find_base, find_model, identify
+from support import families
+from support.cli import invoke
+from support.pictures import bytes_of
+
+ASKED: dict[str, Any] = {"width": 64, "height": 64, "plan": "1+1", "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny model whose transformer is another than the file's."""
+    pipe, place = make_pipe(), tmp_path_factory.mktemp("base") / "tiny"
+    torch.nn.init.normal_(pipe.transformer.proj_out.weight, std=0.5)
+    pipe.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("files") / "diffusion_models" / "mine.safetensors"
+    place.parent.mkdir()
+    save_file(make_pipe().transformer.state_dict(), place)
+    return place
+
+
+def load(source: Path, base: Path | str | None = None) -> MrFlow:
+    return MrFlow.from_pretrained(source, base=base, upscaler="bicubic")
+
+
+def test_a_file_is_the_transformer_and_the_base_the_rest(file: Path, base: Path) -> None:
+    expected = MrFlow(make_pipe(), "bicubic")("a red boat", **ASKED)
+    made = load(file, base)("a red boat", **ASKED)
+    assert bytes_of(made.images) == bytes_of(expected.images)
+    assert bytes_of(made.images) != bytes_of(load(base)("a red boat", **ASKED).images)
+    assert (made.recipes[0].model, made.recipes[0].revision) == ("mine.safetensors", identify(str(file))[1])
+
+
+def test_a_checkpoint_as_comfyui_keeps_it(tmp_path: Path) -> None:
+    """Keys with a prefix, and parts of other kinds beside them, which the base has."""
+    case = families.CASES["QwenImagePipeline"]
+    case.make().save_pretrained(tmp_path / "base")
+    weights = {f"model.diffusion_model.{k}": v for k, v in case.make().transformer.state_dict().items()}
+    save_file({**weights, "vae.post_quant.weight": torch.zeros(1)}, tmp_path / "all.safetensors")
+    own, read = case.make().transformer.state_dict(), load(tmp_path / "all.safetensors", tmp_path / "base")
+    found = read.pipe.transformer.state_dict()
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], own[name]) for name in own)
+    weights.popitem()
+    save_file(weights, tmp_path / "less.safetensors")
+    with pytest.raises(ModelError, match=r"less.* lacks weights of the transformer"):
+        load(tmp_path / "less.safetensors", tmp_path / "base")
+
+
+def test_a_gguf_file_is_dequantised_as_it_runs(base: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    (tmp_path / "none.gguf").write_bytes(b"GGUF and no more")
+    with pytest.raises(ModelError, match="cannot be loaded as the transformer"):
+        load(tmp_path / "none.gguf", base)
+    path, writer_kind = tmp_path / "mine-Q8_0.gguf", gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(path, "flux")
+    own = make_pipe().transformer.state_dict()
+    rounded = {}
+    for name, weight in own.items():
+        data = weight.numpy()
+        if weight.ndim == 2 and weight.shape[1] % 32 == 0:
+            packed = gguf.quants.quantize(data, writer_kind)
+            writer.add_tensor(name, packed, raw_dtype=writer_kind)
+            rounded[name] = torch.from_numpy(gguf.quants.dequantize(packed, writer_kind))
+        else:
+            writer.add_tensor(name, data)
+            rounded[name] = weight
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    fast = load(path, base)
+    plain = make_pipe()
+    plain.transformer.load_state_dict(rounded)
+    asked = {**ASKED, "output_type": "pt"}
+    made, expected = fast("a red boat", **asked), MrFlow(plain, "bicubic")("a red boat", **asked)
+    assert (made.images - expected.images).abs().max() < 2e-3  # diffusers multiplies in float16
+    assert (made.images - expected.images).abs().mean() < 1e-4
+    assert made.recipes[0].conditions == {"weights": "GGUFParameter"}
+
+
+def test_what_a_file_is_of_is_known_by_its_weights(tmp_path: Path, file: Path) -> None:
+    """The marks that published files of these models have."""
+    marks = {
+        "black-forest-labs/FLUX.1-dev": [
+            "double_blocks.0.img_attn.norm.key_norm.scale",
+            "guidance_in.in_layer.bias",
+        ],
+        "black-forest-labs/FLUX.1-schnell": ["model.diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale"],
+    }
+    for model, keys in marks.items():
+        shapes = {key: torch.zeros(1) for key in keys}
+        prefix = keys[0].partition("double_blocks")[0]
+        shapes[f"{prefix}img_in.weight"] = torch.zeros(3072, 64)
+        save_file(shapes, tmp_path / "a.safetensors")
+        assert find_base(tmp_path / "a.safetensors") == model
+    with pytest.raises(ModelError, match=r"mine.safetensors are of no model .* base \(--base\)"):
+        find_base(file)
+
+
+def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: Path) -> None:
+    weights = load_file(file)
+    first = next(iter(weights))
+    save_file({key: each for key, each in weights.items() if key != first}, tmp_path / "less.safetensors")
+    save_file({key: each[:1].clone() for key, each in weights.items()}, tmp_path / "other.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-1000])
+    for name, text in (
+        ("less", "cannot be loaded as the transformer"),
+        ("other", "cannot be loaded as the transformer"),
+        ("cut", "its download complete"),
+    ):
+        with pytest.raises(ModelError, match=f"(?i){text}"):
+            load(tmp_path / f"{name}.safetensors", base)
+    with pytest.raises(ModelError, match="download complete"):
+        load(tmp_path / "cut.safetensors")
+    with pytest.raises(ModelNameError, match=r"goes with a \.safetensors or \.gguf file alone"):
+        load(base, base)
+    with pytest.raises(ModelNameError, match=r"no model 'gone.safetensors'"):
+        load(Path("gone.safetensors"))
+
+
+def test_without_gguf_the_extra_is_named(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(MissingExtraError, match=r"mrflow\[gguf\]"):
+        load(tmp_path / "a.gguf", base)
+
+
+def test_files_and_folders_are_found_by_name(file: Path, base: Path) -> None:
+    places = [file.parents[1], base.parent]
+    assert find_model("mine.safetensors", None, places) == find_model("mine", None, places) == str(file)
+    assert find_model("mine.safetensors", identify(str(file))[1], places) == str(file)
+    assert find_model("mine.safetensors", "0" * 12, places) is None
+    assert find_model("tiny", None, places) == str(base)
+
+
+def test_the_command_line_and_a_replay(file: Path, base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    common = ["--base", base, "--models-dir", file.parents[1], "--upscaler", "bicubic"]
+    options = ["--model", "mine", "--size", "64", "--plan", "1+1", "--seed", "7", "--out", out]
+    result = invoke(["generate", "a red boat", *common, *options])
+    assert result.exit_code == 0, result.stderr
+    assert Image.open(out).tobytes() == load(file, base)("a red boat", **ASKED).images[0].tobytes()
+    assert read_recipe(out).model == "mine.safetensors"
+    again = invoke(["replay", out, *common, "--out", tmp_path / "b.png"])
+    assert "same pixels" in again.stderr, again.stderr
+    unknown = invoke(["generate", "a red boat", "--model", file, "--out", tmp_path / "c.png"])
+    assert (unknown.exit_code, unknown.stderr.count("\n")) == (1, 1)
+    assert "--base" in unknown.stderr
