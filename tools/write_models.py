@@ -20,6 +20,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 _HEAD = """\
 # Models
 
+After this page you can name a model and an upscaler, and know its download, memory and licence.
+
 Written by `python -m tools.write_models` from `known_models.toml`, `backbones/families.toml`, `presets.toml` and
 `upscalers.toml`; a test keeps it current.
 
