@@ -146,8 +146,7 @@ def test_every_number_of_a_plan_that_has_options_is_one_of_each_command_that_mak
     values = {int: ("3", 3), float: ("0.5", 0.5)}
     for name, about in ABOUT.items():
         for option in about.options:
-            text, value = values.get(about.kind) or (about.choices[-1],) * 2
-            text, value = ("1.5", 1.5) if name == "scale" else (text, value)
+            text, value = values.get(about.kind, about.choices[:1] * 2) if name != "scale" else ("1.5", 1.5)
             for command in (
                 ["generate", "a"],
                 ["draft", "a"],

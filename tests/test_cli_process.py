@@ -102,6 +102,7 @@ def test_signals_tidy_up_and_give_their_exit_code(tmp_path, number, code):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup's child would inherit it ignored
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)

@@ -99,6 +99,6 @@ def small_flux() -> dict:
         hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=300
     )
     parts["text_encoder_2"].update(d_ff=16, d_kv=8, d_model=16, num_heads=2, num_layers=1, vocab_size=300)
-    spec["components"]["tokenizer_2"]["bytes"] = 32
+    spec["components"]["tokenizer_2"]["words"] = 32
     spec["upscaler"].update(features=4, blocks=1)
     return spec

@@ -113,7 +113,7 @@ class ModelOptions:
             vista.folder()
             vista.upscaler()
         source, base = self.model, self.base
-        if self.models_dir and source != "vista" and not Path(source).exists():
+        if self.models_dir and not self.recorded and source != "vista" and not Path(source).exists():
             from mrflow.loading import find_model
 
             source = find_model(source, None, self.models_dir) or source

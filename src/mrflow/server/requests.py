@@ -180,7 +180,7 @@ class LoraBody(BaseModel):
 
 def _from_text(value: Any) -> Any:
     """Return a field of a form, which arrives as text, as the JSON that it holds."""
-    return from_json(value) if isinstance(value, str) else value
+    return from_json(value.encode()) if isinstance(value, str) else value
 
 
 @with_plan_fields(ABOUT)
