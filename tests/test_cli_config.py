@@ -127,10 +127,12 @@ def test_config_shows_what_is_set_and_no_secret(configure, monkeypatch):
 
 
 def test_where_the_file_is(monkeypatch, tmp_path):
+    assert invoke(["config"], env={"MRFLOW_CONFIG": ""}).stdout == "no file: MRFLOW_CONFIG is empty\n"
+    missing = invoke(["config"], env={"MRFLOW_CONFIG": str(tmp_path / "none.toml")})
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert "none.toml" in missing.stderr
     monkeypatch.delenv("MRFLOW_CONFIG")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert config_file().parts[-2:] == ("mrflow", "config.toml")
-    monkeypatch.setenv("MRFLOW_CONFIG", str(tmp_path / "none.toml"))
-    assert invoke(["config"]).stdout == f"{tmp_path / 'none.toml'} (not there)\n"
-    monkeypatch.setenv("MRFLOW_CONFIG", "")
-    assert invoke(["config"]).stdout == "no file: MRFLOW_CONFIG is empty\n"
+    monkeypatch.setattr("mrflow.cli.config.user_config_path", lambda name, appauthor: tmp_path / name)
+    assert config_file() == tmp_path / "mrflow" / "config.toml"
+    assert invoke(["config"]).stdout == f"{config_file()} (not there)\n"
+    assert invoke(["models"]).stderr == ""

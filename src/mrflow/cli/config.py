@@ -67,7 +67,7 @@ def _is_common(argument: Argument) -> bool:
 def read_config() -> dict[str, Any]:
     """Return the file's content, empty without one. Raises RequestError for what no command could take."""
     path = config_file()
-    if path is None or not path.exists():
+    if path is None or not (path.exists() or "MRFLOW_CONFIG" in os.environ):  # a file that is named must be there
         return {}
     try:
         data = tomllib.loads(path.read_text("utf-8"))
