@@ -24,6 +24,7 @@ import mrflow
 from mrflow.cli.balance import balance
 from mrflow.cli.batch import batch
 from mrflow.cli.bench import bench
+from mrflow.cli.check import check
 from mrflow.cli.compare import compare
 from mrflow.cli.config import config, fill
 from mrflow.cli.draft import draft
@@ -43,7 +44,7 @@ from mrflow.cli.tune import tune
 from mrflow.errors import MrFlowError, RequestError
 
 _COMMANDS: tuple[Callable[..., int | None], ...] = (
-    *(generate, draft, finish, enhance, replay, batch, serve, mcp, models, estimate),
+    *(generate, draft, finish, enhance, replay, batch, serve, mcp, models, check, estimate),
     *(bench, balance, compare, tune, export, config),
 )
 

@@ -1,0 +1,202 @@
+"""`mrflow check`: whether a model will run here, before anything is fetched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+
+from mrflow import vista
+from mrflow.cli.loading import best_device
+from mrflow.cli.options import MODEL, WHAT, Streams
+from mrflow.cli.outputs import tell_json
+from mrflow.cli.reporting import FAILURE, stderr_console
+from mrflow.errors import RequestError
+from mrflow.jobs import parse_size
+from mrflow.known_models import BY_ID, KNOWN, KnownModel, full_name, meant
+from mrflow.known_upscalers import usual
+
+if TYPE_CHECKING:
+    import torch
+
+    from mrflow.costs import Estimate
+
+Level = Literal["ok", "note", "no"]
+_STYLES = {"ok": "green", "note": "yellow", "no": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found. level: "no" for what has to change first."""
+
+    level: Level
+    about: str
+    text: str
+
+
+def check(
+    model: str,
+    *,
+    size: Annotated[str | None, Parameter(alias="-s", group=WHAT, show_default="the model's")] = None,
+    device: Annotated[str | None, Parameter(group=MODEL, show_default="cuda where there is one, else cpu")] = None,
+    streams: Streams = Streams(),
+) -> int:
+    """Say whether a model will run here: what is to be fetched, and whether disk, memory and licence allow it.
+
+    Nothing is fetched. The exit code is 1 where something has to change first.
+
+    Args:
+        model: vista, a name that mrflow models lists, a folder or a Hugging Face id.
+        size: Pixels: 1024, or 1280x768.
+        device: cpu, cuda, cuda:1, mps.
+
+    Examples:
+      mrflow check flux-dev
+      mrflow check qwen-image --size 2048 --json
+    """
+    with stderr_console().status(f"checking {model}"):
+        found = list(_findings(model, parse_size(size), device))
+    bad = any(each.level == "no" for each in found)
+    if streams.json:
+        tell_json({"model": full_name(model), "runs": not bad, "findings": [asdict(each) for each in found]})
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for each in found:
+            console.print(f"[{_STYLES[each.level]}]{each.level:4}[/] [bold]{each.about}[/]: {escape(each.text)}")
+    return FAILURE if bad else 0
+
+
+def _findings(name: str, size: tuple[int | None, int | None], device: str | None) -> Iterator[Finding]:
+    from mrflow.loading import check_device, check_dtype
+
+    known = KNOWN.get(name) or BY_ID.get(name.lower())
+    yield from _source(name, known)
+    place = check_device(device or best_device())
+    slow = ": minutes to hours a picture for full-size models" if place.type == "cpu" and name != "vista" else ""
+    dtype = check_dtype(None, place)
+    yield Finding("note" if slow else "ok", "device", f"{place}, {str(dtype).removeprefix('torch.')}{slow}")
+    costs = _costs(name, size, dtype)
+    if costs is not None:
+        yield _memory(costs, place)
+    if name != "vista":
+        yield _upscaler()
+    if costs is not None:
+        plan = costs.ways[1]
+        native, gain = costs.ways[0].name.removeprefix("native:"), costs.speedup(plan)
+        told = f"{plan.name} at {costs.width}x{costs.height}"
+        yield Finding("ok", "plan", f"{told}: {gain:.1f} times fewer operations than {native} native steps")
+
+
+def _source(name: str, known: KnownModel | None) -> Iterator[Finding]:
+    """Yield where the model is, or what fetching it takes."""
+    if name == "vista":
+        here = vista.available()
+        yield Finding(
+            "ok" if here else "no", "model", "in this package" if here else "missing: training/README.md"
+        )
+        return
+    if os.path.isdir(name):
+        yield Finding("ok", "model", f"the folder {name}")
+        return
+    if known is None and name.count("/") != 1:
+        raise RequestError(f"There is no model {name[:200]!r}.{meant(name)} mrflow models lists those with names.")
+    from huggingface_hub import get_token
+
+    from mrflow.hub import is_offline
+
+    hub_id, wanted, held = full_name(name), known.download if known else None, _cached(full_name(name))
+    if held and (wanted is None or held > 0.98 * wanted):
+        yield Finding("ok", "model", f"{hub_id} is here, {held / 1e9:.1f} GB")
+        return
+    missing = None if wanted is None else max(wanted - held, 0)
+    text = "of unknown size" if missing is None else f"{missing / 1e9:.1f} GB to be fetched"
+    yield Finding("note", "model", f"{hub_id}, {text}" + (f"; {held / 1e9:.1f} GB are here" if held else ""))
+    free = shutil.disk_usage(_existing(_cache())).free
+    if missing is not None:
+        room, fits = f"{free / 1e9:.1f} GB free in {_cache()}", free > missing
+        yield Finding("ok" if fits else "no", "disk", room if fits else f"{room}; HF_HOME moves it")
+    if is_offline():
+        yield Finding("no", "network", f"Hugging Face can't be reached. Fetch it elsewhere: hf download {hub_id}")
+    if known and known.licence:
+        yield Finding("ok", "licence", known.licence)
+    if known and known.gated:
+        page = f"accept its terms on https://huggingface.co/{hub_id}"
+        login = "you are logged in" if get_token() else "then log in: hf auth login"
+        yield Finding("note" if get_token() else "no", "gated", f"{page}; {login}")
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _existing(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def _cached(hub_id: str) -> int:
+    """Return the bytes that are here of a repository; files that are still being fetched don't count."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = _cache() / repo_folder_name(repo_id=hub_id, repo_type="model")
+    files = {each.resolve() for each in (folder / "snapshots").rglob("*") if each.is_file()}
+    return sum(each.stat().st_size for each in files)
+
+
+def _costs(name: str, size: tuple[int | None, int | None], dtype: torch.dtype) -> Estimate | None:
+    """Return what a picture costs, None for a model whose architecture is not described."""
+    from mrflow.costs import estimate
+
+    try:
+        return estimate(name, width=size[0], height=size[1], dtype=dtype)
+    except RequestError:
+        if name in KNOWN or "/" in name:
+            return None
+        raise
+
+
+def _memory(costs: Estimate, place: torch.device) -> Finding:
+    """Return the first way to hold the model that fits into what is free, of the usual ones."""
+    free, plan = _free_memory(place), costs.ways[1]
+    kinds = {
+        "whole": max(costs.memory(plan).values()),
+        "with model offload (pipe.enable_model_cpu_offload)": max(costs.memory(plan, offload=True).values()),
+        "in 8 bits (docs/pipelines.md)": max(costs.memory(plan, "8-bit").values()),
+        "in 4 bits": max(costs.memory(plan, "4-bit").values()),
+        "in 4 bits with model offload": max(costs.memory(plan, "4-bit", offload=True).values()),
+    }
+    if place.type == "cpu":  # there is nowhere to offload to
+        kinds = {way: size for way, size in kinds.items() if "offload" not in way}
+    have = f"{free / 1e9:.1f} GB free on {place}"
+    for way, needed in kinds.items():
+        if needed < free:
+            return Finding(
+                "ok" if way == "whole" else "note", "memory", f"fits {way}: {needed / 1e9:.1f} GB; {have}"
+            )
+    return Finding(
+        "no", "memory", f"needs {min(kinds.values()) / 1e9:.1f} GB at least; {have}. Try a smaller model."
+    )
+
+
+def _free_memory(place: torch.device) -> int:
+    import psutil
+    import torch
+
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[0])
+    return int(psutil.virtual_memory().available)  # a Mac's GPU has the same
+
+
+def _upscaler() -> Finding:
+    known = usual()
+    if known.path.is_file():
+        return Finding("ok", "upscaler", f"{known.name}, here")
+    return Finding("note", "upscaler", f"{known.name}, to be fetched once from {known.url.split('/')[2]}")
