@@ -98,6 +98,7 @@ def test_wrong_usage_exits_with_2_and_an_empty_stdout(arguments):
         (["finish", "a.png", "--width", "512"], "Unknown option: --width. See:"),
         (["generate", "--prompt", "a lake"], "The prompt stands alone, in quotes."),
         (["generate"], "Missing argument PROMPT. See: mrflow generate --help"),
+        (["estimate"], "Missing argument MODEL. See: mrflow estimate --help"),
         (["batch", "p.txt"], "Missing option --out. See: mrflow batch --help"),
         (["generate", "a lake", "-n"], "-n requires an argument. See: mrflow generate --help"),
         (["generate", "a lake", "--stpes", "3"], "Unknown option: --stpes. Did you mean --steps?"),

@@ -59,6 +59,12 @@ def test_options_of_several_values_and_flags(configure):
     assert parse("models")["streams"].json
 
 
+def test_a_model_that_stands_in_the_command_comes_before_the_files(configure):
+    configure('model = "flux-dev"')
+    assert parse("estimate", "z-image")["model"] == "z-image"
+    assert parse("estimate")["model"] == "flux-dev"
+
+
 def test_what_a_recipe_answers_stays_the_recipes(configure, monkeypatch):
     configure('model = "flux-dev"\nupscaler = "lanczos"\n[enhance]\nmodel = "z-image"')
     monkeypatch.setenv("MRFLOW_DTYPE", "bfloat16")

@@ -151,8 +151,8 @@ def _explain_usage(error: CycloptsError) -> str:
         return str(error)
     if error.keyword is not None:
         return f"{error.keyword} requires an argument."
-    name = error.argument.name
-    return f"Missing option {name}." if name.startswith("-") else f"Missing argument {name}."
+    name, place = error.argument.name, error.argument.index
+    return f"Missing option {name}." if place is None else f"Missing argument {name.lstrip('-').upper()}."
 
 
 def _explain_unknown(error: UnknownCommandError | UnknownOptionError) -> str:
