@@ -112,6 +112,12 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_config_file() -> None:
+    """Keep whoever runs the tests from having their own defaults in them."""
+    os.environ["MRFLOW_CONFIG"] = ""
+
+
 @pytest.fixture
 def pipe() -> FluxPipeline:
     """Return a pipeline without guidance embeddings, with dynamic shifting."""

@@ -34,7 +34,7 @@ from support.batches import errors, files, manifest, request, run
 def on_ray(test: Any) -> Any:
     """Mark a test that starts Ray, which leaves sockets and processes to the collector."""
     for mark in (
-        pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'mrflow[ray]'"),
+        pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"),
         pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray"),
         pytest.mark.filterwarnings("ignore::ResourceWarning"),
         pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -166,7 +166,7 @@ def test_nothing_to_do_starts_no_ray(model, whole):
 
 def test_without_ray_the_way_to_it_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'mrflow\[ray\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[ray\]'"):
         run(model, tmp_path, *ROWS, cluster=Cluster(load=cluster_model.load_nothing))
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
+from unittest import mock
 
 import pytest
 
 import mrflow
 from mrflow import vista
 from mrflow.cli.app import app
-from mrflow.plan import ABOUT
+from mrflow.known_models import KNOWN
+from mrflow.plan import ABOUT, PRESETS
 from support.cli import invoke
 
-COMMANDS = ("generate", "draft", "finish", "enhance", "replay", "batch", "serve", "models", "bench", "export")
+COMMANDS = [name for name in app.resolved_commands() if not name.startswith("-")]
+WITHOUT_DEFAULTS = ("models", "config", "balance")
 
 
 def test_version():
@@ -29,7 +33,20 @@ def test_help_has_examples_and_defaults(command):
     result = invoke([command, "--help"], env={"COLUMNS": "150", "NO_COLOR": "1"})
     assert result.exit_code == 0
     assert f"mrflow {command} " in result.stdout.split("Examples:")[1]
-    assert command == "models" or "[default:" in result.stdout
+    assert command in WITHOUT_DEFAULTS or "[default:" in result.stdout
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_and_leaves_names_numbers_and_examples_whole(command, width):
+    shown = invoke([command, "--help"], env={"COLUMNS": str(width), "NO_COLOR": "1"}).stdout
+    options, examples = shown.split("Examples:")
+    assert all(len(line) <= width for line in options.splitlines())
+    assert not re.search(r"bool|…", options.lower())
+    wide = invoke([command, "--help"], env={"COLUMNS": "400", "NO_COLOR": "1"}).stdout
+    assert examples == wide.split("Examples:")[1]
+    words = set(re.sub(r"[│╭╮╰╯─]", " ", wide.split("Examples:")[0]).split())
+    assert set(re.sub(r"[│╭╮╰╯─]", " ", options).split()) <= words
 
 
 def test_help_imports_nothing_heavy():
@@ -69,7 +86,19 @@ def test_wrong_usage_exits_with_2_and_an_empty_stdout(arguments):
     ("arguments", "line"),
     [
         (["generat", "a lake"], 'Unknown command "generat". Did you mean "generate"?'),
+        (["gen", "a lake"], 'Did you mean "generate"?'),
+        (["img2img", "a.png"], 'Did you mean "enhance"?'),
+        (["zebra"], 'Unknown command "zebra". There are generate, draft, '),
+        (["generate", "a lake", "--width", "512"], "Unknown option: --width. Did you mean --size?"),
+        (["draft", "a lake", "--height=512"], "Did you mean --size?"),
+        (["generate", "a lake", "-w", "512"], "Unknown option: -w. Did you mean --size?"),
+        (["generate", "a lake", "--num_inference_steps", "9"], "Did you mean --steps?"),
+        (["generate", "a lake", "--cfg-scale", "4"], "Did you mean --guidance?"),
+        (["generate", "a lake", "--neg", "fog"], "Unknown option: --neg. Did you mean --negative?"),
+        (["finish", "a.png", "--width", "512"], "Unknown option: --width. See:"),
+        (["generate", "--prompt", "a lake"], "The prompt stands alone, in quotes."),
         (["generate"], "Missing argument PROMPT. See: mrflow generate --help"),
+        (["estimate"], "Missing argument MODEL. See: mrflow estimate --help"),
         (["batch", "p.txt"], "Missing option --out. See: mrflow batch --help"),
         (["generate", "a lake", "-n"], "-n requires an argument. See: mrflow generate --help"),
         (["generate", "a lake", "--stpes", "3"], "Unknown option: --stpes. Did you mean --steps?"),
@@ -174,6 +203,33 @@ def test_models_as_text():
     assert (result.exit_code, result.stderr) == (0, "")
     for text in ("vista", "FluxPipeline", "12+1", "20+1", "arXiv 2607.01642"):
         assert text in result.stdout
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_models_are_whole_in_any_window_and_one_line_each_in_a_pipe(width):
+    shown = invoke(["models"], env={"COLUMNS": str(width)}).stdout
+    lines = [line.split() for line in shown.splitlines()]
+    assert all(len(line) <= width for line in shown.splitlines())
+    with mock.patch.dict(os.environ):
+        os.environ.pop("COLUMNS", None)
+        piped = invoke(["models"]).stdout.splitlines()
+    for each in KNOWN.values():
+        assert any(each.id in line for line in lines)
+        assert any(words[:2] == [each.name, each.id] for words in map(str.split, piped))
+    assert "33.7 / 17.0 / 8.6" in shown
+    assert all(any(line == [name] for line in lines) for name in PRESETS)
+
+
+def test_an_estimate_in_a_narrow_window_is_a_table_for_each_way():
+    arguments = ["estimate", "flux-dev", "--plan", "12+1", "--plan", "12+1:scale=4,solver=unipc"]
+    figures = [
+        set(re.findall(r"[\d,]+\.\d+", invoke(arguments, env={"COLUMNS": width}).stdout))
+        for width in ("60", "200")
+    ]
+    assert figures[0] == figures[1] != set()
+    shown = invoke(arguments, env={"COLUMNS": "60"}).stdout
+    assert "12+1:scale=4,solver=unipc" in shown
+    assert all(len(line) <= 60 and "…" not in line for line in shown.splitlines())
 
 
 def test_models_as_json():

@@ -194,6 +194,27 @@ def test_draft_then_finish(tiny):
     assert load_image(finished[0]).size == (64, 64)
 
 
+def test_a_contact_sheet_holds_every_draft_and_is_named_last(tiny):
+    arguments = ["draft", "a red boat", "--model", tiny, "--seed", "4", "-n", "3", "--grid", "sheet.png"]
+    result = invoke(arguments)
+    *drafts, sheet = result.stdout.split()
+    assert (result.exit_code, sheet) == (0, "sheet.png")
+    images = [Image.open(path) for path in drafts]
+    w, h = images[0].size
+    with Image.open(sheet) as made:
+        assert made.width == 2 * w + 8  # three make two columns, each with a strip for its seed
+        strip = (made.height - 8) // 2 - h
+        places = [(0, 0), (w + 8, 0), (0, h + strip + 8)]
+        for image, (left, top) in zip(images, places, strict=True):
+            assert made.crop((left, top, left + w, top + h)).tobytes() == image.tobytes()
+            below = made.crop((left, top + h, left + w, top + h + strip))
+            assert below.convert("L").getextrema()[0] < 128
+    again = invoke([*arguments, "--out", "others/"])
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert "sheet.png exists" in again.stderr
+    assert not Path("others").exists() or not list(Path("others").iterdir())
+
+
 def test_finish_with_another_refine_pass(tiny):
     generate(tiny, "--stages", "--out", "boat.png")
     data = run_json(

@@ -17,4 +17,4 @@ def test_one_tree_each_also_a_built_in(item: type) -> None:
 
 
 def test_a_missing_extra_names_its_command() -> None:
-    assert str(MissingExtraError("uvicorn", "server")).endswith("pip install 'mrflow[server]'")
+    assert str(MissingExtraError("uvicorn", "server")).endswith("pip install '.[server]'")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import runpy
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from conftest import make_fast, make_pipe
 from mrflow import MrFlow, load_image, read_recipe, vista
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+NOTEBOOK = EXAMPLES / "first_pictures.ipynb"
 RUNS = {
     "two_lines.py": ([], ["lake.png"]),
     "draft_choose_finish.py": (["3"], ["chosen.png", "drafts.png"]),
@@ -83,6 +87,32 @@ def test_an_example_ends_in_a_line(prompt, words, tmp_path, monkeypatch):
         (tmp_path / "photo.png").write_text("no picture")
     with pytest.raises(SystemExit, match=words):
         start("enhance_photo.py", ["photo.png", prompt], tmp_path, monkeypatch)
+
+
+def test_the_notebook_is_a_notebook_without_output():
+    notebook = json.loads(NOTEBOOK.read_text())
+    assert notebook["nbformat"] == 4
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells_of(notebook))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not vista.available(), reason="vista's weights are not in this installation")
+def test_the_notebook_runs_from_top_to_bottom_in_three_minutes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names, shown, begin = {}, [], time.process_time()
+    for cell in cells_of(json.loads(NOTEBOOK.read_text())):
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, NOTEBOOK.name, "exec"), names)
+        if last is not None:  # what a notebook shows below the cell
+            shown.append(eval(compile(ast.Expression(last.value), NOTEBOOK.name, "eval"), names))
+    assert time.process_time() - begin < 180
+    assert sum(isinstance(each, Image.Image) for each in shown) == 6
+    assert load_image("chosen.png").size == (256, 256)
+
+
+def cells_of(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
 def start(name, arguments, tmp_path, monkeypatch):

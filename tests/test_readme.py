@@ -45,6 +45,28 @@ def test_commands_parse(line):
     app.parse_args(shlex.split(line)[1:])
 
 
+def test_the_faq_names_commands_and_options_that_there_are():
+    faq = " ".join((ROOT / "docs/faq.md").read_text().split())
+    lines = re.findall(r"`(mrflow [^`]+ [^`]+)`", faq)
+    assert len(lines) > 3
+    for line in lines:
+        app.parse_args(shlex.split(line)[1:])
+    options = {
+        name
+        for command in ("generate", "enhance")
+        for each in app[command].assemble_argument_collection()
+        for name in each.names
+    }
+    assert set(re.findall(r"--[a-z][a-z-]+", faq)) <= options
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_a_page_begins_with_what_can_be_done_after_it(page):
+    heading, first, *_ = page.read_text().split("\n\n")
+    assert heading.startswith("# ")
+    assert first.startswith("After this page you can ")
+
+
 def test_file_names_are_those_that_the_commands_make():
     drafting = next(line for line in COMMANDS if line.startswith("mrflow draft"))
     slug = subjects_of(ask(shlex.split(drafting)[2], seed=3))[0].prompt

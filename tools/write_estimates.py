@@ -23,6 +23,8 @@ MEASURED = {  # arXiv 2607.01642, on an A100 at 1024x1024: 12+1 and 20+1
 HEAD = """\
 # What it will gain: `mrflow estimate`
 
+After this page you can know what a plan will gain, and what memory it needs, before anything is downloaded.
+
     mrflow estimate flux-dev --size 1024 --plan 12+1 --plan 8+1
     mrflow estimate qwen-image --size 2048 --plan 12+1 --plan 12+1:scale=4 --json --plot costs.png
 

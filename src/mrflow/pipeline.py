@@ -78,7 +78,7 @@ class MrFlow:
     ) -> None:
         """Wrap a pipeline. upscaler: a .safetensors or .pth file, a known name, "bicubic" or another method.
 
-        upscaler None is Real-ESRGAN, from the cache or mrflow[upscalers], else fetched once, when first needed.
+        upscaler None is Real-ESRGAN, from the cache or the extra upscalers, else fetched once, when first needed.
 
         batch_size: pictures that go through the model at once; larger requests are split. None is 1 on a CPU,
             where batches gain nothing, and 4 elsewhere.

@@ -108,7 +108,12 @@ class Output:
         return Found(whole, lost, clean and len(whole) == len(entries))
 
     def check(self) -> None:
-        """Raise OutputError unless the folder is there, or could be made, and can be written. Changes nothing."""
+        """Raise OutputError unless the folder is there, or could be made, and can be written. Changes nothing.
+
+        Raises MissingExtraError for a URL without fsspec.
+        """
+        if self.remote:
+            self.sink()
         for folder in self._folders():
             there = folder.absolute()
             while not there.exists() and there != there.parent:

@@ -9,7 +9,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from rich.console import Console
 
 import mrflow
@@ -18,6 +26,7 @@ from mrflow.cli.batch import batch
 from mrflow.cli.bench import bench
 from mrflow.cli.check import check
 from mrflow.cli.compare import compare
+from mrflow.cli.config import config, fill
 from mrflow.cli.draft import draft
 from mrflow.cli.enhance import enhance
 from mrflow.cli.estimate import estimate
@@ -30,12 +39,13 @@ from mrflow.cli.ray_options import fill_address
 from mrflow.cli.replay import replay
 from mrflow.cli.reporting import FAILURE, INTERRUPTED, WRONG_USAGE, say, stderr_console, warnings_as_lines
 from mrflow.cli.serve import serve
+from mrflow.cli.suggestions import COMMANDS, OPTIONS, suggest
 from mrflow.cli.tune import tune
 from mrflow.errors import MrFlowError, RequestError
 
 _COMMANDS: tuple[Callable[..., int | None], ...] = (
     *(generate, draft, finish, enhance, replay, batch, serve, mcp, models, check, estimate),
-    *(bench, balance, compare, tune, export),
+    *(bench, balance, compare, tune, export, config),
 )
 
 
@@ -54,6 +64,7 @@ app = App(
     version=f"mrflow {mrflow.__version__}",
     # no --no-xxx beside a flag; of an option that is given twice the last counts, so that aliases can have some
     default_parameter=Parameter(negative=(), show_default=_show_default, allow_repeating=True),
+    config=[fill],
     result_action="return_value",
     print_error=False,
     exit_on_error=False,
@@ -75,6 +86,15 @@ def _show_completion() -> None:
 app["--help"].group = app["--version"].group = "Options"
 
 
+class _Console(Console):
+    """One that leaves the lines of help's examples whole, so that they can be copied."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        text = getattr(objects[0], "primary_renderable", "") if objects else ""
+        whole = str(text).startswith("Examples:")
+        super().print(*objects, **{**options, "soft_wrap": True} if whole else options)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name, and return its exit code.
 
@@ -86,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         with warnings_as_lines(debug):
-            code = app(_arrange(arguments), console=Console())
+            code = app(_arrange(arguments), console=_Console())
         sys.stdout.flush()
         lost: OSError | None = getattr(sys.stdout, "lost", None)
         if lost is not None and not isinstance(lost, BrokenPipeError):  # who reads with head has seen enough
@@ -125,9 +145,27 @@ def _explain(error: Exception, debug: bool) -> str:
 def _explain_usage(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"Nothing is known to do with {' '.join(error.unused_tokens or ())!r:.80}."
+    if isinstance(error, UnknownCommandError | UnknownOptionError):
+        return _explain_unknown(error)
     if not isinstance(error, MissingArgumentError) or error.argument is None:
         return str(error)
     if error.keyword is not None:
         return f"{error.keyword} requires an argument."
-    name = error.argument.name
-    return f"Missing option {name}." if name.startswith("-") else f"Missing argument {name}."
+    name, place = error.argument.name, error.argument.index
+    return f"Missing option {name}." if place is None else f"Missing argument {name.lstrip('-').upper()}."
+
+
+def _explain_unknown(error: UnknownCommandError | UnknownOptionError) -> str:
+    if isinstance(error, UnknownCommandError):
+        commands = [name for name in app.resolved_commands() if not name.startswith("-")]
+        word = (error.unused_tokens or [""])[0]
+        meant = suggest(word, commands, COMMANDS)
+        hint = f'Did you mean "{meant}"?' if meant else f"There are {', '.join(commands)}."
+        return f'Unknown command "{word:.80}". {hint}'
+    word = error.token.keyword or error.token.value
+    names = [name for each in error.argument_collection for name in each.names]
+    if word == "--prompt" and "PROMPT" in names:
+        return "Unknown option: --prompt. The prompt stands alone, in quotes."
+    meant = suggest(word, [name for name in names if name.startswith("--")], OPTIONS)
+    source = "" if error.token.source == "cli" else f" in {error.token.source}"
+    return f"Unknown option: {word:.80}{source}." + (f" Did you mean {meant}?" if meant else "")

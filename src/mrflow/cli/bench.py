@@ -60,7 +60,7 @@ def bench(
         warm_up: Short runs of each before.
         random_weights: Instead of a model: a full-size architecture with random weights, such as flux-dev.
         out: Write the report here as it grows; the same command goes on after a stop.
-        plot: Draw the stages as stacked bars; needs mrflow[bench].
+        plot: Draw the stages as stacked bars; needs matplotlib, of the extra bench.
         force: Overwrite what --plot names.
 
     Examples:

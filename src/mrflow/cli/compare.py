@@ -58,8 +58,8 @@ def compare(
         tuple[str, ...],
         Parameter(
             metavar="NAME",
-            help="Scores by further networks: clip, lpips (mrflow[metrics]), image-reward "
-            "(mrflow[image-reward]); their weights are downloaded. Several times for several.",
+            help="Scores by further networks: clip, lpips (of the extra metrics), image-reward "
+            "(of the extra image-reward); their weights are downloaded. Several times for several.",
             group=HOW,
             show_default="none",
         ),

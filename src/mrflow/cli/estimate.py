@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
+from rich.console import Console, Group
+from rich.table import Table
 
 from mrflow.bench.methods import read_methods
 from mrflow.bench.plots import check_plotting, draw_operations
 from mrflow.cli.options import HOW, MODEL, OUTPUT, WHAT, Streams, Text, Whole
 from mrflow.cli.outputs import tell_json
-from mrflow.cli.report_tables import make_table
+from mrflow.cli.report_tables import make_table, print_fitting
 from mrflow.cli.reporting import stderr_console
 from mrflow.errors import RequestError
 from mrflow.files import check_output, save_image
@@ -49,7 +51,7 @@ def estimate(
         plan: 12+1, a preset, or 12+1:scale=4; several times for several.
         native: Steps of the plain pipeline.
         upscaler: A file, a known name, bicubic, bilinear or lanczos.
-        plot: Draw the operations as stacked bars; needs mrflow[bench].
+        plot: Draw the operations as stacked bars; needs matplotlib, of the extra bench.
         force: Overwrite what --plot names.
 
     Examples:
@@ -85,10 +87,16 @@ def _read_plans(texts: tuple[str, ...]) -> dict[str, Plan]:
 
 
 def _print(found: Estimate) -> None:
-    """Print a row for each stage, a column for each way; below, what memory they need."""
-    console, ways = Console(highlight=False), found.ways
-    title = f"{found.model} at {found.width}x{found.height}: operations in millions of millions, of all"
-    table = make_table(title, ["", *(way.name for way in ways)], whole=True)
+    """Print a row for each stage, a column for each way, or a table for each; below, what memory they need."""
+    console = Console(highlight=False)
+    console.print(f"{found.model} at {found.width}x{found.height}: operations in millions of millions, of all")
+    alone = Group(*(_table(found, [way]) for way in found.ways))
+    print_fitting(_table(found, found.ways), lambda: alone, console=console)
+    console.print("Operations, not seconds: small passes use a device less well.", style="dim")
+
+
+def _table(found: Estimate, ways: Sequence[Way]) -> Table:
+    table = make_table("", ["", *(way.name for way in ways)], whole=True)
     for stage, words in WORDS.items():
         cells = [_share(way, stage) for way in ways]
         if any(cells):
@@ -100,8 +108,7 @@ def _print(found: Estimate) -> None:
         table.add_row(f"memory, weights {held}, GB", *(f"{peak / 1e9:.1f}" for peak in peaks))
     peaks = [max(found.memory(way, offload=True).values()) for way in ways]
     table.add_row("memory with model offload, GB", *(f"{peak / 1e9:.1f}" for peak in peaks))
-    console.print(table)
-    console.print("Operations, not seconds: small passes use a device less well.", style="dim")
+    return table
 
 
 def _share(way: Way, stage: str) -> str:

@@ -79,7 +79,7 @@ _ModelsDir = Annotated[
         help="Where to look for local models and single files by name, or as a recipe names them; several times.",
     ),
 ]
-_RECORDED = Parameter(show_default="the recipe's")
+RECORDED = Parameter(show_default="the recipe's")
 _NO_OPTION = Parameter(parse=False)
 
 
@@ -164,7 +164,7 @@ class DraftModel(ModelOptions):
 class RecordedModel(ModelOptions):
     """The same for drafts; no name means that their recipes have it."""
 
-    model: Annotated[_Model, _RECORDED] = ""
+    model: Annotated[_Model, RECORDED] = ""
 
     def named(self, recipe: Recipe) -> ModelOptions:
         """Return these options with the recorded model, unless one was given."""
@@ -181,9 +181,9 @@ class RecordedModel(ModelOptions):
 class ReplayModel(RecordedModel):
     """The same for making a picture again: what is not given is as its recipe has it."""
 
-    upscaler: Annotated[_Upscaler, _RECORDED] = None
-    device: Annotated[_Device, _RECORDED] = None
-    dtype: Annotated[_Dtype, _RECORDED] = None
+    upscaler: Annotated[_Upscaler, RECORDED] = None
+    device: Annotated[_Device, RECORDED] = None
+    dtype: Annotated[_Dtype, RECORDED] = None
 
     def of(self, recipe: Recipe) -> ModelOptions:
         """Return what the picture is made with; raises RequestError for an upscaler that cannot be found."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from mrflow import vista
@@ -14,12 +17,14 @@ from mrflow.backbones import supported
 from mrflow.backbones.checkpoints import known_defaults
 from mrflow.cli.options import Streams
 from mrflow.cli.outputs import tell_json
+from mrflow.cli.report_tables import print_fitting
 from mrflow.known_models import BITS, KnownModel
 from mrflow.known_models import KNOWN as KNOWN_MODELS
 from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
 
 _MODEL = ("name", "id", "pipeline", "licence", "gated", "architecture", "download")
+_FILE_WIDTH = 300  # characters of a line in a file or a pipe, where names are looked for
 _UPSCALER = ("name", "about", "licence", "url", "sha256")
 
 
@@ -67,29 +72,45 @@ def _model(known: KnownModel) -> dict[str, Any]:
 def _print(known: dict[str, Any]) -> None:
     embedded = known["embedded"]
     state = "in this installation" if embedded["available"] else "weights missing: see training/README.md"
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_WIDTH
     console.print("[bold]Embedded model[/]")
     console.print(f"  vista, {state}; small landscapes, {embedded['size']}, plan {embedded['plan']}")
     console.print("[bold]Models[/], as --model; memory is that of the weights, whole, in 8 and in 4 bits")
-    models = Table("  name", "Hugging Face id", "download", "memory, GB", "licence", "plan", box=None)
-    for each in known["models"]:
-        memory = " / ".join(map(_gigabytes, each["weights"].values()))
-        licence = escape(each["licence"] or "?") + ", gated" * each["gated"]
-        models.add_row(
-            f"  {each['name']}", each["id"], _gigabytes(each["download"]), memory, licence, each["plan"]
-        )
-    console.print(models)
+    print_fitting(_table(known["models"]), lambda: _list(known["models"]), console=console)
     console.print("[bold]Pipelines of diffusers[/], as --model with a folder or a Hugging Face id")
     for name in known["pipelines"]:
         console.print(f"  {name}")
     console.print("[bold]Upscalers[/], as --upscaler, fetched once; or the path of a file")
     for each in known["upscalers"]:
-        console.print(f"  {each['name']}: {each['about']} ({each['licence']})")
+        console.print(Padding(f"{each['name']}: {each['about']} ({each['licence']})", (0, 0, 0, 2)))
     console.print("[bold]Presets[/], as --plan; any N+M works")
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for preset in known["presets"]:
-        table.add_row(f"  {preset['name']}", f"{preset['about']}\n[dim]{preset['source']}[/]")
-    console.print(table)
+        about = escape(f"{preset['about']}\n{preset['source']}")
+        console.print(f"  {preset['name']}", Padding(about, (0, 0, 0, 4)), sep="\n")
+
+
+def _table(models: Sequence[dict[str, Any]]) -> Table:
+    table = Table("  name", "Hugging Face id", "download, GB", "memory, GB", "licence", "plan", box=None)
+    for each in models:
+        table.add_row(f"  {each['name']}", each["id"], *_facts(each), each["plan"])
+    return table
+
+
+def _list(models: Sequence[dict[str, Any]]) -> str:
+    """Return the same for narrow windows, where a row would break names that are to be copied."""
+    return "\n".join(
+        f"  {each['name']}, plan {each['plan']}\n    {each['id']}\n"
+        "    download {} GB, memory {} GB\n    {}".format(*_facts(each))
+        for each in models
+    )
+
+
+def _facts(model: dict[str, Any]) -> tuple[str, str, str]:
+    """Return its download, the memory of its weights and its licence, as they are shown."""
+    memory = " / ".join(map(_gigabytes, model["weights"].values()))
+    return _gigabytes(model["download"]), memory, escape(model["licence"] or "?") + ", gated" * model["gated"]
 
 
 def _gigabytes(size: int | None) -> str:

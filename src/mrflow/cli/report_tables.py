@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from mrflow.cli.reporting import stderr_console
@@ -28,17 +29,25 @@ def make_table(title: str, columns: Sequence[str], *, whole: bool = False) -> Ta
     return table
 
 
-def print_fitting(table: Table, narrower: Callable[[], Table]) -> None:
-    """Print the table, or a narrower one where the terminal could not show it without breaking a cell."""
-    console = stderr_console()
+def print_fitting(
+    table: RenderableType, *narrower: Callable[[], RenderableType], console: Console | None = None
+) -> None:
+    """Print the table, or the first narrower one that the terminal can show without breaking a cell, or the last.
+
+    console: None is stderr.
+    """
+    console = console or stderr_console()
     unbounded = console.options.update_width(1_000)  # a table never measures more than it is allowed
-    fits = console.measure(table, options=unbounded).maximum <= console.width
-    console.print(table if fits else narrower())
+    for make in narrower:
+        if console.measure(table, options=unbounded).maximum <= console.width:
+            break
+        table = make()
+    console.print(table)
 
 
 def print_group(group: dict[str, Any]) -> None:
     """Print one size and batch: a row for each stage, a column for each method; where that is too wide, totals."""
-    print_fitting(_stages(group), lambda: _totals(group))
+    print_fitting(_stages(group), lambda: _totals(group), lambda: _totals(group, brief=True))
 
 
 def _stages(group: dict[str, Any]) -> Table:
@@ -57,11 +66,14 @@ def _stages(group: dict[str, Any]) -> Table:
     return table
 
 
-def _totals(group: dict[str, Any]) -> Table:
+def _totals(group: dict[str, Any], *, brief: bool = False) -> Table:
+    """Return a row for each method. brief: without the range of the seconds."""
     title = f"{_heading(group)}; stages in a wider window, --plot or --json"
-    table = make_table(title, ["method", "seconds", "lowest to highest", "times faster"], whole=True)
+    spread = [] if brief else ["lowest to highest"]
+    table = make_table(title, ["method", "seconds", *spread, "times faster"], whole=True)
     for method in group["methods"]:
-        table.add_row(method["name"], _seconds(method, "total"), _range(method), _speedup(method))
+        cells = [_seconds(method, "total"), _range(method), _speedup(method)]
+        table.add_row(method["name"], *(cells[::2] if brief else cells))
     return table
 
 
@@ -74,7 +86,7 @@ def print_overview(report: dict[str, Any]) -> None:
         for group in groups:
             cells = [_total(method) for method in group["methods"]]
             table.add_row(_heading(group), *cells)
-        console.print(table)
+        print_fitting(table, lambda: "")  # each group's own table has said it
     place = report["environment"]
     console.print(
         f"{report['model']['name']} on {place['device_name']} ({place['device']}), {place['dtype']}, "

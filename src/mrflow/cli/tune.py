@@ -78,7 +78,9 @@ def tune(
       mrflow generate "a lake at dusk" --plan fast.json
     """
     from mrflow.bench.tune import Target, choose, search
+    from mrflow.metrics.pixels import check_similarity
 
+    check_similarity()
     target = Target(
         at_least=None if at_least is None else _read_factor(at_least),
         at_most_loss=at_most_loss,
