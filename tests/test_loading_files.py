@@ -141,7 +141,7 @@ def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: 
 def test_without_gguf_the_extra_is_named(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "find_spec", lambda _: None)
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    with pytest.raises(MissingExtraError, match=r"mrflow\[gguf\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[gguf\]"):
         load(tmp_path / "a.gguf", base)
 
 

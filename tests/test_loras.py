@@ -264,7 +264,7 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_peft_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loras, "find_spec", lambda name: None if name == "peft" else find_spec(name))
-    with pytest.raises(MissingExtraError, match=r"mrflow\[lora\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[lora\]"):
         make_fast(make_pipe()).load_loras(folder / "style.safetensors")
 
 

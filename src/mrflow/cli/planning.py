@@ -20,7 +20,9 @@ _T = TypeVar("_T", bound="_PlanOptions")
 
 
 def _option(about: About) -> Any:
-    kind = about.typed(Whole if about.kind is int else about.kind)
+    kind: Any = about.typed(Whole if about.kind is int else about.kind)
+    if about.each:  # cyclopts holds what the converter makes against the type where pydantic is loaded
+        kind = Any
     default = "the model's" if about.absent is None else "the plan's"
     more = Parameter(name=about.options, metavar=about.metavar, help=about.text, show_default=default)
     several = Parameter(converter=partial(_to_several, about)) if about.each else None
