@@ -447,9 +447,7 @@ def test_the_methods_own_upscaler_is_asked_for_before_any_sampling(
         lambda: fast.finish(drafts, callback=seen.append),
         lambda: fast.enhance(drafts[0].image, "a boat", callback=seen.append),
     ):
-        with pytest.raises(
-            UpscalerError, match=rf"Put RealESRGAN_x2plus.pth .* into {tmp_path}.*\.\[upscalers"
-        ):
+        with pytest.raises(UpscalerError, match=rf"Put RealESRGAN_x2plus.pth .* into {tmp_path}.*\.\[upscalers"):
             call()
     assert not seen
 
