@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrflow.backbones.family import Backbone, Pipeline
+from mrflow.backbones.family import Backbone, Pipeline, autoencoder_device
 from mrflow.errors import MrFlowError
 from mrflow.files import write_text
 from mrflow.known_upscalers import folder
@@ -91,8 +91,8 @@ def _power(latents: Tensor) -> Tensor:
 def _measure(pipe: Pipeline, backbone: Backbone, upscaler: Upscaler, plan: Plan) -> float:
     multiple, vae = backbone.multiple(pipe), getattr(pipe, "vae", None)
     side = _PATCHES * multiple
-    offloaded = hasattr(vae, "_hf_hook") or hasattr(vae, "_diffusers_hook")  # or there is none
-    pictures = _pictures(side).to(pipe._execution_device if vae is None or offloaded else vae.device)
+    offloaded = hasattr(vae, "_hf_hook") or hasattr(vae, "_diffusers_hook")
+    pictures = _pictures(side).to(autoencoder_device(pipe, pipe._execution_device))
     size, true = plan.draft_size(side, side, multiple), backbone.encode(pipe, pictures)
     small = resize(pictures, *size, "bicubic").clamp(0, 1)
     if upscaler.latents:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mrflow.auto_sigma import fit_sigma
-from mrflow.backbones.family import Backbone, Pipeline, Reading
+from mrflow.backbones.family import Backbone, Pipeline, Reading, autoencoder_device
 from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
 from mrflow.loras import Loras
-from mrflow.plan import AUTO, SWITCH, UPSCALER, Defaults, Plan, get_plan
+from mrflow.plan import AUTO, UPSCALER, Defaults, Plan, get_plan
 from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions
 from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
@@ -104,7 +104,8 @@ class Model:
         """Return the latents (1, C, H, W) of a small grey square, and its pixels a side."""
         side = 4 * self.multiple
         with torch.no_grad():
-            return self.backbone.encode(self.pipe, torch.full((1, 3, side, side), 0.5, device=self.device)), side
+            grey = torch.full((1, 3, side, side), 0.5, device=autoencoder_device(self.pipe, self.device))
+            return self.backbone.encode(self.pipe, grey), side
 
     def check_latents(self, latents: Tensor, pixels: Tensor) -> None:
         """Raise ImageError unless latents are such as the pipeline gives for a draft (1, 3, h, w)."""
@@ -132,14 +133,14 @@ class Model:
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
         for one in asked:
             own, plan = self.defaults, plans[one.plan]
-            plan = plan if isinstance(plan.refine_sigma, float) else self.fit(plan, one.prompt)
+            plan = self.fit(plan, one.prompt)
             guided = plan.guided
             values: dict[str, Any] = {
                 "noise_width": one.noise_width,
                 "noise_height": one.noise_height,
                 "negative_prompt": _first(one.negative_prompt, own.negative_prompt) if guided else None,
                 "max_sequence_length": _first(one.max_sequence_length, own.max_sequence_length),
-                "loras": self.loras.resolve(one.loras) if one.loras or self.loras.files else (),
+                "loras": self.loras.resolve(one.loras),
             }
             size = _first(one.width, own.width), _first(one.height, own.height)
             width, height = check_size(*size, multiple)
@@ -175,7 +176,7 @@ class Model:
         if native:
             stop = None if plan is None else given.guidance_stop
             return resolved.native(given.steps, guidance_stop=stop, solver=solver)
-        if resolved.refine_sigma == SWITCH:
+        if resolved.switches:
             check_switch(self.pipe)
         return resolved
 

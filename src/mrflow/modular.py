@@ -13,8 +13,7 @@ width, generator and latents. Scheduler and guider are exchanged for a pass and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from mrflow.backbones import get_backbone
 from mrflow.backbones.family import Backbone
+from mrflow.borrowing import settings
 from mrflow.errors import PlanError
 from mrflow.jobs import check_size, make_seeds
 from mrflow.plan import NATIVE, UPSCALER, Plan, get_plan
@@ -209,7 +209,7 @@ class _Pass(SequentialPipelineBlocks):  # type: ignore[misc]
         scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
         mapping = {kind: list(names) for kind, names in state.kwargs_mapping.items()}
         inner = PipelineState({**state.values, **scale, **values}, mapping)
-        with _exchanged(components, parts):
+        with settings(components, parts):
             _, inner = super().__call__(components, inner)
         state.set(self.gives.name, inner.get("images"))
         return components, state
@@ -269,19 +269,6 @@ def _guided(components: Any, true_cfg_scale: float | None, stop: float = 1.0) ->
     return {"guider": guider.new(**changed)}
 
 
-@contextmanager
-def _exchanged(components: Any, parts: dict[str, Any]) -> Iterator[None]:
-    """Lend a pipeline other parts for the body, and put its own back."""
-    own = {name: getattr(components, name) for name in parts}
-    try:
-        for name, part in parts.items():
-            setattr(components, name, part)
-        yield
-    finally:
-        for name, part in own.items():
-            setattr(components, name, part)
-
-
 class Blocks(SequentialPipelineBlocks):  # type: ignore[misc]
     """The whole method for one family, which its subclasses name.
 
@@ -322,7 +309,7 @@ class Blocks(SequentialPipelineBlocks):  # type: ignore[misc]
             if name.endswith("prompt") and isinstance(value, list):  # Z-Image's writes its template into the list
                 state.values[name] = list(value)
         plan = get_plan(state.get("plan"))
-        with _exchanged(components, _guided(components, plan.true_cfg_scale)):
+        with settings(components, _guided(components, plan.true_cfg_scale)):
             return cast("tuple[Any, PipelineState]", super().__call__(components, state))
 
     def save_config(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:

@@ -176,7 +176,7 @@ class Plan:
             object.__setattr__(self, name, about.check(name, getattr(self, name)))
         if self.scales is not None:
             self._check_scales()
-        for scale in self.scales or (self.scale,):
+        for scale in self._scales:
             if abs(float(near := _exact(scale)) - scale) > _RATIO_TOLERANCE:
                 raise PlanError(
                     f"scale is {scale}; it must be a ratio of small whole numbers, such as 1.5, 2 or 3. "
@@ -194,7 +194,7 @@ class Plan:
             raise PlanError(_both(self.scale, self.scales))
 
     def _check_each(self) -> None:
-        count = len(self.scales or (self.scale,))
+        count = len(self._scales)
         for name in ("refine_steps", "refine_sigma"):
             value = getattr(self, name)
             if not isinstance(value, tuple):
@@ -206,11 +206,20 @@ class Plan:
                 )
             if len(set(value)) == 1:  # so that equal plans are equal
                 object.__setattr__(self, name, value[0])
-        if count > 1 and SWITCH in _each(self.refine_sigma, count):
+        if count > 1 and SWITCH in self._each(self.refine_sigma):
             raise PlanError(
                 "refine_sigma is 'switch', which goes on with the draft's schedule; a plan of several levels "
                 "cannot. Give a number, such as 0.12, or auto."
             )
+
+    @property
+    def _scales(self) -> tuple[float, ...]:
+        """The scale of each level, also of a single one."""
+        return self.scales or (self.scale,)
+
+    def _each(self, value: Any) -> tuple[Any, ...]:
+        """Return one value for each level."""
+        return value if isinstance(value, tuple) else (value,) * len(self._scales)
 
     @property
     def guided(self) -> bool:
@@ -225,14 +234,14 @@ class Plan:
     @property
     def ratio(self) -> Fraction:
         """`scale`, or all of `scales` together, as an exact ratio, so that sizes divide without rounding."""
-        return math.prod(map(_exact, self.scales or (self.scale,)), start=Fraction(1))
+        return math.prod(map(_exact, self._scales), start=Fraction(1))
 
     @property
     def levels(self) -> tuple[Plan, ...]:
         """The plan of each lift with its refining, smallest first, whose numbers are single ones."""
         if self.scales is None:
             return (self,)
-        several = (_each(value, len(self.scales)) for value in (self.refine_steps, self.refine_sigma))
+        several = self._each(self.refine_steps), self._each(self.refine_sigma)
         return tuple(
             replace(self, scale=scale, scales=None, refine_steps=steps, refine_sigma=sigma)
             for scale, steps, sigma in zip(self.scales, *several, strict=True)
@@ -241,7 +250,7 @@ class Plan:
     @property
     def all_refine_steps(self) -> int:
         """Of all levels together."""
-        return sum(_each(self.refine_steps, len(self.scales or (self.scale,))))
+        return sum(self._each(self.refine_steps))
 
     @property
     def switches(self) -> bool:
@@ -258,7 +267,7 @@ class Plan:
         """The short name: draft + refine steps, "12+1", "12+1+1" of two levels; "3/4": the first 3 of 4 small."""
         if self.switches:
             return f"{self.steps}/{self.schedule_steps}"
-        return written((self.steps, *_each(self.refine_steps, len(self.scales or (self.scale,)))))
+        return written((self.steps, *self._each(self.refine_steps)))
 
     def changed(self, **numbers: Any) -> Plan:
         """Return the plan with other numbers, `scales` in place of `scale`.
@@ -283,7 +292,7 @@ class Plan:
 
     def sizes(self, width: int, height: int, multiple: int = 1) -> list[tuple[int, int]]:
         """Return the sizes of the draft and after each level, the last as given, the others as of `draft_size`."""
-        ratios = [_exact(scale) for scale in self.scales or (self.scale,)]
+        ratios = [_exact(scale) for scale in self._scales]
         units, half = [math.prod(ratios[k:], start=multiple) for k in range(len(ratios))], Fraction(1, 2)
         smaller = [[max(int(side / unit + half), 1) * multiple for side in (width, height)] for unit in units]
         return [(across, down) for across, down in [*smaller, (width, height)]]
@@ -324,11 +333,6 @@ def _both(scale: object, scales: object) -> str:
         f"scale is {shown(scale)} and scales is {shown(scales)}; a plan has one or the other. "
         "Leave one out, or give a plan such as 12+1 or 12+1+1."
     )
-
-
-def _each(value: Any, count: int) -> tuple[Any, ...]:
-    """Return one value for each of `count` levels."""
-    return value if isinstance(value, tuple) else (value,) * count
 
 
 def _read_about(plan: type[Plan]) -> dict[str, About]:

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_scale
-from mrflow.backbones.family import Embeds
+from mrflow.backbones.family import Embeds, autoencoder_device
 from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.errors import NonFiniteError
 from mrflow.jobs import Job, Lora, Size
 from mrflow.loras import worn
 from mrflow.model import Model
-from mrflow.plan import NATIVE, SWITCH, Plan
+from mrflow.plan import NATIVE, Plan
 from mrflow.progress import Callback, Clock, P, Step, timed
 from mrflow.sampling import Noised, draft_generators, keep_colors, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
@@ -89,16 +89,6 @@ class Batch:
     def plan(self) -> Plan:
         """Of all of its jobs."""
         return self.jobs[0].plan
-
-    @property
-    def switches(self) -> bool:
-        """Whether the refine pass goes on with the draft's schedule."""
-        return self.plan.refine_sigma == SWITCH
-
-    @property
-    def schedule_steps(self) -> int:
-        """Of the schedule that the draft is drawn on."""
-        return self.plan.schedule_steps if self.switches else self.plan.steps
 
     @property
     def size(self) -> Size:
@@ -180,7 +170,7 @@ def finish(
             upscaled = upscale(run, each, drafts, size)
             latents = encode(run, each, upscaled)
         given = plan.refine_sigma, plan.refine_steps
-        sigmas = next_sigmas(run, each, latents, size) if each.switches else refine_sigmas(*given)
+        sigmas = next_sigmas(run, each, latents, size) if plan.switches else refine_sigmas(*given)
         kept = refine(run, each, mix_noise(latents, sigmas, seeds, each.level), size)
         drafts = decode(run, each, kept, size, drafts)
     return upscaled, drafts
@@ -241,7 +231,7 @@ def denoise(run: Run, batch: Batch, size: Size) -> Tensor:
     first steps of the schedule, and end at the clean estimate (`draft_scheduler`).
     """
     backbone, pipe, plan, seeds = run.model.backbone, run.model.pipe, batch.plan, batch.seeds
-    part, steps = slice(plan.steps) if batch.switches else None, batch.schedule_steps
+    part, steps = slice(plan.steps) if plan.switches else None, plan.schedule_steps
     more: dict[str, Any] = {"generator": draft_generators(seeds)}
     if plan.noise == NATIVE and size != (noise_size := batch.noise_size):
         more["latents"] = _native_noise(run, batch, noise_size, size)
@@ -315,8 +305,8 @@ def _show(run: Run, batch: Batch, latents: Tensor) -> Tensor:
 def encode(run: Run, batch: Batch, pixels: Tensor) -> Tensor:
     """Return pixels as float32 latents (B, C, H, W), the posterior's mode."""
     run.model.pipe.maybe_free_model_hooks()  # else text encoders may still lie on the device
-    latents = run.model.backbone.encode(run.model.pipe, pixels.to(_place(run)))
-    return latents.to(run.clock.device)
+    place = autoencoder_device(run.model.pipe, run.clock.device)
+    return run.model.backbone.encode(run.model.pipe, pixels.to(place)).to(run.clock.device)
 
 
 def next_sigmas(run: Run, batch: Batch, latents: Tensor, size: Size) -> list[float]:
@@ -340,11 +330,11 @@ def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
     By Euler, or, if the plan switches, by the pipeline's own scheduler or the plan's solver, begun anew.
     """
     pipe, backbone, plan = run.model.pipe, run.model.backbone, batch.plan
-    switches, begin = batch.switches, plan.steps / batch.schedule_steps
     cfg = plan.true_cfg_scale if plan.refine_true_cfg_scale is None else plan.refine_true_cfg_scale
     more = {"latents": backbone.pack(pipe, noised.latents), "generator": noised.generators}
-    if switches:
+    if plan.switches:
         scheduler = draft_scheduler(pipe, plan.solver, slice(plan.steps, None))
+        begin = plan.steps / plan.schedule_steps
     else:
         timesteps = backbone.timesteps(pipe, noised.sigmas[:-1], *size)
         scheduler, begin = exact_scheduler(pipe, noised.sigmas, timesteps), 1 - noised.sigmas[0]
@@ -352,18 +342,11 @@ def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
     return _run_pipeline(run, last, more)[0]
 
 
-def _place(run: Run) -> torch.device:
-    """Return where the autoencoder computes, which a `device_map` may have put apart from the transformer."""
-    device, vae = run.clock.device, getattr(run.model.pipe, "vae", None)
-    if hook := getattr(vae, "_hf_hook", None):  # of accelerate's: the weights may lie elsewhere
-        return getattr(hook, "execution_device", None) or device
-    return device if hasattr(vae, "_diffusers_hook") else getattr(vae, "device", device)
-
-
 @_finite("autoencoder")
 def _decode(run: Run, batch: Batch, latents: Tensor, size: Size, drafts: Tensor | None = None) -> Tensor:
     """Return latents, as the pipeline gives them, as pixels (B, 3, h, w) in [0, 1], float32; drafts: to guard."""
-    pixels = run.model.backbone.decode(run.model.pipe, latents.to(_place(run)), *size).to(run.clock.device)
+    latents = latents.to(autoencoder_device(run.model.pipe, run.clock.device))
+    pixels = run.model.backbone.decode(run.model.pipe, latents, *size).to(run.clock.device)
     return pixels if drafts is None else _guarded(batch, pixels, drafts)
 
 
@@ -393,9 +376,9 @@ class _Pass:
 def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Return what the pipeline gives as latents, and what its loop held; more: further arguments of its call."""
     pipe, backbone, batch, plan = run.model.pipe, run.model.backbone, one.batch, one.batch.plan
-    fixed, count = one.refines and not batch.switches, batch.schedule_steps
+    fixed = one.refines and not plan.switches
     lent = {**backbone.settings(pipe, *one.size), "scheduler": one.scheduler}
-    own = None if fixed else backbone.draft_arguments(pipe, count)
+    own = None if fixed else backbone.draft_arguments(pipe, plan.schedule_steps)
     steps = own or {"num_inference_steps": plan.refine_steps}
     prompts = backbone.call_arguments(pipe, batch.rows, plan.guidance_scale, one.cfg)
     shares = one.begin, one.end, batch.part, batch.whole

@@ -277,6 +277,17 @@ class StandardisedVae:
         return latents / (1.0 / std)
 
 
+def autoencoder_device(pipe: Pipeline, device: torch.device) -> torch.device:
+    """Return where the autoencoder computes, which a `device_map` may have put apart from the transformer.
+
+    device: where the pipeline computes; so does the autoencoder where it is offloaded, or there is none.
+    """
+    vae = getattr(pipe, "vae", None)
+    if hook := getattr(vae, "_hf_hook", None):  # of accelerate's: the weights may lie elsewhere
+        return getattr(hook, "execution_device", None) or device
+    return device if hasattr(vae, "_diffusers_hook") else getattr(vae, "device", device)
+
+
 def posterior_mode(encoded: Any) -> Tensor:
     """Return the latents in an encoder's answer: a posterior's mode, or what diffusers calls latent or latents."""
     made = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else next(iter(encoded.values()))
