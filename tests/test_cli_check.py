@@ -82,6 +82,20 @@ def test_a_repository_that_nobody_described(cache: Path) -> None:
     assert found("ann/model", code=0)["model"] == ("note", "ann/model, of unknown size")
 
 
+def test_a_single_file_is_as_its_base(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrflow.loading.find_base", lambda file: ID)
+    (cache / "flux.gguf").touch()
+    said = found(str(cache / "flux.gguf"), code=1)
+    assert said["file"] == ("ok", f"flux.gguf has the transformer, the rest is of {ID}")
+    assert said["model"][1].startswith(ID)
+
+
+def test_a_size_that_no_picture_has() -> None:
+    result = invoke(["check", "sd3.5-medium", "--size", "1000x999"])
+    assert result.exit_code == 2
+    assert "multiples of 16" in result.stderr
+
+
 @pytest.mark.parametrize(("name", "said"), [("flux-dv", "Did you mean flux-dev"), ("", "no model ''")])
 def test_names_that_are_none(name: str, said: str) -> None:
     result = invoke(["check", name])

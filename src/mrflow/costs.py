@@ -36,7 +36,7 @@ from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
 from mrflow.borrowing import borrowed
 from mrflow.jobs import Asked
-from mrflow.known_models import BITS, BY_ID, KNOWN
+from mrflow.known_models import BITS, find
 from mrflow.model import Model
 from mrflow.plan import Plan, get_plan, named_plan
 from mrflow.progress import Progress
@@ -169,7 +169,7 @@ def _named(plans: Sequence[Plan | str] | Mapping[str, Plan]) -> list[tuple[str, 
 
 def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype) -> tuple[Model, Tally]:
     """Return a model of hollow networks, and what counts their work."""
-    known = KNOWN.get(name) or BY_ID.get(name.lower())
+    known = find(name)
     if name == "vista":
         spec, upscaler = read_folder(vista.folder()), upscaler or str(vista.upscaler())
     elif os.path.isdir(name):

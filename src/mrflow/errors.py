@@ -126,6 +126,11 @@ class PromptWarning(MrFlowWarning):
     """Part of a prompt is cut off, or holds words that the model does not know."""
 
 
+def reason(error: BaseException) -> str:
+    """Return the first line of what somebody else's error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def warn(text: str, category: type[MrFlowWarning]) -> None:
     """Warn at the line that called mrflow, however deep within it this is."""
     level, frame = 2, sys._getframe(1)

@@ -5,6 +5,7 @@ Everybody who takes the name of a model asks here. No torch, and nothing is fetc
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,18 @@ def _read() -> dict[str, KnownModel]:
 
 KNOWN: Mapping[str, KnownModel] = MappingProxyType(_read())
 BY_ID: Mapping[str, KnownModel] = MappingProxyType({each.id.lower(): each for each in KNOWN.values()})
+FILES = (".safetensors", ".gguf")
+"""What the names of single files end in, of transformers or whole checkpoints."""
+
+
+def find(name: str) -> KnownModel | None:
+    """Return the model of a short name or a hub id."""
+    return KNOWN.get(name) or BY_ID.get(name.lower())
+
+
+def is_file(source: str | Path) -> bool:
+    """Return whether this is a single file of weights."""
+    return str(source).lower().endswith(FILES) and os.path.isfile(source)
 
 
 def full_name(name: str) -> str:

@@ -24,17 +24,17 @@ from mrflow.errors import (
     ModelNameError,
     MrFlowError,
     MrFlowWarning,
+    reason,
     warn,
 )
 from mrflow.hub import explain, is_offline
-from mrflow.known_models import BY_ID, full_name, meant
+from mrflow.known_models import FILES, find, full_name, is_file, meant
 from mrflow.model import Model
 from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
 from mrflow.upscaler import Upscaler, has_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FILES = (".safetensors", ".gguf")  # single files, of transformers or whole checkpoints
 _INDEX = "model_index.json"
 _PREFIX = "model.diffusion_model."  # of the transformer's keys in whole checkpoints
 _HASHED = (".json", ".txt", ".model", ".safetensors", ".bin")
@@ -68,11 +68,11 @@ def load_model(
         path, revision = str(vista.folder()), vista.revision()
         upscaler = upscaler or vista.upscaler()
     elif is_file(source):
-        path = _check_source(base or find_base(Path(source)))
+        path = check_source(base or find_base(Path(source)))
     else:
         if base is not None:
             raise ModelNameError(f"base is {base}; it goes with a {' or '.join(FILES)} file alone. Leave it out.")
-        path = _check_source(source)
+        path = check_source(source)
     if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
         kwargs["local_files_only"] = True  # what is cached is used, the rest is said at once
     network = choose_upscaler(upscaler)
@@ -127,11 +127,6 @@ def find_model(name: str, revision: str | None, folders: Iterable[Path]) -> str 
     return next((each for each in found if revision is None or identify(each)[1] == revision), None)
 
 
-def is_file(source: str | Path) -> bool:
-    """Return whether this is a single file of weights."""
-    return str(source).lower().endswith(FILES) and os.path.isfile(source)
-
-
 def find_base(file: Path) -> str:
     """Return the hub id of the known model whose transformer has weights of these names and shapes.
 
@@ -144,11 +139,11 @@ def find_base(file: Path) -> str:
     except MrFlowError:
         raise
     except Exception as error:  # damaged files raise many kinds
-        raise ModelError(f"{file} cannot be read: {_reason(error)}. Is its download complete?") from error
-    if found.lower() not in BY_ID:
+        raise ModelError(f"{file} cannot be read: {reason(error)}. Is its download complete?") from error
+    if (known := find(found)) is None:
         text = f"The weights in {file.name} are of no model that is known by them; they look most like {found}"
         raise ModelError(f"{text}. If it follows a flow, say which model has the rest, with base (--base).")
-    return BY_ID[found.lower()].id
+    return known.id
 
 
 def _read_header(file: Path) -> dict[str, torch.Tensor]:
@@ -189,7 +184,7 @@ def _load_transformer(file: Path, base: str, dtype: torch.dtype, kwargs: Mapping
     except Exception as error:  # converters trip over foreign keys in many ways
         if not os.path.isdir(base) and (known := explain(base, error)):
             raise ModelError(known) from error
-        text = f"{file.name} cannot be loaded as the transformer of {base}: {_reason(error)}"
+        text = f"{file.name} cannot be loaded as the transformer of {base}: {reason(error)}"
         raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
     if any(weight.is_meta for weight in made.parameters()):
         raise ModelError(lacks)
@@ -208,10 +203,6 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
 def _check_gguf() -> None:
     if find_spec("gguf") is None:
         raise MissingExtraError("gguf", "gguf")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 def wrap_pipeline(
@@ -252,8 +243,7 @@ def check_device(device: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=checked)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise DeviceError(f"device is {device}; it is not available here ({reason}). Try cpu.") from None
+        raise DeviceError(f"device is {device}; it is not available here ({reason(error)}). Try cpu.") from None
     if checked.type == "meta":
         raise DeviceNameError("device is meta; it holds no data. Try cpu.")
     return checked
@@ -272,7 +262,7 @@ def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     return checked
 
 
-def _check_source(source: str | Path) -> str:
+def check_source(source: str | Path) -> str:
     """Return the folder or hub id; raises ModelError for what can be neither."""
     path, name = Path(source), str(source)
     if name.strip() and os.path.isdir(path):  # os.path, for it takes any text, however long
@@ -307,4 +297,4 @@ def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pip
     except Exception as error:  # damaged files raise many kinds, safetensors' own among them
         known = explain(path, error)
         kind = ModelNameError if known.startswith("There is no") else ModelError
-        raise kind(known or f"The model {path} cannot be loaded: {_reason(error)}") from error
+        raise kind(known or f"The model {path} cannot be loaded: {reason(error)}") from error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mrflow.backbones.family import Pipeline
-from mrflow.errors import LoraError, LoraNameError, MissingExtraError, MrFlowWarning, warn
+from mrflow.errors import LoraError, LoraNameError, MissingExtraError, MrFlowWarning, reason, warn
 from mrflow.hub import explain, is_offline
 from mrflow.jobs import Lora, split_weight
 from mrflow.progress import libraries_silent
@@ -140,8 +140,7 @@ def load(pipe: Pipeline, adapter: str, name: str, path: Path, keep: Iterable[str
             raise ValueError("none of its keys was taken")
     except Exception as error:  # diffusers' converters and peft raise many kinds
         unload(pipe, [adapter])
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LoraError(f"The LoRA {name} does not fit {type(pipe).__name__} here: {reason:.300}") from error
+        raise LoraError(f"The LoRA {name} does not fit {type(pipe).__name__} here: {reason(error)}") from error
     finally:
         for layer in _adapted(pipe):  # transformers switches new ones on, diffusers scales those of text encoders
             active, scaling = before.get(layer, ([], {}))
@@ -178,8 +177,7 @@ def _check_fit(pipe: Pipeline, name: str, path: Path) -> None:
         try:
             made = pipe.lora_state_dict(weights)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise LoraError(f"The LoRA {name} has no layout that {kind} knows: {reason:.300}") from error
+            raise LoraError(f"The LoRA {name} has no layout that {kind} knows: {reason(error)}") from error
     made = made if isinstance(made, dict) else made[0]
     parts = dict(pipe.transformer.named_modules())
     downs = {key: parts.get(found[1]) for key in made if (found := _DOWN.match(key))}
@@ -247,8 +245,7 @@ def _from_source(source: str) -> tuple[str, Path]:
         if len(files) == 1:
             path = hf_hub_download(f"{owner}/{repo}", files[0], local_files_only=cached)
     except Exception as error:  # the hub's own kinds, and requests'
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        text = f"The LoRA {source} cannot be fetched: {reason:.300} Or give the path of its file."
+        text = f"The LoRA {source} cannot be fetched: {reason(error)} Or give the path of its file."
         raise LoraError(explain(f"{owner}/{repo}", error) or text) from error
     if not path:
         shown = ", ".join(files[:10]) or "none"

@@ -17,10 +17,10 @@ from mrflow import vista
 from mrflow.cli.loading import best_device
 from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
+from mrflow.cli.report_tables import gigabytes
 from mrflow.cli.reporting import FAILURE, stderr_console
-from mrflow.errors import RequestError
 from mrflow.jobs import parse_size
-from mrflow.known_models import BY_ID, KNOWN, KnownModel, full_name, meant
+from mrflow.known_models import KnownModel, find, full_name, is_file
 from mrflow.known_upscalers import usual
 
 if TYPE_CHECKING:
@@ -74,15 +74,19 @@ def check(
 
 
 def _findings(name: str, size: tuple[int | None, int | None], device: str | None) -> Iterator[Finding]:
-    from mrflow.loading import check_device, check_dtype
+    from mrflow.loading import check_device, check_dtype, find_base
 
-    known = KNOWN.get(name) or BY_ID.get(name.lower())
+    if is_file(name):
+        base = find_base(Path(name))
+        yield Finding("ok", "file", f"{Path(name).name} has the transformer, the rest is of {base}")
+        name = base
+    known = find(name)
     yield from _source(name, known)
     place = check_device(device or best_device())
     slow = ": minutes to hours a picture for full-size models" if place.type == "cpu" and name != "vista" else ""
     dtype = check_dtype(None, place)
     yield Finding("note" if slow else "ok", "device", f"{place}, {str(dtype).removeprefix('torch.')}{slow}")
-    costs = _costs(name, size, dtype)
+    costs = _costs(name, known, size, dtype)
     if costs is not None:
         yield _memory(costs, place)
     if name != "vista":
@@ -102,25 +106,25 @@ def _source(name: str, known: KnownModel | None) -> Iterator[Finding]:
             "ok" if here else "no", "model", "in this package" if here else "missing: training/README.md"
         )
         return
-    if os.path.isdir(name):
-        yield Finding("ok", "model", f"the folder {name}")
-        return
-    if known is None and name.count("/") != 1:
-        raise RequestError(f"There is no model {name[:200]!r}.{meant(name)} mrflow models lists those with names.")
     from huggingface_hub import get_token
 
     from mrflow.hub import is_offline
+    from mrflow.loading import check_source
 
-    hub_id, wanted, held = full_name(name), known.download if known else None, _cached(full_name(name))
+    hub_id = check_source(name)
+    if os.path.isdir(hub_id):
+        yield Finding("ok", "model", f"the folder {name}")
+        return
+    wanted, held = known.download if known else None, _cached(hub_id)
     if held and (wanted is None or held > 0.98 * wanted):
-        yield Finding("ok", "model", f"{hub_id} is here, {held / 1e9:.1f} GB")
+        yield Finding("ok", "model", f"{hub_id} is here, {gigabytes(held)} GB")
         return
     missing = None if wanted is None else max(wanted - held, 0)
-    text = "of unknown size" if missing is None else f"{missing / 1e9:.1f} GB to be fetched"
-    yield Finding("note", "model", f"{hub_id}, {text}" + (f"; {held / 1e9:.1f} GB are here" if held else ""))
+    text = "of unknown size" if missing is None else f"{gigabytes(missing)} GB to be fetched"
+    yield Finding("note", "model", f"{hub_id}, {text}" + (f"; {gigabytes(held)} GB are here" if held else ""))
     free = shutil.disk_usage(_existing(_cache())).free
     if missing is not None:
-        room, fits = f"{free / 1e9:.1f} GB free in {_cache()}", free > missing
+        room, fits = f"{gigabytes(free)} GB free in {_cache()}", free > missing
         yield Finding("ok" if fits else "no", "disk", room if fits else f"{room}; HF_HOME moves it")
     if is_offline():
         yield Finding("no", "network", f"Hugging Face can't be reached. Fetch it elsewhere: hf download {hub_id}")
@@ -151,16 +155,15 @@ def _cached(hub_id: str) -> int:
     return sum(each.stat().st_size for each in files)
 
 
-def _costs(name: str, size: tuple[int | None, int | None], dtype: torch.dtype) -> Estimate | None:
-    """Return what a picture costs, None for a model whose architecture is not described."""
+def _costs(
+    name: str, known: KnownModel | None, size: tuple[int | None, int | None], dtype: torch.dtype
+) -> Estimate | None:
+    """Return what a picture costs, None for a model on the hub whose architecture is not described."""
     from mrflow.costs import estimate
 
-    try:
-        return estimate(name, width=size[0], height=size[1], dtype=dtype)
-    except RequestError:
-        if name in KNOWN or "/" in name:
-            return None
-        raise
+    if name != "vista" and not os.path.isdir(name) and not (known and known.architecture):
+        return None
+    return estimate(name, width=size[0], height=size[1], dtype=dtype)
 
 
 def _memory(costs: Estimate, place: torch.device) -> Finding:
@@ -175,14 +178,14 @@ def _memory(costs: Estimate, place: torch.device) -> Finding:
     }
     if place.type == "cpu":  # there is nowhere to offload to
         kinds = {way: size for way, size in kinds.items() if "offload" not in way}
-    have = f"{free / 1e9:.1f} GB free on {place}"
+    have = f"{gigabytes(free)} GB free on {place}"
     for way, needed in kinds.items():
         if needed < free:
             return Finding(
-                "ok" if way == "whole" else "note", "memory", f"fits {way}: {needed / 1e9:.1f} GB; {have}"
+                "ok" if way == "whole" else "note", "memory", f"fits {way}: {gigabytes(needed)} GB; {have}"
             )
     return Finding(
-        "no", "memory", f"needs {min(kinds.values()) / 1e9:.1f} GB at least; {have}. Try a smaller model."
+        "no", "memory", f"needs {gigabytes(min(kinds.values()))} GB at least; {have}. Try a smaller model."
     )
 
 

@@ -14,7 +14,7 @@ from mrflow.bench.methods import read_methods
 from mrflow.bench.plots import check_plotting, draw_operations
 from mrflow.cli.options import HOW, MODEL, OUTPUT, WHAT, Streams, Text, Whole
 from mrflow.cli.outputs import tell_json
-from mrflow.cli.report_tables import make_table, print_fitting
+from mrflow.cli.report_tables import gigabytes, make_table, print_fitting
 from mrflow.cli.reporting import stderr_console
 from mrflow.errors import RequestError
 from mrflow.files import check_output, save_image
@@ -105,9 +105,9 @@ def _table(found: Estimate, ways: Sequence[Way]) -> Table:
     table.add_row("times fewer operations", *(f"{found.speedup(way):.2f}" for way in ways), style="bold")
     for held in BITS:
         peaks = [max(found.memory(way, held).values()) for way in ways]
-        table.add_row(f"memory, weights {held}, GB", *(f"{peak / 1e9:.1f}" for peak in peaks))
+        table.add_row(f"memory, weights {held}, GB", *map(gigabytes, peaks))
     peaks = [max(found.memory(way, offload=True).values()) for way in ways]
-    table.add_row("memory with model offload, GB", *(f"{peak / 1e9:.1f}" for peak in peaks))
+    table.add_row("memory with model offload, GB", *map(gigabytes, peaks))
     return table
 
 

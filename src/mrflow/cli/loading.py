@@ -14,7 +14,7 @@ from mrflow import vista
 from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import ModelError, RequestError
-from mrflow.known_models import full_name
+from mrflow.known_models import full_name, is_file
 from mrflow.known_upscalers import KNOWN, METHODS
 from mrflow.recipe import Recipe
 
@@ -117,7 +117,7 @@ class ModelOptions:
             from mrflow.loading import find_model
 
             source = find_model(source, None, self.models_dir) or source
-        if base is None and source.endswith((".safetensors", ".gguf")) and Path(source).is_file():
+        if base is None and is_file(source):
             from mrflow.loading import find_base
 
             base = find_base(Path(source))

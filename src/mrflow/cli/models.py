@@ -17,7 +17,7 @@ from mrflow.backbones import supported
 from mrflow.backbones.checkpoints import known_defaults
 from mrflow.cli.options import Streams
 from mrflow.cli.outputs import tell_json
-from mrflow.cli.report_tables import print_fitting
+from mrflow.cli.report_tables import gigabytes, print_fitting
 from mrflow.known_models import BITS, KnownModel
 from mrflow.known_models import KNOWN as KNOWN_MODELS
 from mrflow.known_upscalers import KNOWN
@@ -109,9 +109,5 @@ def _list(models: Sequence[dict[str, Any]]) -> str:
 
 def _facts(model: dict[str, Any]) -> tuple[str, str, str]:
     """Return its download, the memory of its weights and its licence, as they are shown."""
-    memory = " / ".join(map(_gigabytes, model["weights"].values()))
-    return _gigabytes(model["download"]), memory, escape(model["licence"] or "?") + ", gated" * model["gated"]
-
-
-def _gigabytes(size: int | None) -> str:
-    return "?" if size is None else f"{size / 1e9:.1f}"
+    memory = " / ".join(map(gigabytes, model["weights"].values()))
+    return gigabytes(model["download"]), memory, escape(model["licence"] or "?") + ", gated" * model["gated"]

@@ -29,6 +29,11 @@ def make_table(title: str, columns: Sequence[str], *, whole: bool = False) -> Ta
     return table
 
 
+def gigabytes(size: float | None) -> str:
+    """Return bytes as people read sizes of models: 33.7; a question mark where nobody knows."""
+    return "?" if size is None else f"{size / 1e9:.1f}"
+
+
 def print_fitting(
     table: RenderableType, *narrower: Callable[[], RenderableType], console: Console | None = None
 ) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from mrflow.errors import MissingExtraError, ModelError, RequestError
+from mrflow.errors import MissingExtraError, ModelError, RequestError, reason
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +57,8 @@ def load(one: Learned, device: torch.device) -> Score:
     try:
         return one.load(device)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{one.about} cannot be loaded: {reason} Leave out --metric {one.name}.") from error
+        text = f"{one.about} cannot be loaded: {reason(error)}"
+        raise ModelError(f"{text} Leave out --metric {one.name}.") from error
 
 
 def _clip(device: torch.device) -> Score:
