@@ -79,10 +79,10 @@ def a1111_routes(service: Service) -> APIRouter:
     async def answer(request: Request, body: TextBody, checked: requests.Checked) -> dict[str, Any]:
         client = request.state.client
         group = TicketGroup(scheduler, client, steps=True)
-        if not checked.drafts:
+        if checked.drafts:
+            group.add_drafts(checked.drafts, checked.jobs)
+        else:
             group.add(("draft", "finish"), checked.jobs)
-        for draft, job in zip(checked.drafts, checked.jobs, strict=False):
-            group.add(("finish",), [job], draft)
         run = _Run(group)
         running.setdefault(client, []).append(run)
         try:

@@ -132,8 +132,7 @@ def _finishing(
 ) -> TicketGroup:
     """Return tickets that finish drafts."""
     group = _group(service, request, body, shown(body, drafted=False))
-    for draft, job in zip(checked.drafts, checked.jobs, strict=True):
-        group.add(("finish",), [job], draft)
+    group.add_drafts(checked.drafts, checked.jobs)
     return group
 
 

@@ -246,6 +246,11 @@ class TicketGroup:
             ticket = Ticket(todo, job, draft=draft, client=self._client, seconds=seconds, on_news=hear)
             self.tickets.append(ticket)
 
+    def add_drafts(self, drafts: Sequence[Draft], jobs: Sequence[Job]) -> None:
+        """Ask for drafts to be finished, each as its job says."""
+        for draft, job in zip(drafts, jobs, strict=True):
+            self.add(("finish",), [job], draft)
+
     def submit(self) -> None:
         """Join the queue; raises an ApiError. Whoever submits must forget."""
         self._scheduler.submit(self.tickets)
