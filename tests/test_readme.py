@@ -122,6 +122,10 @@ def test_quality_is_as_recorded(label):
     assert f"| {label} | {' | '.join(cells)} |" in README
 
 
+def test_the_two_commands_of_a_newcomer_stand_there():
+    assert re.findall(r"^    (make \w+)$", README, flags=re.MULTILINE) == ["make demo", "make test"]
+
+
 def test_readme_is_short():
     prose = re.sub(r"```.*?```|^    .*?$|\]\([^)]*\)|[|]|-{3,}", "", README, flags=re.DOTALL | re.MULTILINE)
     assert len(prose.split()) <= 1000
