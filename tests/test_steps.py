@@ -12,13 +12,12 @@ import torch
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, Plan, Upscaler
-from mrflow.backbones.family import to_unit
+from mrflow.backbones.family import autoencoder_device, to_unit
 from mrflow.batches import BatchSizes, Work
 from mrflow.borrowing import borrowed
 from mrflow.errors import NonFiniteError
 from mrflow.jobs import Asked
 from mrflow.schedulers import draft_scheduler
-from mrflow.steps import _place
 from support.families import CASES
 from support.families import make_fast as make_family
 
@@ -116,14 +115,13 @@ def test_in_a_batch_the_bad_picture_fails_alone(fast: MrFlow) -> None:
 
 
 def test_the_autoencoder_is_given_what_it_works_on_where_it_is(fast: MrFlow) -> None:
-    elsewhere = torch.device("meta")
-    run = SimpleNamespace(model=fast.model, clock=SimpleNamespace(device=elsewhere))
-    assert _place(run) == torch.device("cpu")  # by its weights, as after a device_map
-    fast.pipe.vae._hf_hook = SimpleNamespace(execution_device=torch.device("cuda", 1))
-    assert _place(run) == torch.device("cuda", 1)  # by its hook, as with offloading
-    del fast.pipe.vae._hf_hook
-    fast.pipe.vae._diffusers_hook = object()
-    assert _place(run) == elsewhere  # groups that are offloaded follow the pipeline
+    pipe, elsewhere = fast.pipe, torch.device("meta")
+    assert autoencoder_device(pipe, elsewhere) == torch.device("cpu")  # by its weights, as after a device_map
+    pipe.vae._hf_hook = SimpleNamespace(execution_device=torch.device("cuda", 1))
+    assert autoencoder_device(pipe, elsewhere) == torch.device("cuda", 1)  # by its hook, as with offloading
+    del pipe.vae._hf_hook
+    pipe.vae._diffusers_hook = object()
+    assert autoencoder_device(pipe, elsewhere) == elsewhere  # groups that are offloaded follow the pipeline
 
 
 # --- schedules of one step ---
