@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +62,7 @@ def test_the_transformer_sees_their_tokens_in_both_passes(fast: MrFlow) -> None:
 
 
 def test_a_draft_is_the_pipelines_own_with_them(fast: MrFlow) -> None:
-    given, plan = [picture()], plan_of(fast)
+    given, plan = [picture()], replace(plan_of(fast), noise="own")
     draft = fast.draft("a red boat", seed=7, plan=plan, width=128, height=128, references=given)[0]
     embeds = fast.model.backbone.encode_prompts(fast.pipe, ["a red boat"], None, 16)[0]
     own = fast.pipe(

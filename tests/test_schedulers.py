@@ -66,7 +66,7 @@ def test_other_solvers_draft_as_the_pipeline_would_and_the_refine_pass_is_plain_
     hook = lambda _module, _args, kwargs: seen.append(float(kwargs["timestep"][0]) / 1000)  # noqa: E731
     pipe.transformer.register_forward_pre_hook(hook, with_kwargs=True)
     fast = MrFlow(pipe, "bicubic", defaults=Defaults(max_sequence_length=16))
-    plan = Plan(steps=3, refine_steps=2, refine_sigma=0.3, true_cfg_scale=1.0)
+    plan = Plan(steps=3, refine_steps=2, refine_sigma=0.3, true_cfg_scale=1.0, noise="own")
     result = fast("a red boat", width=128, height=64, plan=plan, seed=7, callback=news.append)
     assert torch.equal(result.drafts[0].pixels, by_hand)
     assert seen[-2:] == pytest.approx([0.3, 0.15], abs=1e-6)

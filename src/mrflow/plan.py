@@ -167,7 +167,7 @@ class Plan:
     refine_true_cfg_scale: float | None = None
     guidance_stop: float | None = None
     solver: str | None = None
-    noise: str = OWN
+    noise: str = NATIVE
     lift: str = UPSCALER
     color_guard: float = 0.0
 
@@ -342,7 +342,7 @@ def _read_about(plan: type[Plan]) -> dict[str, About]:
     for each in fields(plan):
         said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tables[each.name].items()}
         kind = kinds[re.findall("int|float|str", str(each.type))[0]]
-        about[each.name] = About(kind=kind, absent=each.default, **said)
+        about[each.name] = About(**{"kind": kind, "absent": each.default, **said})
     return about
 
 

@@ -19,7 +19,7 @@ from mrflow.recipe import Recipe
 MANIFEST, ERRORS = "manifest.jsonl", "errors.jsonl"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHAPING = ("prompt", "negative_prompt", "seed", "width", "height", "plan", "model", "revision", "upscaler")
+_SHAPING = ("prompt", "negative_prompt", "seed", "width", "height", "model", "revision", "upscaler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +59,16 @@ class Entry:
 
     def differences(self, recipe: Recipe) -> dict[str, tuple[object, object]]:
         """Return in what the picture was to be otherwise than `recipe` now says: name to (then, now)."""
-        then = {name: getattr(self, name) for name in _SHAPING} | {"plan": _whole(self.plan)}
-        now = {name: getattr(recipe, name) for name in _SHAPING} | {"plan": recipe.plan}
+        plan = dict(self.plan)
+        if None in plan.values():  # of 0.1.0, which wrote all numbers that it knew, and knew one noise
+            plan.setdefault("noise", recipe.plan.noise)
+        then = {name: getattr(self, name) for name in _SHAPING} | _numbers(plan)
+        now = {name: getattr(recipe, name) for name in _SHAPING} | vars(recipe.plan)
         then["loras"], now["loras"] = list(self.loras), list(map(vars, recipe.loras))
         if self.revision is None and self.model != recipe.model and PurePath(self.model).name == recipe.model:
             then |= {"model": recipe.model, "revision": recipe.revision}  # 0.1.0 wrote a local model's path
-        return {name: (then[name], value) for name, value in now.items() if then[name] != value}
+        names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        return {name: (then.get(name), now.get(name)) for name in names}
 
 
 def read_entries(journal: Journal) -> tuple[list[Entry], bool]:
@@ -78,10 +82,10 @@ def read_entries(journal: Journal) -> tuple[list[Entry], bool]:
     return list(kept.values()), whole and len(kept) == len(entries)
 
 
-def _whole(plan: Mapping[str, Any]) -> Plan | Mapping[str, Any]:
-    """Return the plan as whichever version wrote it meant it; what is no plan as it is."""
+def _numbers(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the numbers of a plan as whichever version wrote it meant them; of what is no plan as they are."""
     try:
-        return Plan.from_dict(plan)
+        return vars(Plan.from_dict(plan))
     except PlanError:
         return plan
 
