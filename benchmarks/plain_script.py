@@ -134,7 +134,7 @@ def measure(fast: MrFlow, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def resolve(fast: MrFlow, plan: Plan) -> Plan:
-    """Return the plan as every way runs it: from own noise, guided in all steps by plain Euler, as such a script does.
+    """Return the plan as every way runs it: from own noise, guided in all steps by plain Euler, as there.
 
     Raises RequestError for a pipeline that the script is not written for.
     """

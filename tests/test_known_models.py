@@ -69,7 +69,7 @@ def test_memory_is_counted_by_how_weights_are_held() -> None:
     known = KNOWN["flux-dev"]  # 11.9 and 4.885 billion, and .084 that stay whole
     sizes = [known.weights(held) for held in BITS]
     assert sizes == pytest.approx([33.74e9, 16.787e9 + 0.168e9, 8.393e9 + 0.168e9], rel=1e-3)
-    assert KNOWN["sana"].download is KNOWN["sana"].weights("4-bit") is None
+    assert KNOWN["bria"].download is KNOWN["bria"].weights("4-bit") is None
 
 
 def test_the_plan_of_a_checkpoint_is_known_before_it_is_here() -> None:

@@ -16,11 +16,12 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -182,9 +183,11 @@ def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype)
         if isinstance(network, torch.nn.Module):
             tally.hollow(part, network, dtype)
     pipe = assemble(spec, parts)
+    if hasattr(pipe, "text_preprocessor"):  # PRX's, which wants ftfy; it hardly changes how long a text is
+        pipe.text_preprocessor.clean_text = str.lower
     lift = make_upscaler(spec["upscaler"]) if upscaler is None else Upscaler.load(upscaler)
-    if lift.factor is not None:
-        lift = Upscaler(lift.name, _Lift(lift.network, tally, dtype))
+    if lift.network is not None:
+        lift = Upscaler(lift.name, _Lift(lift.network, tally, torch.float32 if lift.latents else dtype))
     name = known.id if known else name
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
     return Model(pipe=pipe, backbone=backbone, upscaler=lift, defaults=defaults, name=name), tally
@@ -222,9 +225,7 @@ class Tally:
         for blocks in network.modules():
             if isinstance(blocks, torch.nn.modules.batchnorm._BatchNorm):  # pipelines read its statistics
                 blocks.running_mean, blocks.running_var = torch.ones(2, blocks.num_features)
-            for block in filter(None, blocks if isinstance(blocks, torch.nn.ModuleList) else ()):
-                shapes = tuple(each.shape for each in block.parameters())
-                block.forward = partial(self._run_block, block.forward, (type(block), shapes))
+        self.repeat_blocks(network)
         kind, tally = type(network), self
 
         def counted(method: str) -> Callable[..., Any]:
@@ -235,6 +236,13 @@ class Tally:
         device = property(lambda network: torch.device("meta" if tally._counting else "cpu"))
         same = {name: getattr(kind, name) for name in ("__module__", "__qualname__")}  # transformers asks for them
         network.__class__ = type(kind.__name__, (kind,), {**same, **methods, "device": device})
+
+    def repeat_blocks(self, network: torch.nn.Module) -> None:
+        """Have equal blocks in a network's lists run once for each shape of what they are given."""
+        lists = [each for each in network.modules() if isinstance(each, torch.nn.ModuleList | torch.nn.Sequential)]
+        for block in (block for blocks in lists for block in blocks if block and list(block.children())):
+            shapes = tuple(each.shape for each in block.parameters())
+            block.forward = partial(self._run_block, block.forward, (type(block), repr(block), shapes))
 
     def run(self, part: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return ones where a network's `own` method would return something, and count what it costs."""
@@ -283,18 +291,23 @@ class Tally:
 
 
 class _Lift:
-    """A super-resolution network of spandrel's, hollow, as Upscaler asks for one."""
+    """A network of spandrel's or of latents, hollow, as Upscaler asks for one."""
 
     supports_bfloat16, device, dtype = False, torch.device("cpu"), torch.float32
 
     def __init__(self, network: Any, tally: Tally, dtype: torch.dtype) -> None:
-        self.scale, self.size_requirements = network.scale, network.size_requirements
+        known = ("scale", "size_requirements", "channels")
+        vars(self).update({name: getattr(network, name) for name in known if hasattr(network, name)})
         self._network, self._tally, self._dtype = network, tally, dtype
-        network.model.to("meta", dtype)
-        tally.parameters["upscaler"] = sum(each.numel() for each in network.model.parameters())
+        module = getattr(network, "model", network).to("meta", dtype)
+        tally.repeat_blocks(module)
+        tally.parameters["upscaler"] = sum(each.numel() for each in module.parameters())
 
-    def __call__(self, pixels: Tensor) -> Any:
-        return self._tally.run("upscaler", self._network, pixels.to(self._dtype))
+    def to(self, *_: Any) -> None:
+        """Stay."""
+
+    def __call__(self, values: Tensor, *size: int) -> Any:
+        return self._tally.run("upscaler", self._network, values.to(self._dtype), *size)
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its __init_subclass__
@@ -328,6 +341,8 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its _
     def modes(self) -> ExitStack:
         """Return the context in which calls are counted."""
         stack = ExitStack()
+        # which knows no meta device (torch 2.15); ERNIE-Image switches it off for its positions
+        stack.enter_context(patch("torch.autocast", lambda *_, **__: nullcontext()))
         for mode in (self._flops, self, self._attention):
             stack.enter_context(mode)
         return stack

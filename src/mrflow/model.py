@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mrflow.auto_sigma import fit_sigma
 from mrflow.backbones.family import Backbone, Pipeline, Reading, autoencoder_device
-from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, PromptWarning, warn
-from mrflow.jobs import Asked, Job, Size, check_size
+from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, PromptWarning, RequestError, warn
+from mrflow.files import load_image
+from mrflow.jobs import Asked, Job, Reference, Size, check_size
 from mrflow.loras import Loras
 from mrflow.plan import AUTO, UPSCALER, Defaults, Plan, get_plan
 from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions
@@ -141,6 +142,7 @@ class Model:
                 "negative_prompt": _first(one.negative_prompt, own.negative_prompt) if guided else None,
                 "max_sequence_length": _first(one.max_sequence_length, own.max_sequence_length),
                 "loras": self.loras.resolve(one.loras),
+                "references": self.check_references(one.references),
             }
             size = _first(one.width, own.width), _first(one.height, own.height)
             width, height = check_size(*size, multiple)
@@ -156,6 +158,17 @@ class Model:
             if reading.cut or reading.unknown:
                 self._warn_of_loss(reading)
         return jobs
+
+    def check_references(self, references: tuple[Reference, ...]) -> tuple[Reference, ...]:
+        """Return the references; raises RequestError where the pipeline takes none, or not these."""
+        if references and not self.backbone.references:
+            raise RequestError(f"{type(self.pipe).__name__} takes no reference pictures; FLUX.2 and Klein do.")
+        try:
+            for each in references:
+                self.pipe.image_processor.check_image_input(load_image(each.source))
+        except ValueError as error:
+            raise RequestError(f"A reference can't be taken: {error}") from None
+        return references
 
     def resolve_size(self, width: int | None = None, height: int | None = None) -> Size:
         """Return the size of finished pictures, each missing side the model's own; raises SizeError."""

@@ -240,7 +240,7 @@ class DraftStep(_Pass):
         """Return the noise that the family's blocks draw at `native` size, brought down to `size`, packed."""
         backbone, pipe, scheduler = self.family.backbone, self.family.pipe(components), draft_scheduler(components)
         take_head(scheduler, 0)
-        values = {"width": native[0], "height": native[1], "latents": None}
+        values: dict[str, Any] = {"width": native[0], "height": native[1], "latents": None}
         values["generator"] = draft_generators(state.get("seeds"))
         with settings(components, {"scheduler": scheduler}):
             _, inner = self.sub_blocks["denoise"](components, self.copy(state, values))

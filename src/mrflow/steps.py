@@ -23,6 +23,7 @@ from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_
 from mrflow.backbones.family import Embeds, autoencoder_device
 from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.errors import NonFiniteError
+from mrflow.files import load_image
 from mrflow.jobs import Job, Lora, Size
 from mrflow.loras import worn
 from mrflow.model import Model
@@ -261,7 +262,8 @@ def _native_noise(run: Run, batch: Batch, native: Size, size: Size) -> Tensor:
 def _run_without_a_step(run: Run, asked: _Pass, more: Mapping[str, Any]) -> Tensor:
     """Return the latents that the pipeline itself would begin with; its scheduler is set as for a run."""
     take_head(asked.scheduler, 0)
-    return _run_pipeline(run, asked, more)[0]
+    jobs = [replace(job, references=()) for job in asked.batch.jobs]  # which would be encoded for nothing
+    return _run_pipeline(run, replace(asked, batch=replace(asked.batch, jobs=jobs)), more)[0]
 
 
 @timed("upscale")
@@ -384,6 +386,8 @@ def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor
     shares = one.begin, one.end, batch.part, batch.whole
     extra = fit_arguments(run.extra, one.size, *shares) if run.extra else {}
     arguments = {**prompts, **extra, **steps, **more, "width": one.size[0], "height": one.size[1]}
-    loras = one.batch.jobs[0].loras
+    loras, references = one.batch.jobs[0].loras, one.batch.jobs[0].references
+    if references:
+        arguments["image"] = [load_image(each.source) for each in references]
     with worn(pipe, loras, run.model.loras) if loras else nullcontext():
         return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)
