@@ -52,6 +52,18 @@ def test_a_draft_of_own_noise_is_the_pipelines_own_bit_for_bit(name: str, prompt
     assert torch.equal(draft.pixels, by_hand)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # Krea 2's norms
+@each_family
+def test_both_passes_run_in_bfloat16(name: str) -> None:
+    """As published checkpoints are loaded; what is mixed in between is float32."""
+    case, pipe = CASES[name], CASES[name].make()
+    for part in filter(lambda each: isinstance(each, torch.nn.Module), pipe.components.values()):
+        torch.nn.Module.to(part, torch.bfloat16)
+    made = make_fast(case, pipe)("a red boat", seed=7, plan=Plan(steps=2, **case.plan), output_type="pt").images
+    assert made.shape == (1, 3, SIZE[1], SIZE[0])
+    assert made.std() > 1e-3
+
+
 @each_family
 def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(name: str) -> None:
     case, pipe = CASES[name], CASES[name].make()
