@@ -58,6 +58,7 @@ def test_sizes_are_those_of_the_architecture(name: str) -> None:
         ("lumina2", 21.2),
         ("cogview4", 31.1),
         ("sd3.5-medium", 16.3),
+        ("fibo", 25.6),
     ],
 )
 def test_downloads_weigh_what_their_pages_list(name: str, gigabytes: float) -> None:

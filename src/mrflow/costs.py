@@ -12,6 +12,7 @@ costs time, but next to no operations. A ratio of them is one of seconds only as
 from __future__ import annotations
 
 import copy
+import math
 import os
 import warnings
 import weakref
@@ -316,7 +317,9 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its _
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = self._repeated = 0
-        self._flops, self._attention = FlopCounterMode(display=False), _Attention()
+        experts = {getattr(torch.ops.aten, "_grouped_mm", None): _experts}  # which torch 2.14 leaves out
+        self._flops = FlopCounterMode(display=False, custom_mapping=experts)
+        self._attention = _Attention()
         self._seen: set[int] = set()
 
     @property
@@ -349,6 +352,8 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its _
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten.bincount.default:  # HiDream's router; all tokens at one expert cost the same
+            return torch.tensor([args[0].numel()])
         if func is torch.ops.aten._to_copy.default and _is_mask(args[0]):
             kwargs = {**kwargs, "device": "cpu"}
         elif _on_meta((args, kwargs)):
@@ -380,12 +385,18 @@ class _Attention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.tensor:  # of numbers that networks may ask for, as HiDream's asks for its sizes
+            kwargs = {**kwargs, "device": "cpu"}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[:3]
         depths = query.shape[-1] + value.shape[-1]
         self.operations += 2 * query.shape[:-1].numel() * key.shape[-2] * depths
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def _experts(tokens: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(tokens) * weights[-1]
 
 
 def _shapes(values: Any) -> Any:
