@@ -228,7 +228,8 @@ def test_auto_fits_each_level_and_the_recipe_holds_the_numbers(monkeypatch: pyte
 def test_texts_lists_and_tuples_say_the_same(given: str) -> None:
     plan = Plan(refine_steps=(1, 2), scales=(2, 2))
     assert (get_plan(given), plan.label, get_plan(plan.label)) == (plan, "12+1+2", plan)
-    assert Plan.from_dict({"scales": [2, 2], "refine_steps": [1, 2], "refine_sigma": [0.12, 0.12]}) == plan
+    told = {"scales": [2, 2], "refine_steps": [1, 2], "refine_sigma": [0.12, 0.12], "noise": "native"}
+    assert Plan.from_dict(told) == plan
     assert Plan(scales="2+2", refine_steps="1+2", refine_sigma="0.12+0.12") == plan  # type: ignore[arg-type]
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert get_plan("12+1").changed(scales=(2, 2), refine_steps=(1, 2)) == plan
