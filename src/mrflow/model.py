@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mrflow.auto_sigma import fit_sigma
+from mrflow.backbones.families import largest_whole
 from mrflow.backbones.family import Backbone, Pipeline, Reading, autoencoder_device
 from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, PromptWarning, warn
 from mrflow.jobs import Asked, Job, Size, check_size
@@ -144,6 +145,7 @@ class Model:
             }
             size = _first(one.width, own.width), _first(one.height, own.height)
             width, height = check_size(*size, multiple)
+            plan = plan if native else self.cut(plan, width, height)
             jobs.append(Job(prompt=one.prompt, seed=one.seed, plan=plan, width=width, height=height, **values))
             unheard |= bool(one.negative_prompt) and not guided
             for text in filter(None, (one.prompt, values["negative_prompt"])):
@@ -191,6 +193,23 @@ class Model:
             for each in plan.levels
         )
         return replace(plan, refine_sigma=sigmas)
+
+    def cut(self, plan: Plan, width: int, height: int) -> Plan:
+        """Return a resolved plan with the size of the tiles, if it names none and the picture is too large whole.
+
+        Raises PlanError where it names one and the transformer can't be cut, or the tile is too small for it.
+        """
+        tile, reason = plan.tile, self.backbone.uncut(self.pipe)
+        if tile is None and width * height > largest_whole(type(self.pipe).__name__) and not reason:
+            tile = min(1024, self.defaults.width, self.defaults.height)
+        if not isinstance(tile, int) or max(width, height) <= tile:
+            return plan
+        if reason:
+            raise PlanError(f"tile is {tile}; {type(self.pipe).__name__} can't be cut: {reason}. Leave it out.")
+        if tile < 4 * self.multiple:
+            text = f"tile is {tile}; for this model it must be {4 * self.multiple} at least, 4 patches"
+            raise PlanError(f"{text}. Try {min(1024, self.defaults.width)}.")
+        return replace(plan, tile=tile)
 
     def recipe(
         self,
