@@ -17,7 +17,9 @@ def random_pixels(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("tile", "overlap", "align"), [(80, 32, 32), (128, 32, 32), (96, 32, 48), (8, 2, 1), (70, 8, 1)])
+@pytest.mark.parametrize(
+    ("tile", "overlap", "align"), [(80, 32, 32), (128, 32, 32), (96, 32, 48), (8, 2, 1), (70, 8, 1)]
+)
 @pytest.mark.parametrize("length", [1, 64, 80, 81, 127, 129, 200, 1000])
 def test_tiles_of_one_size_cover_everything_and_overlap(length: int, tile: int, overlap: int, align: int) -> None:
     made = spans(length, tile, overlap, align)
@@ -28,6 +30,10 @@ def test_tiles_of_one_size_cover_everything_and_overlap(length: int, tile: int, 
     size = max(tile // align, -(-overlap // align) + 1) * align
     assert all(end - start == size for start, end in made[:-1])
     assert made[-1][1] - made[-1][0] < size + align
+    shrunk = spans(length, tile, overlap, align, shrink=True)
+    assert (len(shrunk), shrunk[0][0], shrunk[-1][1]) == (len(made), 0, length)
+    assert all(a[1] - b[0] >= overlap for a, b in pairwise(shrunk))
+    assert all(start % align == 0 and end - start < size + align for start, end in shrunk)
 
 
 @pytest.mark.parametrize("factor", [1, 8])

@@ -18,17 +18,21 @@ Span = tuple[int, int]
 """From, and up to but not including."""
 
 
-def spans(length: int, tile: int, overlap: int, align: int = 1) -> list[Span]:
+def spans(length: int, tile: int, overlap: int, align: int = 1, *, shrink: bool = False) -> list[Span]:
     """Return the spans of tiles that cover `length`, neighbours sharing `overlap` or more.
 
     Each begins at a multiple of `align` and is `tile` long, rounded down to such a multiple; the last ends at
-    `length`, and is up to align - 1 longer. One span where all fits into a tile.
+    `length`, and is up to align - 1 longer. One span where all fits into a tile. shrink: no longer than as many
+    tiles need to be.
     """
     tile = max(tile // align, -(-overlap // align) + 1) * align
     if length < tile + align:
         return [(0, length)]
     last, stride = (length - tile) // align, (tile - overlap) // align
     count = -(-last // stride)
+    if shrink:
+        tile = -(-(length // align + count * -(-overlap // align)) // (count + 1)) * align
+        last = (length - tile) // align
     starts = [last * k // count * align for k in range(count + 1)]
     return [(start, start + tile) for start in starts[:-1]] + [(starts[-1], length)]
 
@@ -52,13 +56,20 @@ def shares(cuts: list[Span], overlap: int, factor: Fraction | int = 1) -> list[T
 
 
 def in_tiles(
-    work: Callable[[slice, slice], Tensor], height: int, width: int, tile: int, overlap: int, align: int = 1
+    work: Callable[[slice, slice], Tensor],
+    height: int,
+    width: int,
+    tile: int,
+    overlap: int,
+    align: int = 1,
+    *,
+    shrink: bool = False,
 ) -> Tensor:
     """Return what `work` gives for the rows and columns of each tile, (..., h, w), as one, (..., H, W).
 
     The results may be any whole number of times larger than the tiles. Blended in float32, given in work's dtype.
     """
-    down, across = spans(height, tile, overlap, align), spans(width, tile, overlap, align)
+    down, across = (spans(length, tile, overlap, align, shrink=shrink) for length in (height, width))
     total, weights = torch.empty(0), ([torch.empty(0)],) * 2
     for (i, rows), (k, columns) in product(enumerate(down), enumerate(across)):
         part = work(slice(*rows), slice(*columns))
@@ -68,8 +79,8 @@ def in_tiles(
             total = torch.zeros(shape, dtype=torch.float32, device=part.device)
             weights = shares(down, overlap, factor), shares(across, overlap, factor)
         share = weights[0][i][:, None].to(part.device), weights[1][k].to(part.device)
-        where = (..., *(slice(start * factor, end * factor) for start, end in (rows, columns)))
-        total[where] += part * share[0] * share[1]
+        y, x = (slice(start * factor, end * factor) for start, end in (rows, columns))
+        total[..., y, x] += part * share[0] * share[1]
     return total.to(part.dtype)
 
 

@@ -158,7 +158,8 @@ class Upscaler:
         if height <= tile and width <= tile:
             return self._run(pixels)
         align = math.lcm(ALIGN, self._network.size_requirements.multiple_of)
-        return in_tiles(lambda y, x: self._run(pixels[..., y, x]), height, width, tile, OVERLAP, align)
+        run = lambda y, x: self._run(pixels[..., y, x])  # noqa: E731
+        return in_tiles(run, height, width, tile, OVERLAP, align, shrink=True)
 
     def _run(self, pixels: Tensor) -> Tensor:
         # One picture at a time: spandrel's contract, and a batch then equals its single pictures exactly.

@@ -18,8 +18,7 @@ class FamilyFacts:
     """One family. backbone: "module:class" in mrflow.backbones.
 
     guidance: how a Plan's guidance reaches the pipeline, and its default. note: what differs from the others.
-    positions: in tiles those of the whole picture, "true", or those of a picture of their own, "restart"; "none" where
-        the transformer has none.
+    positions: of tiles: "true", those in the whole picture; "restart", of a picture of their own; "none".
     largest: pixels of the largest picture that is refined whole unless a plan says so, 0 where we don't know.
     """
 

@@ -22,7 +22,9 @@ class ZImageBackbone(Backbone):
 
     def uncut(self, pipe: Pipeline) -> str:
         """Return that a ControlNet's answers are of the whole picture's patches."""
-        return "its ControlNet's answers are padded lists for whole pictures" if hasattr(pipe, "controlnet") else ""
+        return (
+            "its ControlNet's answers are padded lists for whole pictures" if hasattr(pipe, "controlnet") else ""
+        )
 
     def guidance(self, guidance_scale: float | None, true_cfg_scale: float) -> dict[str, float]:
         """Return guidance_scale in Z-Image's scale."""
