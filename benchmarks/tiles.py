@@ -54,7 +54,7 @@ def borders(side: int, tile: int) -> list[int]:
 
 
 def elsewhere(pixels: Tensor, whole: Tensor, lines: Sequence[int]) -> list[float]:
-    """Return the same of other lines, shifted by 24 to 104 pixels: what chance makes of it, smallest and largest."""
+    """Return the same of other lines, shifted by 24 to 104 pixels: what chance makes of it, least and most."""
     side = pixels.shape[-1]
     found = [seam(pixels, whole, [(line + shift) % side for line in lines]) for shift in range(24, 105, 16)]
     return [min(found), max(found)]

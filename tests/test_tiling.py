@@ -154,10 +154,10 @@ def test_larger_than_a_model_was_made_for_is_cut_unless_a_plan_says_whole(monkey
     assert largest_whole("FluxPipeline") == largest_whole("FluxControlNetPipeline") == 2**22
     assert largest_whole("StableDiffusion3Pipeline") == largest_whole("AnythingElse") == 2**23
     for width, tile, resolved in (
-        (1024, None, None),
-        (1536, None, 64),
-        (1536, "whole", "whole"),
-        (1536, 128, 128),
+        (2048, None, None),
+        (2064, None, 64),
+        (2064, "whole", "whole"),
+        (2064, 128, 128),
     ):
         (job,) = fast.model.resolve(
             [Asked(prompt="a boat", seed=1, plan=Plan(tile=tile), width=width, height=2048)]
@@ -220,7 +220,7 @@ def test_an_autoencoder_in_tiles_gives_what_it_gives_whole_where_diffusers_own_t
     vae.enable_tiling()
     own = vae.decode(latents).sample
     vae.disable_tiling()
-    assert seam(own, whole, [192, 256, 384]) > 0.1
+    assert seam(own, whole, [192, 384]) > 0.05
 
 
 @torch.no_grad()
