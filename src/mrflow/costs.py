@@ -34,6 +34,7 @@ from mrflow import vista
 from mrflow.architectures import assemble, make_component, make_upscaler, read_architecture, read_folder
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
+from mrflow.backbones.family import tile_autoencoder
 from mrflow.borrowing import borrowed
 from mrflow.jobs import Asked
 from mrflow.known_models import BITS, find
@@ -48,6 +49,10 @@ PROMPT = (
     "the windows of a cottage nearby, heavy clouds with a strip of orange sky at the horizon, oil on canvas"
 )
 """Of usual length, for models that read texts as long as they are."""
+WORKSPACE = 3
+"""Times their activations, what convolutions take on a GPU: FLUX.1-dev's autoencoder, of which we count 1.5 GiB at
+1024x1024, took 4.5 to 4.7 (huggingface.co/datasets/derekl35/diffusers-quantization-benchmarks)."""
+_LARGE = 0.1  # of all parameters: text encoders from this share on are quantised, as CLIP beside T5 is not
 _MASK = 2**14  # values, at most, of a tensor of whole numbers that may be a mask
 
 
@@ -79,7 +84,9 @@ class Way:
 class Estimate:
     """What a picture costs, native first, then by each plan.
 
-    parameters: of each network, those and lasting tables. dtype: of weights and activations.
+    parameters: of each network, those and lasting tables. linear: of these, the weights of linear layers. largest:
+    those of its largest layer. stored: bytes of networks whose files hold them quantised.
+    dtype: of weights and activations.
     """
 
     model: str
@@ -87,29 +94,48 @@ class Estimate:
     height: int
     dtype: torch.dtype
     parameters: Mapping[str, int]
+    linear: Mapping[str, int]
+    largest: Mapping[str, int]
+    stored: Mapping[str, int]
     ways: Sequence[Way]
+
+    @property
+    def quantised(self) -> list[str]:
+        """The networks of which quantising takes the linear layers: transformers and large text encoders."""
+        least, sizes = _LARGE * sum(self.parameters.values()), self.parameters
+        large = [part for part in sizes if part.startswith("text_encoder") and sizes[part] >= least]
+        return [part for part in sizes if part.startswith("transformer") or part in large]
 
     def speedup(self, way: Way) -> float:
         """Return how many times fewer operations `way` takes than native: its gain at equal utilisation."""
         return self.ways[0].operations / way.operations
 
     def weights(self, part: str, held: str = "whole") -> int:
-        """Return the bytes of a network's weights; of transformer and text encoders `held` as one of BITS."""
-        quantised = held != "whole" and not part.startswith(("vae", "upscaler"))
-        return self.parameters[part] * (BITS[held] if quantised else self.dtype.itemsize * 8) // 8
+        """Return the bytes of a network's weights, `held` as one of BITS; 4 bits have a scale, 4 bytes, for 64."""
+        if part in self.stored:
+            return self.stored[part]
+        linear = self.linear[part] if held != "whole" and part in self.quantised else 0
+        scales = linear // 16 if BITS[held] == 4 else 0
+        return (self.parameters[part] - linear) * self.dtype.itemsize + linear * BITS[held] // 8 + scales
 
-    def memory(self, way: Way, held: str = "whole", *, offload: bool = False) -> dict[str, int]:
+    def memory(
+        self, way: Way, held: str = "whole", *, offload: str = "none", device: str = "cuda"
+    ) -> dict[str, int]:
         """Return the bytes that each stage of a way needs at once: weights and activations.
 
-        held: see `weights`. offload: with only those networks on the device that the stage runs, as diffusers'
-        model offload has it; else all of them lie there throughout. What a device's libraries need themselves
-        comes on top, and the pictures between the networks, 12 bytes a pixel.
+        held: see `weights`. offload: with "none" all networks lie on the device throughout, with "model" those
+        that the stage runs, with "group" or "sequential" one of their layers. device: its type. What its libraries
+        need themselves comes on top, and the pictures between the networks, 12 bytes a pixel.
         """
-        return {
-            name: stage.activations
-            + sum(self.weights(part, held) for part in (stage.parts if offload else self.parameters))
-            for name, stage in way.stages.items()
-        }
+        needed = {}
+        for name, stage in way.stages.items():
+            parts = self.parameters if offload == "none" else stage.parts
+            sizes = {part: self.weights(part, held) for part in parts}
+            if offload in ("group", "sequential"):
+                sizes = {part: sizes[part] * self.largest[part] // self.parameters[part] for part in parts}
+            convolving = device != "cpu" and all(part.startswith(("vae", "upscaler")) for part in stage.parts)
+            needed[name] = sum(sizes.values()) + stage.activations * (WORKSPACE if convolving else 1)
+        return needed
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
@@ -137,17 +163,22 @@ def estimate(
     prompt: str = PROMPT,
     upscaler: Upscaler | str | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    stored: Mapping[str, int] | None = None,
+    tiled: bool = False,
 ) -> Estimate:
     """Return what a picture costs natively and by each plan; nothing is fetched, no weights are read or made.
 
     name: a known model with an architecture, or its hub id; "vista", or a folder in diffusers' layout. plans: none
     is the model's own; a mapping gives them names. native_steps, width, height: None is the model's own. upscaler:
-    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations.
+    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations. stored: see Estimate. tiled: with
+    the autoencoder in tiles.
     Raises RequestError for a model that is not described, PlanError, SizeError, UpscalerError.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # words that a tokenizer cut off, which is not the model's own
         model, tally = hollow_model(name, upscaler, dtype)
+        if tiled:
+            tile_autoencoder(model.pipe)
         chosen = _named(plans or [model.defaults.plan])
         steps = native_steps or model.defaults.native_steps
         size = model.resolve_size(width, height)
@@ -158,7 +189,8 @@ def estimate(
             sigma = plan.refine_sigma if plan.switches else 0.12  # auto is to be measured, and any costs the same
             ways.append(tally.way(model, label, replace(asked, plan=replace(plan, refine_sigma=sigma))))
     about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
-    return Estimate(**about, parameters=tally.parameters, ways=ways)
+    sizes: dict[str, Any] = {name: getattr(tally, name) for name in ("parameters", "linear", "largest")}
+    return Estimate(**about, **sizes, stored={**tally.stored, **(stored or {})}, ways=ways)
 
 
 def _named(plans: Sequence[Plan | str] | Mapping[str, Plan]) -> list[tuple[str, Plan]]:
@@ -181,6 +213,7 @@ def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype)
     for part, network in parts.items():
         if isinstance(network, torch.nn.Module):
             tally.hollow(part, network, dtype)
+    tally.stored = {part: about["bytes"] for part, about in spec["components"].items() if "bytes" in about}
     pipe = assemble(spec, parts)
     lift = make_upscaler(spec["upscaler"]) if upscaler is None else Upscaler.load(upscaler)
     if lift.factor is not None:
@@ -191,10 +224,13 @@ def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype)
 
 
 class Tally:
-    """Counts the work of hollow networks, stage by stage. parameters: of each of them."""
+    """Counts the work of hollow networks, stage by stage. parameters, linear, largest, stored: see Estimate."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, int] = {}
+        self.linear: dict[str, int] = {}
+        self.largest: dict[str, int] = {}
+        self.stored: dict[str, int] = {}
         self._stages: dict[str, Stage] = {}
         self._stage = ""
         self._calls = 0
@@ -217,8 +253,7 @@ class Tally:
         """Make a network answer calls with ones, on the CPU, and count what they would have cost."""
         torch.nn.Module.to(network, dtype)  # diffusers' own warns of parts that it would keep in float32
         network.eval().requires_grad_(False)
-        lasting = network.state_dict(keep_vars=True).values()
-        self.parameters[part] = sum(each.numel() for each in {id(each): each for each in lasting}.values())
+        self.weigh(part, network)
         for blocks in network.modules():
             if isinstance(blocks, torch.nn.modules.batchnorm._BatchNorm):  # pipelines read its statistics
                 blocks.running_mean, blocks.running_var = torch.ones(2, blocks.num_features)
@@ -235,6 +270,15 @@ class Tally:
         device = property(lambda network: torch.device("meta" if tally._counting else "cpu"))
         same = {name: getattr(kind, name) for name in ("__module__", "__qualname__")}  # transformers asks for them
         network.__class__ = type(kind.__name__, (kind,), {**same, **methods, "device": device})
+
+    def weigh(self, part: str, network: torch.nn.Module) -> None:
+        """Count a network's parameters."""
+        lasting = network.state_dict(keep_vars=True).values()
+        self.parameters[part] = sum(each.numel() for each in {id(each): each for each in lasting}.values())
+        layers = [(name, each) for name, each in network.named_modules() if not list(each.children())]
+        linear = [each for name, each in layers if isinstance(each, torch.nn.Linear) and "lm_head" not in name]
+        self.linear[part] = sum(each.weight.numel() for each in linear)
+        self.largest[part] = max(sum(each.numel() for each in layer.state_dict().values()) for _, layer in layers)
 
     def run(self, part: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return ones where a network's `own` method would return something, and count what it costs."""
@@ -291,7 +335,7 @@ class _Lift:
         self.scale, self.size_requirements = network.scale, network.size_requirements
         self._network, self._tally, self._dtype = network, tally, dtype
         network.model.to("meta", dtype)
-        tally.parameters["upscaler"] = sum(each.numel() for each in network.model.parameters())
+        tally.weigh("upscaler", network.model)
 
     def __call__(self, pixels: Tensor) -> Any:
         return self._tally.run("upscaler", self._network, pixels.to(self._dtype))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,9 +32,13 @@ from mrflow.errors import (
 from mrflow.hub import explain, is_offline
 from mrflow.known_models import FILES, find, full_name, is_file, meant
 from mrflow.model import Model
+from mrflow.offloading import AUTO, check_offload, check_quantize, choose, place, quantization
 from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
 from mrflow.upscaler import Upscaler, has_bfloat16
+
+if TYPE_CHECKING:
+    from mrflow.costs import Estimate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INDEX = "model_index.json"
@@ -48,6 +54,10 @@ def load_model(
     upscaler: Upscaler | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
+    offload: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
     **kwargs: Any,
 ) -> Model:
     """Return the pipeline named "vista", of a known name, a folder in diffusers' layout or a hub id "owner/name".
@@ -58,11 +68,20 @@ def load_model(
     upscaler: see Upscaler.load; None is the model's own, else the method's, Real-ESRGAN. device: None is the CPU.
     dtype: None is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or
     float16 on GPUs that only emulate it (T4, V100, GTX 16).
+    quantize: "int8" or "fp8" (torchao) or "nf4" (bitsandbytes, CUDA alone), of the weights of transformer and
+    large text encoders. offload: "model", "group" or "sequential" moves weights to the device as they are needed;
+    "none" has them there; "auto", usual on a GPU, takes the first of none, model and group that has room for a
+    picture of width x height (None: the model's own), at need with the autoencoder in tiles, and warns unless all
+    is whole. It counts for `device` alone.
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
-    place = check_device(device or "cpu")
-    precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, place)
+    where = check_device(device or "cpu")
+    precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, where)
+    if quantize is not None:
+        check_quantize(quantize, where)
+    offload = offload or (AUTO if where.type not in ("cpu", "mps") else "none")
+    check_offload(offload, where, quantize)
     name, revision = str(source), kwargs.get("revision")
     if name == "vista":
         path, revision = str(vista.folder()), vista.revision()
@@ -75,21 +94,54 @@ def load_model(
         path = check_source(source)
     if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
         kwargs["local_files_only"] = True  # what is cached is used, the rest is said at once
-    network = choose_upscaler(upscaler)
-    if is_file(source):
-        kwargs["transformer"] = _load_transformer(Path(source), path, precision, kwargs)
-    pipe = _load_pipeline(path, precision, kwargs)
+    network, file = choose_upscaler(upscaler), Path(source) if is_file(source) else None
+    folder = _fetch(path, {**kwargs, "transformer": None} if file else kwargs)
+
+    @cache
+    def count(tiled: bool = False) -> Estimate:
+        from mrflow.costs import estimate
+
+        stored = {"transformer": _packed_size(file)} if file and _is_gguf(file) else {}
+        with libraries_silent(logs=True):
+            return estimate(folder, width=width, height=height, dtype=precision, stored=stored, tiled=tiled)
+
+    if quantize:
+        parts = [part for part in count().quantised if part not in count().stored]
+        kwargs["quantization_config"] = quantization(quantize, parts, precision)
+    if file:
+        kwargs["transformer"] = _load_transformer(file, folder, precision, kwargs)
+    pipe = _load_pipeline(path, folder, precision, kwargs)
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
-        pipe.to(place)
+        _place(pipe, path, where, offload, quantize, count)
     if name == "vista":  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
         pipe.vae.to(memory_format=torch.channels_last)
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, path)
     backbone = get_backbone(type(pipe).__name__)
     if name != "vista":
-        name, revision = identify(str(source) if is_file(source) else path, revision)
+        name, revision = identify(str(file or folder), revision)
     model = Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
     model.check_parts()
     return model
+
+
+def _place(
+    pipe: Pipeline,
+    name: str,
+    where: torch.device,
+    offload: str,
+    quantize: str | None,
+    count: Callable[..., Estimate],
+) -> None:
+    """Put a pipeline on its device, for "auto" in the first way that fits; warn of one that is not the fastest."""
+    if offload != AUTO or where.type in ("cpu", "mps"):
+        place(pipe, where, "none" if offload == AUTO else offload)
+        return
+    found = choose(count, where, quantize)
+    if found.offload != "none" or found.tiled:
+        room = "is held" if found.fits else "may not fit, held"
+        faster = f" Faster: {found.faster}." if found.faster else ""
+        warn(f"{name} {room} {found}, on {where}.{faster}", MrFlowWarning)
+    place(pipe, where, found.offload, tiled=found.tiled)
 
 
 def identify(source: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -146,9 +198,21 @@ def find_base(file: Path) -> str:
     return known.id
 
 
+def _is_gguf(file: Path) -> bool:
+    return file.suffix.lower() == ".gguf"
+
+
+def _packed_size(file: Path) -> int:
+    """Return the bytes of the weights in a .gguf file, which stay packed in memory."""
+    _check_gguf()
+    from gguf import GGUFReader
+
+    return sum(int(each.n_bytes) for each in GGUFReader(file).tensors)
+
+
 def _read_header(file: Path) -> dict[str, torch.Tensor]:
     """Return empty tensors of the names and shapes of a file's weights, which are not read."""
-    if file.suffix.lower() == ".gguf":
+    if _is_gguf(file):
         _check_gguf()
         from gguf import GGUFReader
 
@@ -167,9 +231,11 @@ def _load_transformer(file: Path, base: str, dtype: torch.dtype, kwargs: Mapping
 
     hub = {name: kwargs[name] for name in ("token", "cache_dir", "local_files_only") if name in kwargs}
     told: dict[str, Any] = {"config": base, "subfolder": "transformer", "torch_dtype": dtype}
-    if gguf := file.suffix.lower() == ".gguf":
+    if gguf := _is_gguf(file):
         _check_gguf()
         told["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+    elif "quantization_config" in kwargs:
+        told["quantization_config"] = kwargs["quantization_config"].quant_mapping["transformer"]
     lacks = f"{file.name} lacks weights of the transformer of {base}. Is it the right base (--base)?"
     try:
         index = diffusers.DiffusionPipeline.load_config(base, **hub)
@@ -283,15 +349,33 @@ def check_source(source: str | Path) -> str:
     return name
 
 
-def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pipeline:
-    from diffusers import DiffusionPipeline
+def _fetch(path: str, kwargs: Mapping[str, Any]) -> str:
+    """Return the folder of a model, fetched where it is not here; components among kwargs are left out."""
+    from diffusers import DiffusionPipeline, ModelMixin
 
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-    try:
+    with _explained(path):
         config = DiffusionPipeline.load_config(path, **hub)
         get_backbone(str(config.get("_class_name")))  # before gigabytes are read in vain
-        with libraries_silent():
-            return DiffusionPipeline.from_pretrained(path, dtype=dtype, **kwargs)
+        if os.path.isdir(path):
+            return path
+        folder = str(DiffusionPipeline.download(path, **kwargs))
+        if "transformer" in kwargs:
+            ModelMixin.load_config(path, subfolder="transformer", **hub)
+        return folder
+
+
+def _load_pipeline(name: str, folder: str, dtype: torch.dtype, kwargs: Mapping[str, Any]) -> Pipeline:
+    from diffusers import DiffusionPipeline
+
+    with _explained(name), libraries_silent(logs="quantization_config" in kwargs):
+        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **kwargs)
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
     except MrFlowError:
         raise
     except Exception as error:  # damaged files raise many kinds, safetensors' own among them

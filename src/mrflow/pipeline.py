@@ -27,6 +27,7 @@ from mrflow.lanes import cpu_threads
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.loras import find_loras, loaded, unload, worn
 from mrflow.model import Model
+from mrflow.offloading import advise
 from mrflow.plan import DEFAULT_PLAN, Defaults, Plan, get_plan, shown, whole
 from mrflow.progress import Callback
 from mrflow.recipe import Recipe, warn_of_difference
@@ -90,7 +91,7 @@ class MrFlow:
     def from_pretrained(cls, source: str | Path, *, batch_size: int | None = None, **kwargs: Any) -> MrFlow:
         """Return MrFlow over "vista", a folder in diffusers' layout or a hub id; see mrflow.loading.load_model.
 
-        kwargs: upscaler, device, dtype, and whatever DiffusionPipeline.from_pretrained takes.
+        kwargs: upscaler, device, dtype, quantize, offload, and whatever DiffusionPipeline.from_pretrained takes.
         """
         fast = cls.__new__(cls)
         fast._wrap(load_model(source, **kwargs), batch_size)
@@ -368,4 +369,8 @@ class MrFlow:
         with borrowed(self.pipe), ExitStack() as stack:
             run = Run.over(self.model, callback, extra, self._batch_size, shown)
             stack.callback(run.clock.close)
-            yield run
+            try:
+                yield run
+            except Exception as error:
+                advise(self.pipe, error)
+                raise

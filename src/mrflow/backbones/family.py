@@ -22,6 +22,7 @@ Pipeline = Any
 Embeds = dict[str, Any]
 """One encoded prompt: name of a call's argument to tensor, each with a batch dimension of 1."""
 
+_TILE = 512  # pixels
 _PUNCTUATION = string.punctuation + string.whitespace  # too little meaning to warn of its loss
 
 
@@ -286,6 +287,21 @@ def autoencoder_device(pipe: Pipeline, device: torch.device) -> torch.device:
     if hook := getattr(vae, "_hf_hook", None):  # of accelerate's: the weights may lie elsewhere
         return getattr(hook, "execution_device", None) or device
     return device if hasattr(vae, "_diffusers_hook") else getattr(vae, "device", device)
+
+
+def tile_autoencoder(pipe: Pipeline) -> None:
+    """Have the autoencoder, where it can, take pictures in tiles of at most 512 pixels, and one after another.
+
+    FLUX's and SD3's own tiles have 1024, below which nothing is saved.
+    """
+    vae: Any = getattr(pipe, "vae", None)
+    if not hasattr(vae, "enable_tiling"):
+        return
+    vae.enable_tiling()
+    if hasattr(vae, "enable_slicing"):
+        vae.enable_slicing()
+    if (side := getattr(vae, "tile_sample_min_size", 0)) > _TILE:
+        vae.tile_sample_min_size, vae.tile_latent_min_size = _TILE, vae.tile_latent_min_size * _TILE // side
 
 
 def posterior_mode(encoded: Any) -> Tensor:
