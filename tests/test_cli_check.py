@@ -23,7 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("mrflow.hub.is_offline", lambda: False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    monkeypatch.setattr(command, "_count", lambda *_: None)  # which take seconds to count
+    monkeypatch.setattr(command, "_costs", lambda *_: None)  # which take seconds to count
     return tmp_path
 
 

@@ -34,7 +34,7 @@ from mrflow import vista
 from mrflow.architectures import assemble, make_component, make_upscaler, read_architecture, read_folder
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
-from mrflow.backbones.family import tile_autoencoder
+from mrflow.backbones.family import TILE
 from mrflow.borrowing import borrowed
 from mrflow.jobs import Asked
 from mrflow.known_models import BITS, find
@@ -119,22 +119,26 @@ class Estimate:
         return (self.parameters[part] - linear) * self.dtype.itemsize + linear * BITS[held] // 8 + scales
 
     def memory(
-        self, way: Way, held: str = "whole", *, offload: str = "none", device: str = "cuda"
+        self, way: Way, held: str = "whole", *, offload: str = "none", tiled: bool = False, device: str = "cuda"
     ) -> dict[str, int]:
         """Return the bytes that each stage of a way needs at once: weights and activations.
 
         held: see `weights`. offload: with "none" all networks lie on the device throughout, with "model" those
-        that the stage runs, with "group" or "sequential" one of their layers. device: its type. What its libraries
-        need themselves comes on top, and the pictures between the networks, 12 bytes a pixel.
+        that the stage runs, with "group" or "sequential" one of their layers. tiled: the autoencoder in tiles.
+        device: its type. What its libraries need themselves comes on top, and the pictures between the networks,
+        12 bytes a pixel.
         """
-        needed = {}
+        needed, share = {}, min(TILE**2 / (self.width * self.height), 1)
         for name, stage in way.stages.items():
             parts = self.parameters if offload == "none" else stage.parts
             sizes = {part: self.weights(part, held) for part in parts}
             if offload in ("group", "sequential"):
                 sizes = {part: sizes[part] * self.largest[part] // self.parameters[part] for part in parts}
             convolving = device != "cpu" and all(part.startswith(("vae", "upscaler")) for part in stage.parts)
-            needed[name] = sum(sizes.values()) + stage.activations * (WORKSPACE if convolving else 1)
+            activations = stage.activations * (WORKSPACE if convolving else 1)
+            if tiled and any(part.startswith("vae") for part in stage.parts):
+                activations = round(activations * share)
+            needed[name] = sum(sizes.values()) + activations
         return needed
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,21 +168,17 @@ def estimate(
     upscaler: Upscaler | str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     stored: Mapping[str, int] | None = None,
-    tiled: bool = False,
 ) -> Estimate:
     """Return what a picture costs natively and by each plan; nothing is fetched, no weights are read or made.
 
     name: a known model with an architecture, or its hub id; "vista", or a folder in diffusers' layout. plans: none
     is the model's own; a mapping gives them names. native_steps, width, height: None is the model's own. upscaler:
-    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations. stored: see Estimate. tiled: with
-    the autoencoder in tiles.
+    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations. stored: see Estimate.
     Raises RequestError for a model that is not described, PlanError, SizeError, UpscalerError.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # words that a tokenizer cut off, which is not the model's own
         model, tally = hollow_model(name, upscaler, dtype)
-        if tiled:
-            tile_autoencoder(model.pipe)
         chosen = _named(plans or [model.defaults.plan])
         steps = native_steps or model.defaults.native_steps
         size = model.resolve_size(width, height)

@@ -82,6 +82,10 @@ def load_model(
         check_quantize(quantize, where)
     offload = offload or (AUTO if where.type not in ("cpu", "mps") else "none")
     check_offload(offload, where, quantize)
+    if quantize == "nf4" and is_file(source) and not _is_gguf(Path(source)):
+        raise DeviceNameError(
+            "quantize is nf4; of a single file that is not possible. Take int8, or a .gguf file."
+        )
     name, revision = str(source), kwargs.get("revision")
     if name == "vista":
         path, revision = str(vista.folder()), vista.revision()
@@ -98,12 +102,13 @@ def load_model(
     folder = _fetch(path, {**kwargs, "transformer": None} if file else kwargs)
 
     @cache
-    def count(tiled: bool = False) -> Estimate:
+    def count() -> Estimate:
         from mrflow.costs import estimate
 
         stored = {"transformer": _packed_size(file)} if file and _is_gguf(file) else {}
         with libraries_silent(logs=True):
-            return estimate(folder, width=width, height=height, dtype=precision, stored=stored, tiled=tiled)
+            size: dict[str, Any] = {"width": width, "height": height, "upscaler": "bicubic"}  # another needs less
+            return estimate(folder, **size, dtype=precision, stored=stored)
 
     if quantize:
         parts = [part for part in count().quantised if part not in count().stored]
@@ -136,7 +141,7 @@ def _place(
     if offload != AUTO or where.type in ("cpu", "mps"):
         place(pipe, where, "none" if offload == AUTO else offload)
         return
-    found = choose(count, where, quantize)
+    found = choose(count(), where, quantize)
     if found.offload != "none" or found.tiled:
         room = "is held" if found.fits else "may not fit, held"
         faster = f" Faster: {found.faster}." if found.faster else ""
@@ -234,8 +239,6 @@ def _load_transformer(file: Path, base: str, dtype: torch.dtype, kwargs: Mapping
     if gguf := _is_gguf(file):
         _check_gguf()
         told["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
-    elif "quantization_config" in kwargs:
-        told["quantization_config"] = kwargs["quantization_config"].quant_mapping["transformer"]
     lacks = f"{file.name} lacks weights of the transformer of {base}. Is it the right base (--base)?"
     try:
         index = diffusers.DiffusionPipeline.load_config(base, **hub)
@@ -254,6 +257,11 @@ def _load_transformer(file: Path, base: str, dtype: torch.dtype, kwargs: Mapping
         raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
     if any(weight.is_meta for weight in made.parameters()):
         raise ModelError(lacks)
+    configs = getattr(kwargs.get("quantization_config"), "quant_mapping", {})
+    if "transformer" in configs:  # which from_single_file (0.42.1) takes for what the file holds already
+        from torchao.quantization import quantize_
+
+        quantize_(made, configs["transformer"].quant_type)
     return made
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -134,7 +135,8 @@ def load(pipe: Pipeline, adapter: str, name: str, path: Path, keep: Iterable[str
         layer: (list(layer.active_adapters), dict(getattr(layer, "scaling", {}))) for layer in _adapted(pipe)
     }
     try:
-        with libraries_silent(logs=True):
+        with libraries_silent(logs=True), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TorchaoLoraLinear")  # which could not be merged; it never is
             pipe.load_lora_weights(str(path), adapter_name=adapter, use_safetensors=True)
         if adapter not in loaded(pipe):
             raise ValueError("none of its keys was taken")

@@ -6,7 +6,7 @@ Quantising belongs to torchao and bitsandbytes, moving weights to diffusers and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -104,13 +104,13 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def choose(count: Callable[[bool], Estimate], device: torch.device, quantize: str | None = None) -> Holding:
+def choose(costs: Estimate, device: torch.device, quantize: str | None = None) -> Holding:
     """Return the first way that fits: whole, model offload, group offload, each at need with tiles; else the last.
 
-    count: returns what the model's first plan costs; True asks for an autoencoder in tiles.
+    costs: of which the first plan counts.
     """
     ways = list[Holding]()
-    for way in _ways(count, device, quantize):
+    for way in _ways(costs, device, quantize):
         ways.append(way)
         if way.fits:
             break
@@ -119,13 +119,13 @@ def choose(count: Callable[[bool], Estimate], device: torch.device, quantize: st
         return last
     others = ["int8", *(["nf4"] if device.type == "cuda" else [])] if quantize is None else []
     for kind in others:
-        whole = next(_ways(count, device, kind))
+        whole = next(_ways(costs, device, kind))
         if whole.fits:
             return replace(last, faster=f"quantize {kind}, {whole}")
     return last
 
 
-def _ways(count: Callable[[bool], Estimate], device: torch.device, quantize: str | None) -> Iterator[Holding]:
+def _ways(costs: Estimate, device: torch.device, quantize: str | None) -> Iterator[Holding]:
     held, free = QUANTIZATIONS[quantize] if quantize else "whole", free_memory(device)
     for offload in OFFLOADS:
         try:
@@ -133,9 +133,8 @@ def _ways(count: Callable[[bool], Estimate], device: torch.device, quantize: str
         except DeviceNameError:
             continue
         for tiled in (False, True):
-            costs = count(tiled)
-            most = max(costs.memory(costs.ways[1], held, offload=offload, device=device.type).values())
-            yield Holding(offload=offload, tiled=tiled, bytes=most, free=free)
+            needed = costs.memory(costs.ways[1], held, offload=offload, tiled=tiled, device=device.type)
+            yield Holding(offload=offload, tiled=tiled, bytes=max(needed.values()), free=free)
 
 
 def place(pipe: Pipeline, device: torch.device, offload: str = "none", *, tiled: bool = False) -> None:

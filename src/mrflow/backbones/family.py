@@ -22,7 +22,8 @@ Pipeline = Any
 Embeds = dict[str, Any]
 """One encoded prompt: name of a call's argument to tensor, each with a batch dimension of 1."""
 
-_TILE = 512  # pixels
+TILE = 512
+"""Pixels a side, at most, of the autoencoder's tiles."""
 _PUNCTUATION = string.punctuation + string.whitespace  # too little meaning to warn of its loss
 
 
@@ -300,8 +301,8 @@ def tile_autoencoder(pipe: Pipeline) -> None:
     vae.enable_tiling()
     if hasattr(vae, "enable_slicing"):
         vae.enable_slicing()
-    if (side := getattr(vae, "tile_sample_min_size", 0)) > _TILE:
-        vae.tile_sample_min_size, vae.tile_latent_min_size = _TILE, vae.tile_latent_min_size * _TILE // side
+    if (side := getattr(vae, "tile_sample_min_size", 0)) > TILE:
+        vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, vae.tile_latent_min_size * TILE // side
 
 
 def posterior_mode(encoded: Any) -> Tensor:

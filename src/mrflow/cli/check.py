@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -94,10 +93,9 @@ def _findings(
     slow = ": minutes to hours a picture for full-size models" if place.type == "cpu" and name != "vista" else ""
     dtype = check_dtype(None, place)
     yield Finding("note" if slow else "ok", "device", f"{place}, {str(dtype).removeprefix('torch.')}{slow}")
-    count = _count(name, known, size, dtype)
-    costs = count and count(False)
-    if count is not None:
-        yield _memory(count, place, quantize)
+    costs = _costs(name, known, size, dtype)
+    if costs is not None:
+        yield _memory(costs, place, quantize)
     if name != "vista":
         yield _upscaler()
     if costs is not None:
@@ -164,22 +162,22 @@ def _cached(hub_id: str) -> int:
     return sum(each.stat().st_size for each in files)
 
 
-def _count(
+def _costs(
     name: str, known: KnownModel | None, size: tuple[int | None, int | None], dtype: torch.dtype
-) -> Callable[[bool], Estimate] | None:
-    """Return what says the costs of a picture, None for a model on the hub whose architecture is not described."""
+) -> Estimate | None:
+    """Return what a picture costs, None for a model on the hub whose architecture is not described."""
     from mrflow.costs import estimate
 
     if name != "vista" and not os.path.isdir(name) and not (known and known.architecture):
         return None
-    return cache(lambda tiled: estimate(name, width=size[0], height=size[1], dtype=dtype, tiled=tiled))
+    return estimate(name, width=size[0], height=size[1], dtype=dtype)
 
 
-def _memory(count: Callable[[bool], Estimate], place: torch.device, quantize: str | None) -> Finding:
+def _memory(costs: Estimate, place: torch.device, quantize: str | None) -> Finding:
     """Return how loading would hold the model, as `--offload auto` does."""
     from mrflow.offloading import choose
 
-    found = choose(count, place, quantize)
+    found = choose(costs, place, quantize)
     told = f"{found}, on {place}" + (f"; faster: {found.faster}" if found.faster else "")
     if not found.fits:
         return Finding(
