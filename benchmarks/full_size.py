@@ -2,8 +2,8 @@
 
     python benchmarks/full_size.py flux2-klein-4b --plan 2+1 --out benchmarks/full-size-flux2-klein-4b-cpu.json
 
-Weights are random, on a CPU. Text encoders are hollow, so that the rest fits into memory: they answer at once, with
-ones of the true shape. Seconds are the processor's, of all threads, for other work may share the cores; a step at
+Weights are random, on a CPU. Text encoders are hollow, so that the rest fits into memory: they answer with ones of
+the true shape. Seconds are the processor's, of all threads, for other work may share the cores; a step at
 draft size is the median of several. Memory is the process's own, at most, less what it had before the networks.
 The last line of stdout is JSON.
 """

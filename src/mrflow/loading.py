@@ -288,7 +288,7 @@ def wrap_pipeline(
     Raises UnsupportedPipelineError for a family without a backbone, UpscalerError as Upscaler.load does.
     """
     source = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
-    name, revision = identify(source)
+    name, revision = identify(_snapshot(pipe, source))
     return Model(
         pipe=pipe,
         backbone=get_backbone(type(pipe).__name__),
@@ -297,6 +297,14 @@ def wrap_pipeline(
         name=name,
         revision=revision,
     )
+
+
+def _snapshot(pipe: Pipeline, name: str) -> str:
+    """Return the folder in the hub's cache that a pipeline of this id came from, else the id."""
+    configs = (getattr(part, "config", None) for part in pipe.components.values())
+    folders = (Path(str(getattr(each, "_name_or_path", ""))).parent for each in configs)
+    cached = (str(each) for each in folders if each.parent.name == "snapshots")
+    return next((each for each in cached if identify(each)[0] == name), name)
 
 
 def choose_upscaler(upscaler: Upscaler | str | Path | None) -> Upscaler:

@@ -17,7 +17,7 @@ from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, Prom
 from mrflow.jobs import Asked, Job, Size, check_size
 from mrflow.loras import Loras
 from mrflow.plan import AUTO, UPSCALER, Defaults, Plan, get_plan
-from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions
+from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions, warn_of_difference
 from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
 
@@ -242,6 +242,15 @@ class Model:
         if base.mode == "enhance":
             mode = "enhance"
         return self.recipe(mode, base, max(batch, base.batch), conditions, device, **more)
+
+    def warn_of_difference(self, recipe: Recipe, here: Mapping[str, str]) -> None:
+        """Warn (MrFlowWarning) where a picture had other conditions, or another revision of a model of the hub."""
+        recorded, revisions = recipe.conditions, (recipe.revision, self.revision)
+        if recipe.model == self.name and "/" in self.name and all(revisions):
+            recorded, here = (
+                {**each, "revision": str(own)} for each, own in zip((recorded, here), revisions, strict=True)
+            )
+        warn_of_difference(recorded, here, "The picture")
 
     def _guidance(self, plan: Plan, kind: str, usual: float, *, takes_cfg: bool) -> dict[str, Any]:
         """Return the fields of a resolved plan that guide it. kind, usual, takes_cfg: as the backbone says."""

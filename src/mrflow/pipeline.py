@@ -313,7 +313,7 @@ class MrFlow:
         ImageError where the image is missing or another one.
         """
         extra = self._read(others, verb="replay", without=DRAFTING | REFINING | SEEDING | GIVING).extra
-        warn_of_difference(recipe.conditions, Run.over(self.model, extra=extra).conditions, "The picture")
+        self.model.warn_of_difference(recipe, Run.over(self.model, extra=extra).conditions)
         told = {name: getattr(recipe, name) for name in _TOLD}
         with cpu_threads(recipe.threads):
             if recipe.mode == "enhance":

@@ -14,6 +14,7 @@ from mrflow import vista
 from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import ModelError, RequestError
+from mrflow.hub import has_revision
 from mrflow.known_models import full_name, is_file
 from mrflow.known_upscalers import KNOWN, METHODS
 from mrflow.recipe import Recipe
@@ -104,7 +105,8 @@ class ModelOptions:
     """The options that choose a model; None where a default is to be found.
 
     recorded: a picture names the model, not the user. Pictures come from anywhere: on their word nothing is
-    downloaded, only what is on this machine already is loaded. width, height: of the pictures, for --offload auto.
+    downloaded, only what is on this machine already is loaded. revision: the recorded one, where it is here.
+    width, height: of the pictures, for --offload auto.
     """
 
     model: _Model = "vista"
@@ -118,6 +120,7 @@ class ModelOptions:
     lora: _Lora = ()
     loras_dir: _LorasDir = ()
     recorded: Annotated[bool, _NO_OPTION] = False
+    revision: Annotated[str | None, _NO_OPTION] = None
     width: Annotated[int | None, _NO_OPTION] = None
     height: Annotated[int | None, _NO_OPTION] = None
 
@@ -148,6 +151,7 @@ class ModelOptions:
             told: dict[str, Any] = {name: getattr(self, name) for name in names}
             told |= {"base": base, "device": self.device or best_device()}
             told |= {"local_files_only": True} if self.recorded else {}
+            told |= {"revision": self.revision} if self.revision else {}
             try:
                 fast = MrFlow.from_pretrained(source, **told)
             except ModelError as error:
@@ -192,7 +196,8 @@ class RecordedModel(ModelOptions):
         from mrflow.loading import find_model
 
         found = find_model(recipe.model, recipe.revision, self.models_dir) if self.models_dir else None
-        return replace(self, model=found or recipe.model, recorded=True)
+        revision = recipe.revision if not found and has_revision(recipe.model, recipe.revision) else None
+        return replace(self, model=found or recipe.model, recorded=True, revision=revision)
 
 
 @Parameter(name="*", group=MODEL)
