@@ -136,7 +136,8 @@ def load(pipe: Pipeline, adapter: str, name: str, path: Path, keep: Iterable[str
     }
     try:
         with libraries_silent(logs=True), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "TorchaoLoraLinear")  # which could not be merged; it never is
+            # of adapters that could not be merged, and of several: nothing is ever fused, and several are meant
+            warnings.filterwarnings("ignore", "TorchaoLoraLinear|Already found a `peft_config`")
             pipe.load_lora_weights(str(path), adapter_name=adapter, use_safetensors=True)
         if adapter not in loaded(pipe):
             raise ValueError("none of its keys was taken")
