@@ -1,10 +1,10 @@
-"""What steps of a full-size transformer cost here, and a picture's memory, beside what `mrflow estimate` counts.
+"""What steps of a full-size transformer cost here, and their memory, beside what `mrflow estimate` counts.
 
-    python benchmarks/full_size.py flux2-klein-4b --plan 2+1 --out benchmarks/full-size-flux2-klein-4b-cpu.json
+    python benchmarks/full_size.py flux2-klein-4b --plan 1+1 --out benchmarks/full-size-flux2-klein-4b-cpu.json
 
-Weights are random, on a CPU. Text encoders are hollow, so that the rest fits into memory: they answer with ones of
-the true shape. Seconds are the processor's, of all threads, for other work may share the cores; a step at
-draft size is the median of several. Memory is the process's own, at most, less what it had before the networks.
+Its weights are random, on a CPU. All other networks are hollow, so that it fits into memory: they answer at once,
+with ones of the true shape. Seconds are the processor's, of all threads, for other work may share the cores; a step
+at draft size is the median of several. Memory is the process's own, at most, less what it had before the networks.
 The last line of stdout is JSON.
 """
 
@@ -33,15 +33,15 @@ CPU = torch.device("cpu")
 
 
 def make_model(name: str, dtype: torch.dtype) -> MrFlow:
-    """Return a known architecture with random weights and hollow text encoders."""
+    """Return a known architecture whose transformer has random weights, the other networks none."""
     spec, tally = read_architecture(name), Tally()
     parts = {part: make_component(about) for part, about in spec["components"].items()}
     for part, network in parts.items():
-        if part.startswith("text_encoder"):
-            tally.hollow(part, network, dtype)
-        elif isinstance(network, torch.nn.Module):
+        if part == "transformer":
             fill(network, CPU, dtype)
             torch.nn.Module.to(network, dtype)  # tables, as loading has them
+        elif isinstance(network, torch.nn.Module):
+            tally.hollow(part, network, dtype)
     return MrFlow(assemble(spec, parts), "bicubic")
 
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name")
     parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--plan", default="2+1")
+    parser.add_argument("--plan", default="1+1")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peak = PeakMemory(CPU)
     peak.reset()
     fast("a lake at dusk", seed=0, plan=options.plan, width=side, height=side, callback=watch)
-    hollow = sum(counted.weights(part) for part in counted.parameters if part.startswith("text_encoder"))
+    memory = counted.memory(way, offload="model", device="cpu")
     calls = {"draft": fast.model.resolve_plan(options.plan).steps, "refine": 1}
     each = {stage: way.stages[stage].operations / steps for stage, steps in calls.items()}
     seconds = {stage: statistics.median(watch.seconds[stage]) for stage in each}
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "ratio": {"measured": seconds["refine"] / seconds["draft"], "counted": each["refine"] / each["draft"]},
         "memory": {
             "measured": (peak.read() or 0) - before,
-            "counted": max(counted.memory(way, device="cpu").values()) - hollow,
+            "counted": max(memory[stage] for stage in each),
         },
     }
     text = json.dumps(report)
