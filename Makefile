@@ -25,14 +25,14 @@ test: $(VENV)/installed-dev  ## lint, check types and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
 
 # Deprecations are no news there: old libraries use what newer ones beneath them have given up.
 test-lower:  ## run the tests with the oldest of each library that pyproject.toml allows
 	$(PYTHON) -m venv $(LOWER)
 	$(LOWER)/bin/python -m pip install uv
 	$(LOWER)/bin/uv pip install --python $(LOWER)/bin/python --resolution lowest-direct --editable '.[dev]'
-	$(LOWER)/bin/pytest -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
+	$(LOWER)/bin/pytest -n auto --maxprocesses 4 -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
 	    -W ignore::FutureWarning $(PYTEST_ARGS)
 
 # MRFLOW_COMFYUI=FOLDER tries another ComfyUI, with the Python that runs it as MRFLOW_COMFYUI_PYTHON=FILE.

@@ -103,6 +103,32 @@ class Lift(io.ComfyNode):
         return io.NodeOutput(_lift(image, width, height, upscale_model, method))
 
 
+class ColorGuard(io.ComfyNode):
+    """The colours of one picture given to another of the same scene."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return what the node looks like."""
+        return io.Schema(
+            node_id="MrFlowColorGuard",
+            display_name="MrFlow Color Guard",
+            category="mrflow",
+            description="Gives pictures the colours and the light of their drafts, or of what they were made "
+            "from, in the low frequencies alone: lines and texture stay.",
+            inputs=[
+                io.Image.Input("image"),
+                io.Image.Input("draft", tooltip="One, or one each; smaller or of the same size."),
+                _number("color_guard", 0.0625),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, image: Tensor, draft: Tensor, color_guard: float) -> io.NodeOutput:
+        """Return the pictures, guarded."""
+        return io.NodeOutput(_guarded(color_guard, image, draft))
+
+
 class Refine(io.ComfyNode):
     """Noise mixed into a picture at its full size, and taken out again."""
 
@@ -217,11 +243,13 @@ class Sampler(io.ComfyNode):
             network, method = (
                 (upscale_model, INTERPOLATIONS[0]) if numbers.lift == UPSCALER else (None, numbers.lift)
             )
-            lifted = _guarded(numbers, _lift(draft, *size, network, method), draft)
+            lifted = _guarded(numbers.color_guard, _lift(draft, *size, network, method), draft)
             latents = way.encode(lifted)
         _show(lifted)
         latents = way.refine(latents, numbers, large)
-        return io.NodeOutput({"samples": latents}, _guarded(numbers, way.decode(latents), draft), draft, lifted)
+        return io.NodeOutput(
+            {"samples": latents}, _guarded(numbers.color_guard, way.decode(latents), draft), draft, lifted
+        )
 
 
 class Extension(ComfyExtension):
@@ -229,7 +257,7 @@ class Extension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return them."""
-        return [Plans, Lift, Refine, Sampler]
+        return [Plans, Lift, ColorGuard, Refine, Sampler]
 
 
 class _Sampling:
@@ -358,12 +386,12 @@ def _lift(image: Tensor, width: int, height: int, network: Any, method: str = IN
                 raise
 
 
-def _guarded(plan: Plan, image: Tensor, draft: Tensor) -> Tensor:
-    """Return pictures with the colours of their drafts, as far as the plan wants it."""
-    if not plan.color_guard:
+def _guarded(share: float, image: Tensor, draft: Tensor) -> Tensor:
+    """Return pictures with the colours of their drafts in that share of the drafts' frequencies."""
+    if not share:
         return image
-    pixels = (each.movedim(-1, 1).float() for each in (image, draft))
-    return keep_colors(*pixels, plan.color_guard).movedim(1, -1)
+    pixels = (each[..., :3].movedim(-1, 1).float() for each in (image, draft))
+    return keep_colors(*pixels, share).movedim(1, -1)
 
 
 def _show(image: Tensor) -> None:

@@ -87,10 +87,10 @@ def test_a_narrow_terminal_gets_the_main_figures_on_one_line_each() -> None:
     at = next(k for k, line in enumerate(lines) if line.startswith("method"))
     heading = lines[at].split("  ")
     assert [word.strip() for word in heading if word.strip()] == [
-        "method", "times faster", "seconds", "composite", "sharpness"
+        "method", "times faster", "seconds", "composite", "found"
     ]  # fmt: skip
     assert [line.split()[0] for line in lines[at + 1 : at + 4]] == methods
-    assert all(len(line.split()) == 5 for line in lines[at + 2 : at + 4])
+    assert all(len(line.split()) == 5 for line in lines[at + 1 : at + 4])
     assert max(map(len, lines)) <= 80
     assert "more in report.html" in lines[at - 1]
     assert "change of composite" in Path("out/report.html").read_text(encoding="utf-8")

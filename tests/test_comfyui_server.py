@@ -212,6 +212,16 @@ def test_lift_and_refine_give_what_enhance_gives(server: ComfyUI, models: dict[s
     assert_same(server.pictures(outputs["saved"]), ours["decode"])
 
 
+def test_a_guard_gives_the_drafts_colours_back_as_enhance_does(server: ComfyUI, models: dict[str, MrFlow]) -> None:
+    guard = node("MrFlowColorGuard", image=["lift", 0], draft=["image", 0], color_guard=0.25)
+    outputs = server.run(graph(server, lift=lift(), guard=guard, saved=save("guard"), plain=save("lift")))
+    fast, image = models["sd3"], load_image(server.folder / "input" / "draft.png")
+    guarded = Plan(refine_steps=1, refine_sigma=0.3, true_cfg_scale=1.0, color_guard=0.25)
+    ours = stages(fast, fast.enhance, image=image, prompt=PROMPT, plan=guarded)
+    assert_same(server.pictures(outputs["saved"]), ours["upscale"])
+    assert (server.pictures(outputs["plain"]) != server.pictures(outputs["saved"])).any()
+
+
 @pytest.mark.parametrize(
     ("family", "numbers"),
     [
@@ -355,4 +365,4 @@ def test_what_cannot_be_is_refused_in_words(server: ComfyUI) -> None:
 def test_the_pack_was_loaded_without_diffusers(server: ComfyUI) -> None:
     assert "IMPORT FAILED" not in server.log()
     known = server.get("/object_info")
-    assert {"MrFlowPlan", "MrFlowLift", "MrFlowRefine", "MrFlowSampler"} <= set(known)
+    assert {"MrFlowPlan", "MrFlowLift", "MrFlowColorGuard", "MrFlowRefine", "MrFlowSampler"} <= set(known)

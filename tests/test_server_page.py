@@ -18,6 +18,7 @@ from PIL import Image
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow, Plan, load_image, read_recipe, vista
+from support.loras import of_diffusers, write
 from support.serving import Server, serving
 
 CHROMIUM = shutil.which("chromium")
@@ -35,7 +36,11 @@ SCRIPT = (Path(__file__).parents[1] / "src" / "mrflow" / "server" / "static" / "
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +104,7 @@ def test_three_stages_a_download_and_its_recipe_read_back(opened: Any, tmp_path:
     page.locator("#slide").wait_for()
     assert page.locator("#stages button").all_inner_texts() == ["Draft", "Enlarged", "Final"]
     assert re.search(r"128.64, made in .* times faster than native", page.locator("#facts").inner_text())
-    assert "own size" in page.locator("#scene").inner_text()
+    assert "begin with the same noise" in page.locator("#scene").inner_text()
     before = page.locator("#native").evaluate("each => each.style.clipPath")
     page.locator("#slide input").press("ArrowLeft")
     assert page.locator("#native").evaluate("each => each.style.clipPath") != before
@@ -233,6 +238,44 @@ def test_a_picture_is_enhanced_and_one_that_was_made_again(opened: Any) -> None:
     page.locator("#make").click()
     page.get_by_text("192\xd7128").wait_for()
     assert page.locator("#history button").count() == 2
+
+
+@needs_browser
+def test_loras_of_the_operator_are_chosen_by_their_strength(browser: Any, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    for seed, name in enumerate(("style", "light")):
+        write(tmp_path / f"{name}.safetensors", of_diffusers(seed))
+    fast, file = make_fast(make_pipe()), BytesIO()
+    fast.load_loras("style", folders=[tmp_path])
+    Image.linear_gradient("L").resize((48, 32)).convert("RGB").save(file, "PNG")
+    with serving(fast.model, page=True) as server:
+        page = browser.new_page()
+        page.set_default_timeout(90_000)
+        page.goto(server.url)
+        page.get_by_text("Advanced", exact=True).click()
+        assert page.get_by_label("style", exact=True).input_value() == "1"
+        page.get_by_label("style", exact=True).fill("0")
+        page.get_by_label("light", exact=True).fill("0.5")
+        page.get_by_label("What does the picture show?").fill("a red boat")
+        page.locator("#make").click()
+        page.get_by_text("Done.").wait_for()
+        assert loras_of(page) == [["light", 0.5]]
+        page.get_by_role("button", name="Back to the model's own").click()
+        assert page.get_by_label("style", exact=True).input_value() == "1"
+        page.get_by_role("button", name="Use its settings").click()
+        assert page.get_by_label("light", exact=True).input_value() == "0.5"
+        page.get_by_role("radio", name="Enhance").check()  # a form, which holds the list as text
+        given = {"name": "photo.png", "mimeType": "image/png", "buffer": file.getvalue()}
+        page.get_by_label("A picture to enhance").set_input_files(given)
+        page.get_by_label("Exact size").fill("")
+        page.locator("#make").click()
+        page.get_by_text("96\xd764").wait_for()
+        assert loras_of(page) == [["light", 0.5]]
+        page.close()
+
+
+def loras_of(page: Any) -> Any:
+    return page.evaluate("shown.recipe.loras.map((each) => [each.name, each.weight])")
 
 
 @needs_browser

@@ -12,6 +12,7 @@ import argparse
 import atexit
 import contextlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,10 @@ from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mrflow.model import Model
 
 CORPUS = Path(__file__).parents[1] / "tests" / "fixtures" / "fuzz"
 MOST = 4096  # bytes of an input
@@ -124,18 +129,72 @@ def _read_body(data: bytes) -> None:
 
 def _read_image(data: bytes) -> None:
     from mrflow.errors import ImageError, RecipeError
-    from mrflow.files import load_image, read_recipe
+    from mrflow.files import load_image, read_latents, read_recipe
 
     with contextlib.suppress(ImageError):
         assert load_image(BytesIO(data), max_pixels=2**20).mode == "RGB"
     with contextlib.suppress(ImageError, RecipeError):
         read_recipe(BytesIO(data))
+    with contextlib.suppress(ImageError):
+        read_latents(_file(".png", data))
 
 
 def _read_upscaler(data: bytes) -> None:
     from mrflow.upscaler import Upscaler
 
     Upscaler.load(_file(".safetensors", data))
+
+
+def _read_ncnn(data: bytes) -> None:
+    from mrflow.upscaler import Upscaler
+
+    graph, _, weights = data.partition(b"\0")  # two files as one input
+    _file(".param", graph)
+    Upscaler.load(_file(".bin", weights))
+
+
+def _read_lora(data: bytes) -> None:
+    from mrflow.loras import find_loras
+
+    find_loras([f"{_file('.safetensors', data)}:0.5"])
+
+
+def _read_checkpoint(data: bytes) -> None:
+    from mrflow.loading import find_base
+
+    find_base(_file(".gguf" if data.startswith(b"GGUF") else ".safetensors", data))
+
+
+def _read_config(data: bytes) -> None:
+    from mrflow.cli.config import read_config
+
+    os.environ["MRFLOW_CONFIG"] = str(_file(".toml", data))
+    try:
+        read_config()
+    finally:
+        del os.environ["MRFLOW_CONFIG"]
+
+
+def _read_a1111(data: bytes) -> None:
+    from pydantic import ValidationError
+
+    from mrflow.server import a1111, requests
+    from mrflow.server.errors import ApiError
+
+    for kind, ours in ((a1111.TextBody, requests.GenerateBody), (a1111.ImageBody, requests.EditBody)):
+        try:
+            body = kind.model_validate_json(data)
+        except ValidationError:  # FastAPI's own to answer
+            continue
+        with contextlib.suppress(ApiError):
+            a1111.read_body(_model(), body, ours)
+
+
+@cache
+def _model() -> Model:
+    from mrflow.loading import load_model
+
+    return load_model("vista")
 
 
 def _read_keys(data: bytes) -> None:
@@ -163,6 +222,11 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "body": _read_body,
     "image": _read_image,
     "upscaler": _read_upscaler,
+    "ncnn": _read_ncnn,
+    "lora": _read_lora,
+    "checkpoint": _read_checkpoint,
+    "config": _read_config,
+    "a1111": _read_a1111,
     "keys": _read_keys,
     "out": _read_pattern,
 }

@@ -1,6 +1,6 @@
 """docs/estimate.md: what plans gain by their operations, model by model and size by size.
 
-python -m tools.write_estimates          some ten minutes of one core
+python -m tools.write_estimates          two and a half minutes of one core
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ Real-ESRGAN against formulas written out by hand, and vista against torch's coun
 
 Against the plain pipeline at the same size with its usual steps (50; 28 for Stable Diffusion 3.5), guided where
 the model is. Half and quarter are the draft's sides. Measured: times faster end to end at 1024x1024 on an A100,
-for 12+1 and 20+1, by the method's authors (arXiv 2607.01642). Written by `python -m tools.write_estimates`; a
-test checks rows.
+for 12+1 and 20+1, by the method's authors (arXiv 2607.01642). Stable Diffusion 3.5 ends at 3072x3072. Written by
+`python -m tools.write_estimates`; a test checks rows.
 | model | size | native, PFLOP | 12+1, half | 20+1, half | 12+1, quarter | measured |
 |---|---|---|---|---|---|---|"""
 

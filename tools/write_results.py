@@ -14,7 +14,7 @@ from typing import Any
 
 from mrflow.bench.plots import measured
 from mrflow.bench.report import scored_by
-from mrflow.bench.report_tables import columns_of, stage_rows, write
+from mrflow.bench.report_tables import Column, columns_of, stage_rows, write
 from mrflow.errors import OutputError
 
 Json = dict[str, Any]
@@ -101,12 +101,14 @@ def results_page(folder: Path, images: Path | None = None) -> str:
     for files, describe in SECTIONS:
         for name, (heading, command) in files.items():
             parts.append(f"## {heading}\n")
-            path = folder / name
-            parts += list(describe(_read(path))) if path.is_file() else ["Not recorded yet. To record it:\n"]
+            path, shown = folder / name, "\n".join(f"    {line}" for line in command.splitlines()) + "\n"
+            if not path.is_file():
+                parts += ["Not recorded yet. To record it:\n", shown]
+                continue
             plot = images / f"{name.removesuffix('.json').replace('compare', 'tradeoff')}.png" if images else None
-            if plot is not None and plot.is_file() and path.is_file():
+            if plot is not None and plot.is_file():
                 parts.append(f"![Quality against speed-up](images/{plot.name})\n")
-            parts.append("\n".join(f"    {line}" for line in command.splitlines()) + "\n")
+            parts += [*describe(_read(path)), _folded("How to record it", shown)]
     return "\n".join(parts)
 
 
@@ -123,20 +125,18 @@ def _read(path: Path) -> Json:
 def _compared(report: Json) -> Iterator[str]:
     scores = report["scores"]
     yield f"{_place(report)}, {report['size'][0]}x{report['size'][1]}, {scores['prompts']} prompts.\n"
-    for heading, note, columns in columns_of(scores):
-        yield f"### {heading}\n\n{note}\n"
-        rows = [
-            [row["name"], *(f"{value} ({note})" if note else value for value, note in _cells(columns, row))]
-            for row in measured(scores)
-        ]
-        yield _table(["method", *(column.name for column in columns)], rows)
+    (_, note, columns), *others = columns_of(scores)
+    yield f"{note}\n"
+    yield _figures(scores, columns)
+    for heading, note, columns in others:
+        yield _folded(heading, f"{note}\n\n{_figures(scores, columns)}")
     names, rows = stage_rows(scores)
-    yield "### Seconds by stage\n"
-    yield _table(["method", *names], rows)
+    yield _folded("Seconds by stage", _table(["method", *names], rows))
 
 
-def _cells(columns: Sequence[Any], row: Json) -> list[tuple[str, str]]:
-    return [column.cell(row) for column in columns]
+def _figures(scores: Json, columns: Sequence[Column]) -> str:
+    rows = [[row["name"], *(_joined(column.cell(row)) for column in columns)] for row in measured(scores)]
+    return _table(["method", *(column.name for column in columns)], rows)
 
 
 def _tuned(data: Json) -> Iterator[str]:
@@ -198,6 +198,10 @@ def _place(report: Mapping[str, Any]) -> str:
         f"{place['threads']} threads), torch {place['versions']['torch']}, commit {commit[:12]}"
         f"{scored_by(report, report.get('scores', {}))}"
     )
+
+
+def _folded(summary: str, text: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{text}\n</details>\n"
 
 
 def _joined(cell: tuple[str, str]) -> str:

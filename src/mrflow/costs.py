@@ -12,15 +12,18 @@ costs time, but next to no operations. A ratio of them is one of seconds only as
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +39,14 @@ from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
 from mrflow.backbones.family import TILE
 from mrflow.borrowing import borrowed
+from mrflow.errors import RequestError
 from mrflow.jobs import Asked
 from mrflow.known_models import BITS, find
 from mrflow.model import Model
 from mrflow.plan import Plan, get_plan, named_plan
 from mrflow.progress import Progress
 from mrflow.steps import Batch, Run, draft, encode_prompts, finish, native
+from mrflow.tiling import Enough
 from mrflow.upscaler import Upscaler
 
 PROMPT = (
@@ -53,6 +58,9 @@ WORKSPACE = 3
 """Times their activations, what convolutions take on a GPU: FLUX.1-dev's autoencoder, of which we count 1.5 GiB at
 1024x1024, took 4.5 to 4.7 (huggingface.co/datasets/derekl35/diffusers-quantization-benchmarks)."""
 _LARGE = 0.1  # of all parameters: text encoders from this share on are quantised, as CLIP beside T5 is not
+SIDES = (256, 512, 768, 1024, 1536, 2048)
+"""Pixels a side of the tiles that are tried where memory is bounded."""
+_HELD = (("whole", False), ("whole", True), ("8-bit", False), ("8-bit", True), ("4-bit", False), ("4-bit", True))
 _MASK = 2**14  # values, at most, of a tensor of whole numbers that may be a mask
 
 
@@ -141,6 +149,18 @@ class Estimate:
             needed[name] = sum(sizes.values()) + activations
         return needed
 
+    def within(self, way: Way, max_memory: int) -> tuple[str, bool] | None:
+        """Return how the weights may be held (see `memory`: held, offload) so that no stage needs more than that.
+
+        Whole before in 8 or 4 bits, without offload before with; None where none will do.
+        """
+        fitting = (each for each in _HELD if self.peak(way, *each) <= max_memory)
+        return next(fitting, None)
+
+    def peak(self, way: Way, held: str = "whole", offload: bool = False) -> int:
+        """Return the bytes of the stage that needs most."""
+        return max(self.memory(way, held, offload="model" if offload else "none").values())
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
         sizes = {part: self.weights(part) for part in self.parameters}
@@ -168,12 +188,15 @@ def estimate(
     upscaler: Upscaler | str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     stored: Mapping[str, int] | None = None,
+    max_memory: int | None = None,
 ) -> Estimate:
     """Return what a picture costs natively and by each plan; nothing is fetched, no weights are read or made.
 
     name: a known model with an architecture, or its hub id; "vista", or a folder in diffusers' layout. plans: none
     is the model's own; a mapping gives them names. native_steps, width, height: None is the model's own. upscaler:
-    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations. stored: see Estimate.
+    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations. stored: see Estimate. max_memory:
+    bytes; plans that say nothing of tiles take the largest with which their weights are held best within it
+    (`Estimate.within`).
     Raises RequestError for a model that is not described, PlanError, SizeError, UpscalerError.
     """
     with warnings.catch_warnings():
@@ -185,12 +208,86 @@ def estimate(
         asked = Asked(prompt=prompt, seed=0, width=size[0], height=size[1])
         plain = replace(asked, plan=replace(get_plan(), steps=steps))
         ways = [tally.way(model, f"native:{steps}", plain, plain=True)]
+        about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
+        about |= {name: getattr(tally, name) for name in ("parameters", "linear", "largest")}
+        found = Estimate(**about, stored={**tally.stored, **(stored or {})}, ways=ways)
         for label, plan in chosen:
             sigma = plan.refine_sigma if plan.switches else 0.12  # auto is to be measured, and any costs the same
-            ways.append(tally.way(model, label, replace(asked, plan=replace(plan, refine_sigma=sigma))))
-    about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
-    sizes: dict[str, Any] = {name: getattr(tally, name) for name in ("parameters", "linear", "largest")}
-    return Estimate(**about, **sizes, stored={**tally.stored, **(stored or {})}, ways=ways)
+            planned = replace(asked, plan=replace(plan, refine_sigma=sigma))
+            ways.append(tally.way(model, label, planned))
+            if max_memory is not None and plan.tile is None:
+                ways[-1] = _fit(found, ways[-1], partial(_cut, tally, model, label, planned), max_memory)
+    return found
+
+
+def _cut(tally: Tally, model: Model, label: str, asked: Asked, tile: int) -> Way:
+    plan = replace(get_plan(asked.plan), tile=tile)
+    return tally.way(model, f"{label}{',' if ':' in label else ':'}tile={tile}", replace(asked, plan=plan))
+
+
+def _fit(found: Estimate, best: Way, cut: Callable[[int], Way], max_memory: int) -> Way:
+    """Return `best`, or what `cut` gives for the largest tiles with which the weights are held better."""
+    held = found.within(best, max_memory)
+    for tile in reversed([side for side in SIDES if side < max(found.width, found.height)]):
+        if held == _HELD[0]:
+            break
+        tried = cut(tile)
+        better = found.within(tried, max_memory)
+        if better and (held is None or _HELD.index(better) < _HELD.index(held)):
+            best, held = tried, better
+    return best
+
+
+def largest_tile(model: Model, max_memory: int) -> int:
+    """Return the most pixels a side that a loaded model's networks can be given whole within so many bytes.
+
+    By counting, its weights where they are: on the device together, or one by one where they are offloaded.
+    Raises RequestError where not even the smallest of SIDES fits.
+    """
+    twin, tally = hollow_twin(model)
+    modules = {k: v for k, v in model.pipe.components.items() if isinstance(v, torch.nn.Module)}
+    sizes = {name: sum(w.nbytes for w in (*part.parameters(), *part.buffers())) for name, part in modules.items()}
+    sizes["upscaler"] = tally.parameters.get("upscaler", 0) * 4
+    offloaded = any(hasattr(part, "_hf_hook") for part in modules.values())
+    need, found = 0, 0
+    for side in SIDES:
+        asked = Asked(prompt="a lake at dusk", seed=0, width=side, height=side, plan=Plan(steps=1, tile="whole"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of words that a model doesn't know
+            stages = tally.way(twin, "", asked).stages.values()
+        need = max(
+            each.activations + sum(sizes[part] for part in (each.parts if offloaded else sizes)) for each in stages
+        )
+        if need > max_memory:
+            break
+        found = side
+    if not found:
+        text = f"max_memory is {max_memory / 1e9:.3g} GB and {model.name} needs {need / 1e9:.3g} GB"
+        raise RequestError(
+            f"{text} for tiles of {side}. Offload it (pipe.enable_model_cpu_offload()), quantise it or allow more."
+        )
+    return found
+
+
+def hollow_twin(model: Model) -> tuple[Model, Tally]:
+    """Return a loaded model again, of hollow networks of the same shapes, and what counts their work."""
+    from accelerate import init_empty_weights
+
+    tally, parts = Tally(), dict(model.pipe.components)
+    with init_empty_weights(include_buffers=True):
+        for name, part in parts.items():
+            if isinstance(part, torch.nn.Module):
+                kind: Any = type(getattr(part, "_orig_mod", part))
+                parts[name] = kind.from_config(part.config) if hasattr(kind, "from_config") else kind(part.config)
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            tally.hollow(name, part, model.dtype)
+    accepted = inspect.signature(type(model.pipe).__init__).parameters
+    options = {name: value for name, value in model.pipe.config.items() if name in accepted and name not in parts}
+    pipe, lift = type(model.pipe)(**parts, **options), model.upscaler.ready()
+    if lift.factor is not None:
+        lift = Upscaler(lift.name, _Lift(copy.deepcopy(lift.network), tally, torch.float32))
+    return replace(model, pipe=pipe, upscaler=lift, side=None), tally
 
 
 def _named(plans: Sequence[Plan | str] | Mapping[str, Plan]) -> list[tuple[str, Plan]]:
@@ -215,9 +312,11 @@ def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype)
             tally.hollow(part, network, dtype)
     tally.stored = {part: about["bytes"] for part, about in spec["components"].items() if "bytes" in about}
     pipe = assemble(spec, parts)
+    if hasattr(pipe, "text_preprocessor"):  # PRX's, which wants ftfy; it hardly changes how long a text is
+        pipe.text_preprocessor.clean_text = str.lower
     lift = make_upscaler(spec["upscaler"]) if upscaler is None else Upscaler.load(upscaler)
-    if lift.factor is not None:
-        lift = Upscaler(lift.name, _Lift(lift.network, tally, dtype))
+    if lift.network is not None:
+        lift = Upscaler(lift.name, _Lift(lift.network, tally, torch.float32 if lift.latents else dtype))
     name = known.id if known else name
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
     return Model(pipe=pipe, backbone=backbone, upscaler=lift, defaults=defaults, name=name), tally
@@ -257,9 +356,7 @@ class Tally:
         for blocks in network.modules():
             if isinstance(blocks, torch.nn.modules.batchnorm._BatchNorm):  # pipelines read its statistics
                 blocks.running_mean, blocks.running_var = torch.ones(2, blocks.num_features)
-            for block in filter(None, blocks if isinstance(blocks, torch.nn.ModuleList) else ()):
-                shapes = tuple(each.shape for each in block.parameters())
-                block.forward = partial(self._run_block, block.forward, (type(block), shapes))
+        self.repeat_blocks(network)
         kind, tally = type(network), self
 
         def counted(method: str) -> Callable[..., Any]:
@@ -280,11 +377,19 @@ class Tally:
         self.linear[part] = sum(each.weight.numel() for each in linear)
         self.largest[part] = max(sum(each.numel() for each in layer.state_dict().values()) for _, layer in layers)
 
+    def repeat_blocks(self, network: torch.nn.Module) -> None:
+        """Have equal blocks in a network's lists run once for each shape of what they are given."""
+        lists = [each for each in network.modules() if isinstance(each, torch.nn.ModuleList | torch.nn.Sequential)]
+        for block in (block for blocks in lists for block in blocks if block and list(block.children())):
+            shapes = tuple(each.shape for each in block.parameters())
+            block.forward = partial(self._run_block, block.forward, (type(block), repr(block), shapes))
+
     def run(self, part: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return ones where a network's `own` method would return something, and count what it costs."""
         if self._counting:
             return own(*args, **kwargs)
-        key = part, own, _shapes((args, kwargs))
+        lent = vars(args[0]).get(own.__name__) if part == "vae" else None  # while it works in tiles
+        key = part, own, lent, _shapes((args, kwargs))
         if key not in self._known:
             self._known[key] = self._count(own, *args, **kwargs)
         operations, activations, answer = self._known[key]
@@ -293,6 +398,8 @@ class Tally:
         stage.activations = max(stage.activations, activations)
         stage.parts.add(part)
         self._calls += part.startswith("transformer")
+        if isinstance(answer, Exception):
+            raise _ones(answer)
         return tree_map(_ones, answer)
 
     def _count(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, int, Any]:
@@ -301,9 +408,11 @@ class Tally:
             with counting.modes():
                 args, kwargs = tree_map(lambda leaf: leaf if _is_mask(leaf) else _emptied(leaf), (args, kwargs))
                 answer = own(*args, **kwargs)
-            return counting.operations, counting.peak, answer
+        except Enough as ended:  # at the middle block of an autoencoder that works in tiles
+            answer = Enough(ended.made)
         finally:
             self._counting = None
+        return counting.operations, counting.peak, answer
 
     def _run_block(self, own: Callable[..., Any], kind: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what a block returns; of equal blocks on equal shapes only the first is really run."""
@@ -327,18 +436,23 @@ class Tally:
 
 
 class _Lift:
-    """A super-resolution network of spandrel's, hollow, as Upscaler asks for one."""
+    """A network of spandrel's or of latents, hollow, as Upscaler asks for one."""
 
     supports_bfloat16, device, dtype = False, torch.device("cpu"), torch.float32
 
     def __init__(self, network: Any, tally: Tally, dtype: torch.dtype) -> None:
-        self.scale, self.size_requirements = network.scale, network.size_requirements
+        known = ("scale", "size_requirements", "channels")
+        vars(self).update({name: getattr(network, name) for name in known if hasattr(network, name)})
         self._network, self._tally, self._dtype = network, tally, dtype
-        network.model.to("meta", dtype)
-        tally.weigh("upscaler", network.model)
+        module = getattr(network, "model", network).to("meta", dtype)
+        tally.repeat_blocks(module)
+        tally.weigh("upscaler", module)
 
-    def __call__(self, pixels: Tensor) -> Any:
-        return self._tally.run("upscaler", self._network, pixels.to(self._dtype))
+    def to(self, *_: Any) -> None:
+        """Stay."""
+
+    def __call__(self, values: Tensor, *size: int) -> Any:
+        return self._tally.run("upscaler", self._network, values.to(self._dtype), *size)
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its __init_subclass__
@@ -347,7 +461,9 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its _
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = self._repeated = 0
-        self._flops, self._attention = FlopCounterMode(display=False), _Attention()
+        experts = {getattr(torch.ops.aten, "_grouped_mm", None): _experts}  # which torch 2.14 leaves out
+        self._flops = FlopCounterMode(display=False, custom_mapping=experts)
+        self._attention = _Attention()
         self._seen: set[int] = set()
 
     @property
@@ -372,12 +488,16 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its _
     def modes(self) -> ExitStack:
         """Return the context in which calls are counted."""
         stack = ExitStack()
+        # which knows no meta device (torch 2.15); ERNIE-Image switches it off for its positions
+        stack.enter_context(patch("torch.autocast", lambda *_, **__: nullcontext()))
         for mode in (self._flops, self, self._attention):
             stack.enter_context(mode)
         return stack
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten.bincount.default:  # HiDream's router; all tokens at one expert cost the same
+            return torch.tensor([args[0].numel()])
         if func is torch.ops.aten._to_copy.default and _is_mask(args[0]):
             kwargs = {**kwargs, "device": "cpu"}
         elif _on_meta((args, kwargs)):
@@ -409,12 +529,18 @@ class _Attention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.tensor:  # of numbers that networks may ask for, as HiDream's asks for its sizes
+            kwargs = {**kwargs, "device": "cpu"}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[:3]
         depths = query.shape[-1] + value.shape[-1]
         self.operations += 2 * query.shape[:-1].numel() * key.shape[-2] * depths
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def _experts(tokens: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(tokens) * weights[-1]
 
 
 def _shapes(values: Any) -> Any:

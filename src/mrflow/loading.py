@@ -58,6 +58,7 @@ def load_model(
     offload: str | None = None,
     width: int | None = None,
     height: int | None = None,
+    allowed: int | None = None,
     **kwargs: Any,
 ) -> Model:
     """Return the pipeline named "vista", of a known name, a folder in diffusers' layout or a hub id "owner/name".
@@ -72,7 +73,7 @@ def load_model(
     large text encoders. offload: "model", "group" or "sequential" moves weights to the device as they are needed;
     "none" has them there; "auto", usual on a GPU, takes the first of none, model and group that has room for a
     picture of width x height (None: the model's own), at need with the autoencoder in tiles, and warns unless all
-    is whole. It counts for `device` alone.
+    is whole. It counts for `device` alone. allowed: bytes of a GPU's memory that it may take.
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
@@ -117,7 +118,7 @@ def load_model(
         kwargs["transformer"] = _load_transformer(file, folder, precision, kwargs)
     pipe = _load_pipeline(path, folder, precision, kwargs)
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
-        _place(pipe, path, where, offload, quantize, count)
+        _place(pipe, path, where, offload, quantize, count, allowed)
     if name == "vista":  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
         pipe.vae.to(memory_format=torch.channels_last)
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, path)
@@ -136,12 +137,13 @@ def _place(
     offload: str,
     quantize: str | None,
     count: Callable[..., Estimate],
+    allowed: int | None,
 ) -> None:
     """Put a pipeline on its device, for "auto" in the first way that fits; warn of one that is not the fastest."""
     if offload != AUTO or where.type in ("cpu", "mps"):
         place(pipe, where, "none" if offload == AUTO else offload)
         return
-    found = choose(count(), where, quantize)
+    found = choose(count(), where, quantize, allowed)
     if found.offload != "none" or found.tiled:
         room = "is held" if found.fits else "may not fit, held"
         faster = f" Faster: {found.faster}." if found.faster else ""

@@ -49,6 +49,10 @@ class Loras:
             return self.usual
         return tuple(replace(each, sha256=file_hash(self.find(each))) for each in asked)
 
+    def usual_weight(self, name: str) -> float:
+        """Return the strength on pictures that say nothing: 0 is off."""
+        return next((each.weight for each in self.usual if each.name == name), 0.0)
+
     def find(self, lora: Lora) -> Path:
         """Return the file of that hash, whatever its name, or where none is known, of that name."""
         named = [self.files[lora.name]] if lora.name in self.files else []

@@ -104,13 +104,16 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def choose(costs: Estimate, device: torch.device, quantize: str | None = None) -> Holding:
+def choose(
+    costs: Estimate, device: torch.device, quantize: str | None = None, allowed: int | None = None
+) -> Holding:
     """Return the first way that fits: whole, model offload, group offload, each at need with tiles; else the last.
 
-    costs: of which the first plan counts.
+    costs: of which the first plan counts. allowed: bytes of what is free; None is all.
     """
+    free = min(free_memory(device), allowed or 2**60)
     ways = list[Holding]()
-    for way in _ways(costs, device, quantize):
+    for way in _ways(costs, device, quantize, free):
         ways.append(way)
         if way.fits:
             break
@@ -119,14 +122,14 @@ def choose(costs: Estimate, device: torch.device, quantize: str | None = None) -
         return last
     others = ["int8", *(["nf4"] if device.type == "cuda" else [])] if quantize is None else []
     for kind in others:
-        whole = next(_ways(costs, device, kind))
+        whole = next(_ways(costs, device, kind, free))
         if whole.fits:
             return replace(last, faster=f"quantize {kind}, {whole}")
     return last
 
 
-def _ways(costs: Estimate, device: torch.device, quantize: str | None) -> Iterator[Holding]:
-    held, free = QUANTIZATIONS[quantize] if quantize else "whole", free_memory(device)
+def _ways(costs: Estimate, device: torch.device, quantize: str | None, free: int) -> Iterator[Holding]:
+    held = QUANTIZATIONS[quantize] if quantize else "whole"
     for offload in OFFLOADS:
         try:
             check_offload(offload, device, quantize)

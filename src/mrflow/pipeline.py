@@ -8,7 +8,7 @@ checked before any work; the steps themselves are in `mrflow.steps`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from mrflow.borrowing import borrowed
 from mrflow.calls import OnPicture, finish_drafts, make_drafts, make_natives
 from mrflow.drafts import Draft, Drafts, ImageSource, Result, check_input, drafts_from_images, replan_drafts
 from mrflow.errors import RequestError
-from mrflow.jobs import Job, Lora, Prompts, Seeds, ask, generators_kept
+from mrflow.jobs import Job, Lora, Prompts, Seeds, ask, generators_kept, parse_bytes
 from mrflow.lanes import cpu_threads
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.loras import find_loras, loaded, unload, worn
@@ -36,7 +36,7 @@ from mrflow.upscaler import Upscaler
 
 _TOLD = (  # by a recipe, of what is asked
     *("negative_prompt", "width", "height", "plan", "seed", "max_sequence_length"),
-    *("loras", "noise_width", "noise_height"),
+    *("loras", "references", "noise_width", "noise_height"),
 )
 
 
@@ -65,6 +65,7 @@ class MrFlow:
         true_cfg_scale, num_images_per_prompt, generator, max_sequence_length, output_type ("pil", "pt" or "np"),
         return_dict; control_image, joint_attention_kwargs, callback_on_step_end and the like go to both passes.
     references: pictures, or their paths, that FLUX.2 sees in both passes; in a call its own name, image=, will do.
+        Recipes and drafts in files hold their hashes: finish and replay want them again.
 
     Raises RequestError (PromptError, PlanError, SizeError) for what cannot be done as asked, before any work.
     """
@@ -76,6 +77,7 @@ class MrFlow:
         *,
         defaults: Defaults | None = None,
         batch_size: int | None = None,
+        max_memory: int | str | None = None,
     ) -> None:
         """Wrap a pipeline. upscaler: a .safetensors or .pth file, a known name, "bicubic" or another method.
 
@@ -83,18 +85,26 @@ class MrFlow:
 
         batch_size: pictures that go through the model at once; larger requests are split. None is 1 on a CPU,
             where batches gain nothing, and 4 elsewhere.
+        max_memory: bytes, or a text such as "24GB", that no stage shall need more of: larger pictures are made in
+            tiles, one at a time. Reckoned from the architecture (mrflow.costs); what libraries need comes on top.
         Raises UnsupportedPipelineError for a family without a backbone, UpscalerError as Upscaler.load does.
         """
-        self._wrap(wrap_pipeline(pipe, upscaler, defaults), batch_size)
+        self._wrap(wrap_pipeline(pipe, upscaler, defaults), batch_size, max_memory)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, batch_size: int | None = None, **kwargs: Any) -> MrFlow:
+    def from_pretrained(
+        cls, source: str | Path, *, batch_size: int | None = None, max_memory: Any = None, **kwargs: Any
+    ) -> MrFlow:
         """Return MrFlow over "vista", a folder in diffusers' layout or a hub id; see mrflow.loading.load_model.
 
+        max_memory: see MrFlow; a mapping is diffusers' own, by device. On a GPU, what is free beyond it is left.
         kwargs: upscaler, device, dtype, quantize, offload, and whatever DiffusionPipeline.from_pretrained takes.
         """
+        if isinstance(max_memory, Mapping):
+            kwargs, max_memory = {**kwargs, "max_memory": max_memory}, None
         fast = cls.__new__(cls)
-        fast._wrap(load_model(source, **kwargs), batch_size)
+        allowed = parse_bytes(max_memory)
+        fast._wrap(load_model(source, allowed=allowed, **kwargs), batch_size, allowed)
         return fast
 
     @classmethod
@@ -106,9 +116,13 @@ class MrFlow:
         made.model = replace(made.model, loras=pipe.model.loras)
         return made
 
-    def _wrap(self, model: Model, batch_size: int | None) -> None:
+    def _wrap(self, model: Model, batch_size: int | None, max_memory: int | str | None = None) -> None:
         if batch_size is not None and (whole(batch_size) or 0) < 1:
             raise RequestError(f"batch_size is {shown(batch_size)}; it must be a whole number from 1. Try 4.")
+        if (allowed := parse_bytes(max_memory)) is not None:
+            from mrflow.costs import largest_tile
+
+            model, batch_size = replace(model, side=largest_tile(model, allowed)), batch_size or 1
         self.model = model
         self._batch_size = batch_size
         self._base = replace(model.defaults.plan, solver=None)
@@ -211,7 +225,8 @@ class MrFlow:
         """
         self.model.check_parts(texts=False)
         call = self._read(others, plan=plan, base=None, verb="finish", without=DRAFTING | SEEDING)
-        planned = replan_drafts(self.model, drafts, plan if plan is None else call.plan, call.numbers)
+        chosen = None if plan is None else call.plan
+        planned = replan_drafts(self.model, drafts, chosen, call.numbers, call.references)
         self._read_upscaler()
         with self._running(callback, call.extra, len(planned)) as run:
             for draft in planned:
@@ -252,6 +267,7 @@ class MrFlow:
         call = self._read(others, plan=plan, seed=seed, verb="enhance", without=unused)
         told: dict[str, Any] = {"plan": call.plan, "width": width, "height": height}
         told |= {"max_sequence_length": call.max_sequence_length, "loras": call.loras}
+        told["references"] = call.references
         with generators_kept(call.seed):
             drafts = drafts_from_images(self.model, image, prompt, negative_prompt, call.seed, **told)
         self._read_upscaler()
@@ -312,15 +328,15 @@ class MrFlow:
         Warns (MrFlowWarning) where these are not what the recipe says, for then the pixels will differ. Raises
         ImageError where the image is missing or another one.
         """
-        extra = self._read(others, verb="replay", without=DRAFTING | REFINING | SEEDING | GIVING).extra
+        call = self._read(others, verb="replay", without=DRAFTING | REFINING | SEEDING | GIVING)
+        extra, recipe = call.extra, recipe.seeing(call.references)
         self.model.warn_of_difference(recipe, Run.over(self.model, extra=extra).conditions)
         told = {name: getattr(recipe, name) for name in _TOLD}
         with cpu_threads(recipe.threads):
             if recipe.mode == "enhance":
                 given = check_input(recipe, image)
                 told = {name: told[name] for name in told if not name.startswith("noise_")}
-                more = {"references" if name == "image" else name: value for name, value in extra.items()}
-                return self.enhance(given, recipe.prompt, **told, callback=callback, **more)
+                return self.enhance(given, recipe.prompt, **told, callback=callback, **extra)
             jobs = self.model.resolve(ask(recipe.prompt, **told), native=recipe.mode == "native")
             with self._running(callback, extra, len(jobs)) as run:
                 if recipe.mode == "native":
@@ -354,7 +370,8 @@ class MrFlow:
         native: bool = False,
     ) -> list[Job]:
         """Return what is asked for as jobs; raises RequestError and its kin before any work."""
-        told = {"plan": call.plan, "width": width, "height": height, "loras": call.loras}
+        told: dict[str, Any] = {"plan": call.plan, "width": width, "height": height}
+        told |= {"loras": call.loras, "references": call.references}
         length = call.max_sequence_length
         with nullcontext() if isinstance(call.seed, (int, type(None))) else generators_kept(call.seed):
             asked = ask(prompt, negative_prompt, call.seed, call.num_images, max_sequence_length=length, **told)

@@ -64,6 +64,14 @@ class Backbone:
         """Return the pixels by whose multiples picture sides are whole patches."""
         return self.layout.multiple(pipe)
 
+    def patch(self, pipe: Pipeline) -> int:
+        """Return the pixels a side of the transformer's patches, of which tiles are cut."""
+        return self.multiple(pipe)
+
+    def uncut(self, pipe: Pipeline) -> str:
+        """Return why the transformer can't be given a picture in tiles (mrflow.tiling), or an empty text."""
+        return ""
+
     def guidance_field(self, pipe: Pipeline) -> Literal["guidance_scale", "true_cfg_scale"]:
         """Return the Plan field by which this checkpoint is guided."""
         return "true_cfg_scale"
@@ -204,12 +212,15 @@ class Packed:
 
 
 class Plain:
-    """Latents as they are. patches: latents per side of a patch."""
+    """Latents as they are. patches: latents per side of a patch.
+
+    cast: to the transformer's dtype, for pipelines that draw them so and do not look at what they are given.
+    """
 
     about = "plain"
 
-    def __init__(self, patches: int = 1) -> None:
-        self._patches = patches
+    def __init__(self, patches: int = 1, *, cast: bool = False) -> None:
+        self._patches, self._cast = patches, cast
 
     def multiple(self, pipe: Pipeline) -> int:
         """Return the autoencoder's factor times the transformer's patch."""
@@ -217,7 +228,7 @@ class Plain:
 
     def pack(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         """Return the latents."""
-        return latents
+        return latents.to(pipe.transformer.dtype) if self._cast else latents
 
     def unpack(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
         """Return the latents."""

@@ -29,6 +29,7 @@ FILES = ("report.html", "tradeoff.png", "spectrum.png", "scores.json")
 _PAGE = Path(__file__).with_name("report.html.jinja")
 _WIDE = 320  # pixels of a picture on the page; larger ones are made smaller
 _QUALITY = 92  # of its WebP
+_OPEN = 3  # prompts whose pictures are seen at once
 
 
 def score_course(
@@ -91,6 +92,7 @@ def _fill(head: Json, scores: Json, plots: Mapping[str, Image.Image], shown: Seq
         cells_of=lambda columns, row: [column.cell(row) for column in columns],
         color_of=lambda row: LOOKS[look_of(row)][0],
         source=_source,
+        open=_OPEN,
     )
 
 

@@ -28,23 +28,28 @@ def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
     plan = scores.get("plan")
     tables = {
         "Speed and quality": (
-            "Figures with their 95% bootstrap intervals over prompts; changes are to the baseline"
-            f"{f', or to {plan}' if plan else ''}, in pairs. The "
-            "composite is the share found, times the likeness of fine texture and of contrast to the baseline's.",
+            "Medians of seconds; 95% bootstrap intervals over prompts. The composite is the share found, times "
+            "the likeness of fine texture and of contrast to the baseline's."
+            f"{f' To plan: the composite less that of {plan}, in pairs.' if plan else ''}",
             [
                 _figure("times faster", 2, "speed", "speedup"),
-                Column("seconds, median", lambda row: (f"{row['speed']['seconds']['total']['median']:.3g}", "")),
-                Column("peak memory, GiB", _memory),
+                Column("seconds", lambda row: (f"{row['speed']['seconds']['total']['median']:.3g}", "")),
                 _figure("composite", 3, "quality", "composite"),
-                _figure("change of composite", 3, "quality", "composite_change", signed=True),
-                _figure(f"composite, to {plan}", 3, "quality", "composite_to_plan", signed=True),
+                _figure("to plan", 3, "quality", "composite_to_plan", signed=True),
                 _figure("found", 3, "quality", "found", "all"),
+            ],
+        ),
+        "More of quality": (
+            f"Changes are to the baseline{f', or to {plan}' if plan else ''}, in pairs; memory is the peak.",
+            [
+                _figure("change of composite", 3, "quality", "composite_change", signed=True),
                 _figure("change of found", 3, "quality", "found_change", "all", signed=True),
                 *(_figure(name, 3, "quality", name) for name in ("sharpness", "texture", "contrast")),
                 Column("Fréchet", _frechet("frechet")),
                 _figure(f"Fréchet, to {plan}", 2, "quality", "frechet", "to_plan", signed=True),
                 Column("Fréchet of patches", _frechet("patch_frechet")),
                 _figure(f"patches, to {plan}", 2, "quality", "patch_frechet", "to_plan", signed=True),
+                Column("memory, GiB", _memory),
             ],
         ),
         "What is found": (

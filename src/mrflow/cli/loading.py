@@ -15,6 +15,7 @@ from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import ModelError, RequestError
 from mrflow.hub import has_revision
+from mrflow.jobs import parse_bytes
 from mrflow.known_models import full_name, is_file
 from mrflow.known_upscalers import KNOWN, METHODS
 from mrflow.recipe import Recipe
@@ -65,6 +66,15 @@ _Offload = Annotated[
 ]
 _Dtype = Annotated[
     str | None, Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16")
+]
+_Memory = Annotated[
+    str | None,
+    Parameter(
+        metavar="SIZE",
+        show_default="no bound",
+        help="Memory for the work, such as 24GB: larger pictures are made in tiles, on a GPU networks take "
+        "turns where they must.",
+    ),
 ]
 _Lora = Annotated[
     tuple[str, ...],
@@ -117,6 +127,7 @@ class ModelOptions:
     dtype: _Dtype = None
     quantize: _Quantize = None
     offload: _Offload = None
+    max_memory: _Memory = None
     lora: _Lora = ()
     loras_dir: _LorasDir = ()
     recorded: Annotated[bool, _NO_OPTION] = False
@@ -131,6 +142,7 @@ class ModelOptions:
         there is one: whoever types a command wants the picture, and can say --device cpu.
         """
         self.check_loras()
+        allowed = parse_bytes(self.max_memory, "--max-memory")
         if self.model == "vista":  # found missing before torch is imported, which takes seconds
             vista.folder()
             vista.upscaler()
@@ -153,7 +165,7 @@ class ModelOptions:
             told |= {"local_files_only": True} if self.recorded else {}
             told |= {"revision": self.revision} if self.revision else {}
             try:
-                fast = MrFlow.from_pretrained(source, **told)
+                fast = MrFlow.from_pretrained(source, **told, max_memory=allowed)
             except ModelError as error:
                 if not self.recorded:
                     raise
@@ -180,6 +192,14 @@ class DraftModel(ModelOptions):
     """The same without an upscaler: drafting needs none, and bicubic keeps the model from asking for a network."""
 
     upscaler: Annotated[str | None, _NO_OPTION] = "bicubic"
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class TunedModel(ModelOptions):
+    """The same where a bound of memory is a target to be measured."""
+
+    max_memory: Annotated[str | None, _NO_OPTION] = None
 
 
 @Parameter(name="*", group=MODEL)

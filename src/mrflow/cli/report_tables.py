@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mrflow.bench.tune import Finding
 
 _ROWS = {**WORDS, "rest": "rest", "total": "total"}
-_MAIN = {"seconds, median": "seconds", "times faster": "", "composite": "", "sharpness": ""}  # shorter names
 
 
 def make_table(title: str, columns: Sequence[str], *, whole: bool = False) -> Table:
@@ -138,27 +137,25 @@ def _gibibytes(value: int | None) -> str:
 
 
 def print_scores(scores: dict[str, Any]) -> None:
-    """Print the first of a comparison's tables, the main figures alone where it is too wide, and what failed."""
+    """Print the first of a comparison's tables, without intervals where it is too wide, and what failed."""
     from mrflow.bench.report_tables import columns_of
 
     tables = columns_of(scores)
     if tables:
         heading, _, columns = tables[0]
         title = f"{heading}: {scores['prompts']} of {scores['of']} prompts"
-        main = [column for column in columns if column.name in _MAIN]
         short = f"{title}; intervals and more in report.html"
-        print_fitting(_scores(title, scores, columns), lambda: _scores(short, scores, main, brief=True))
+        print_fitting(_scores(title, scores, columns), lambda: _scores(short, scores, columns, brief=True))
     for method in scores["methods"]:
         if "failed" in method:
             stderr_console().print(f"{method['name']}: {method['failed']}")
 
 
 def _scores(title: str, scores: dict[str, Any], columns: Sequence[Column], *, brief: bool = False) -> Table:
-    """Return a row for each method. brief: shorter names of the columns, and figures without their intervals."""
+    """Return a row for each method. brief: figures without their intervals."""
     from mrflow.bench.plots import measured
 
-    names = [(brief and _MAIN[column.name]) or column.name for column in columns]
-    table = make_table(title, ["method", *names], whole=brief)
+    table = make_table(title, ["method", *(column.name for column in columns)], whole=brief)
     for row in measured(scores):
         cells = [column.cell(row) for column in columns]
         table.add_row(

@@ -96,7 +96,7 @@ def a1111_routes(service: Service) -> APIRouter:
     async def txt2img(request: Request, body: TextBody) -> dict[str, Any]:
         """Make pictures; enable_hr says how large the draft is and how it is finished."""
         scheduler.check_open()
-        asked, notes = _read(model, body, requests.GenerateBody)
+        asked, notes = read_body(model, body, requests.GenerateBody)
         checked = await run_in_threadpool(requests.check_prompt, scheduler, asked, asked.n or 1)
         try:
             scale = body.hr_scale if body.enable_hr else checked.plan.scale
@@ -111,7 +111,7 @@ def a1111_routes(service: Service) -> APIRouter:
         scheduler.check_open()
         if body.mask:
             raise ApiError(400, "Masks are not supported: the whole picture is enhanced.", param="mask")
-        asked, notes = _read(model, body, requests.EditBody)
+        asked, notes = read_body(model, body, requests.EditBody)
         try:
             file = BytesIO(base64.b64decode(body.init_images[0].rpartition(",")[2], validate=True))
         except ValueError:
@@ -195,7 +195,7 @@ def _share(news: News) -> float:
     return 0.8 * news.step / news.steps if news.stage == "draft" else 0.01
 
 
-def _read(model: Model, body: TextBody, kind: type[Asked]) -> tuple[Asked, list[str]]:
+def read_body(model: Model, body: TextBody, kind: type[Asked]) -> tuple[Asked, list[str]]:
     """Return the request in our words, and what was read otherwise or ignored."""
     if body.script_name or body.alwayson_scripts:
         raise ApiError(400, "Scripts and extensions are not supported.", param="script_name", code="unsupported")

@@ -95,7 +95,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _answer_errors(app: FastAPI) -> None:
     """Have every error answered in OpenAI's shape."""
-    missing = "There is no such route; /docs lists them. The API is under /v1, which belongs into base_url."
+    missing = "There is no such route; /docs lists them. A client's base_url ends in /v1."
     unread = "The body can't be read. Send JSON in UTF-8, or a form with its boundary; /docs has the fields."
     what = {
         400: (unread, "invalid_body"),

@@ -44,8 +44,7 @@ def information_routes(service: Service) -> APIRouter:
     async def loras() -> dict[str, Any]:
         """List the LoRAs that requests may name, and whether pictures have them unasked."""
         known = service.scheduler.model.loras
-        usual = {each.name: each.weight for each in known.usual}
-        data = [{"id": name, "object": "lora", "usual_weight": usual.get(name, 0.0)} for name in known.files]
+        data = [{"id": name, "object": "lora", "usual_weight": known.usual_weight(name)} for name in known.files]
         return {"object": "list", "data": data}
 
     @router.get("/v1/files/{name}")

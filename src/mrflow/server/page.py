@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
+from mrflow.jobs import MAX_LORA_WEIGHT
 from mrflow.plan import ABOUT, PRESETS, About
 from mrflow.server.information import render
 from mrflow.server.requests import QUALITY, steps_of
@@ -56,6 +57,8 @@ def _page(service: Service) -> str:
         max_drafts=MAX_DRAFTS,
         presets=list(PRESETS),
         numbers=_numbers(service),
+        loras=[(name, model.loras.usual_weight(name)) for name in model.loras.files],
+        max_weight=MAX_LORA_WEIGHT,
         sizes=_sizes(service),
         speeds=[
             (name, label, f"{steps_of(own.plan, name if name in QUALITY else 'medium')} steps")

@@ -76,7 +76,11 @@ function wishes() {
   if (size) body.size = size;
   if (mode() !== "enhance" && fields.quality.value !== "auto") body.quality = fields.quality.value;
   if (mode() === "enhance" && fields.strength.value) body.refine_sigma = Number(fields.strength.value);
-  for (const field of $("advanced").querySelectorAll("input, select")) {
+  const loras = [...form.querySelectorAll("[data-lora]")];
+  if (loras.some((each) => Number(each.value) !== Number(each.defaultValue))) {
+    body.loras = loras.map((each) => ({ name: each.dataset.lora, weight: Number(each.value) })).filter((each) => each.weight);
+  }
+  for (const field of $("advanced").querySelectorAll("input[name], select")) {
     const value = field.value.trim();
     if (!value || field.name === "size" || (field.name === "n" && mode() !== "drafts")) continue;
     const isNumber = field.type === "number" || (field.dataset.number && !Number.isNaN(Number(value)));
@@ -101,6 +105,9 @@ function fill(recipe) {
   fields.plan.value = label === form.dataset.plan ? "" : label;
   for (const field of $("advanced").querySelectorAll("[data-number]")) {
     if (field.dataset.number !== "steps") field.value = [plan[field.dataset.number] ?? field.dataset.absent ?? ""].flat().join("+");
+  }
+  for (const field of form.querySelectorAll("[data-lora]")) {
+    field.value = recipe.loras?.find((each) => each.name === field.dataset.lora)?.weight ?? 0;
   }
   fields.quality.value = "auto";
   $("advanced").open = true;
@@ -291,7 +298,9 @@ async function finish(signal) {
 async function enhance(signal) {
   if (!given) throw new Error("Choose a picture to enhance.");
   const body = new FormData();
-  for (const [name, value] of Object.entries({ ...wishes(), stream: true, progress: true, partial_images: 1 })) body.set(name, value);
+  for (const [name, value] of Object.entries({ ...wishes(), stream: true, progress: true, partial_images: 1 })) {
+    body.set(name, typeof value === "object" ? JSON.stringify(value) : value);
+  }
   body.set("image", given);
   await picture("v1/images/edits", body, signal);
 }
@@ -337,8 +346,8 @@ function show(entry, stage) {
   }
   if (both) {
     $("scene").textContent = entry.recipe.plan.noise === "native"
-      ? "Both begin with the same noise, so they show the same scene."
-      : "The scene is the seed's, for one way of sampling: a draft begins with noise of its own size, so the two may show different scenes. Compare detail and time.";
+      ? "Both begin with the same noise, so the scenes are alike, though not the same. Compare detail and time."
+      : "This draft began with noise of its own size, so the two may show different scenes. Compare detail and time.";
   }
 }
 
@@ -426,7 +435,7 @@ $("better").addEventListener("click", async () => {
   fields.prompt.focus();
 });
 $("reset").addEventListener("click", () => {
-  for (const field of $("advanced").querySelectorAll("input, select")) field.value = "";
+  for (const field of $("advanced").querySelectorAll("input, select")) field.value = field.defaultValue ?? "";
   look();
 });
 $("slide").addEventListener("input", slide);
