@@ -447,6 +447,7 @@ class _Lift:
         module = getattr(network, "model", network).to("meta", dtype)
         tally.repeat_blocks(module)
         tally.weigh("upscaler", module)
+        tally.parameters["upscaler"] = sum(each.numel() for each in module.parameters())
 
     def to(self, *_: Any) -> None:
         """Stay."""
