@@ -2,11 +2,9 @@
 
     python benchmarks/full_size.py flux2-klein-4b --plan 1+1 --out benchmarks/full-size-flux2-klein-4b-cpu.json
 
-Its weights are random, on a CPU. All other networks are hollow, so that it fits into memory: they answer at
-once, with ones of the true shape. Seconds are the processor's, of all threads, for other work may share the
-cores; a step at draft size is the median of several. Memory is the process's own, at most, less what it had
-before the networks.
-The last line of stdout is JSON.
+Its weights are random, on a CPU. All other networks are hollow, so that it fits into memory: they answer at once,
+with ones of the true shape. Seconds are the processor's, of all threads, for others may share the cores. Memory
+is the process's own, at most, less what it had before the networks. The last line of stdout is JSON.
 """
 
 from __future__ import annotations

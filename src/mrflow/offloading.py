@@ -109,10 +109,11 @@ def choose(
 ) -> Holding:
     """Return the first way that fits: whole, model offload, group offload, each at need with tiles; else the last.
 
-    costs: of which the first plan counts. allowed: bytes that may count as free, at most.
+    costs: of which the first plan counts. allowed: bytes of what is free; None is all.
     """
+    free = min(free_memory(device), allowed or 2**60)
     ways = list[Holding]()
-    for way in _ways(costs, device, quantize, allowed):
+    for way in _ways(costs, device, quantize, free):
         ways.append(way)
         if way.fits:
             break
@@ -121,15 +122,14 @@ def choose(
         return last
     others = ["int8", *(["nf4"] if device.type == "cuda" else [])] if quantize is None else []
     for kind in others:
-        whole = next(_ways(costs, device, kind, allowed))
+        whole = next(_ways(costs, device, kind, free))
         if whole.fits:
             return replace(last, faster=f"quantize {kind}, {whole}")
     return last
 
 
-def _ways(costs: Estimate, device: torch.device, quantize: str | None, allowed: int | None) -> Iterator[Holding]:
-    held, free = QUANTIZATIONS[quantize] if quantize else "whole", free_memory(device)
-    free = min(free, allowed or free)
+def _ways(costs: Estimate, device: torch.device, quantize: str | None, free: int) -> Iterator[Holding]:
+    held = QUANTIZATIONS[quantize] if quantize else "whole"
     for offload in OFFLOADS:
         try:
             check_offload(offload, device, quantize)

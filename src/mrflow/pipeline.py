@@ -97,7 +97,7 @@ class MrFlow:
     ) -> MrFlow:
         """Return MrFlow over "vista", a folder in diffusers' layout or a hub id; see mrflow.loading.load_model.
 
-        max_memory: see MrFlow; a mapping is diffusers' own, by device. On a GPU offload="auto" counts no more as free.
+        max_memory: see MrFlow; a mapping is diffusers' own, by device. On a GPU, what is free beyond it is left.
         kwargs: upscaler, device, dtype, quantize, offload, and whatever DiffusionPipeline.from_pretrained takes.
         """
         if isinstance(max_memory, Mapping):
