@@ -302,7 +302,7 @@ class Plan:
         stop = 1.0 if guidance_stop is None else guidance_stop
         first = self.levels[0]
         sigma = Plan.refine_sigma if isinstance(first.refine_sigma, str) else first.refine_sigma  # of no use there
-        plan = replace(first, steps=steps, refine_sigma=sigma, refine_true_cfg_scale=None)
+        plan = replace(first, steps=steps, refine_sigma=sigma, refine_true_cfg_scale=None, noise=OWN)
         return replace(plan, guidance_stop=stop, solver=solver)
 
     def to_dict(self) -> dict[str, Any]:
