@@ -24,6 +24,7 @@ ELSEWHERE = {
     "guidance_scale": "FluxGuidance",
     "solver": "sampler_name",
     "scales": "MrFlowLift and MrFlowRefine again",
+    "tile": "VAE Decode (Tiled)",
 }
 """Numbers of a plan that ComfyUI has a place for already."""
 USUAL = {"true_cfg_scale": 1.0, "guidance_stop": 1.0}

@@ -8,16 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    FluxControlNetModel,
-    FluxControlNetPipeline,
-    FluxControlPipeline,
-    FluxTransformer2DModel,
-    QwenImageControlNetModel,
-    QwenImageControlNetPipeline,
-    ZImageControlNetModel,
-    ZImageControlNetPipeline,
-)
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -27,7 +17,8 @@ from mrflow.arguments import describe_arguments, fit_arguments, read_call
 from mrflow.backbones.flux import FluxBackbone
 from mrflow.errors import ImageError, MrFlowWarning, RequestError
 from mrflow.sampling import draft_generators
-from support.families import CASES, HEAD
+from support.controlnets import controlled, edges, flux_control, qwen_controlnet, z_image_controlnet
+from support.families import CASES
 from support.families import make_fast as family_fast
 from support.pictures import bytes_of
 from support.pipelines import state_of
@@ -202,24 +193,6 @@ def test_arguments_are_recorded_and_missed(fast: MrFlow) -> None:
 # --- ControlNet ---
 
 
-def controlled(*, guidance_embeds: bool = False) -> Any:
-    pipe = make_pipe(guidance_embeds=guidance_embeds)
-    torch.manual_seed(1)
-    controlnet = FluxControlNetModel.from_transformer(
-        pipe.transformer, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2
-    )
-    for parameter in (*controlnet.controlnet_blocks.parameters(), *controlnet.controlnet_x_embedder.parameters()):
-        torch.nn.init.normal_(parameter, std=0.1)  # zeros in a fresh one
-    pipe = FluxControlNetPipeline(**pipe.components, controlnet=controlnet.eval())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def edges(width: int, height: int) -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
-
-
 def test_a_control_image_guides_both_passes_at_their_sizes() -> None:
     pipe, image = controlled(), edges(40, 24)
     fast = make_fast(pipe)
@@ -264,48 +237,6 @@ def test_a_control_image_as_a_tensor_is_resized_for_each_pass() -> None:
     assert small["control_image"].min() >= tensor.min()
     assert small["control_image"].max() <= tensor.max()
     assert tensor.shape == (1, 3, 64, 96)
-
-
-def flux_control() -> Any:
-    parts = make_pipe(guidance_embeds=True).components
-    torch.manual_seed(1)
-    known = {name: value for name, value in parts["transformer"].config.items() if not name.startswith("_")}
-    config = {**known, "in_channels": 128, "out_channels": 64}
-    parts["transformer"] = FluxTransformer2DModel.from_config(config).eval()
-    return FluxControlPipeline(
-        **{k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")}
-    )
-
-
-def qwen_controlnet() -> Any:
-    parts = CASES["QwenImagePipeline"].make().components
-    torch.manual_seed(1)
-    controlnet = QwenImageControlNetModel.from_transformer(
-        parts["transformer"], num_layers=1, attention_head_dim=16, num_attention_heads=2
-    )
-    for parameter in (*controlnet.controlnet_blocks.parameters(), *controlnet.controlnet_x_embedder.parameters()):
-        torch.nn.init.normal_(parameter, std=0.1)  # zeros in a fresh one
-    pipe = QwenImageControlNetPipeline(**parts, controlnet=controlnet.eval())
-    pipe.prompt_template_encode = HEAD + "{} at"
-    return pipe
-
-
-def z_image_controlnet() -> Any:
-    parts = CASES["ZImagePipeline"].make().components
-    torch.manual_seed(1)
-    controlnet = ZImageControlNetModel(
-        control_layers_places=[0],
-        control_refiner_layers_places=[0],
-        control_in_dim=16,
-        add_control_noise_refiner="control_noise_refiner",
-        dim=32,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-    )
-    for parameter in controlnet.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)  # zeros, some of them, in a fresh one
-    return ZImageControlNetPipeline(**parts, controlnet=controlnet.eval())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,7 @@ from mrflow import upscaler as module
 from mrflow.errors import UpscalerError
 from mrflow.known_upscalers import KNOWN, KnownUpscaler, folder
 from mrflow.loading import check_dtype
-from mrflow.upscaler import ALIGN, OVERLAP, Upscaler, _spans
+from mrflow.upscaler import Upscaler
 
 
 def random_pixels(*shape: int) -> torch.Tensor:
@@ -92,17 +91,6 @@ def test_tiles_leave_no_seam(network_file: Path) -> None:
     whole = Upscaler.load(network_file).upscale(pixels, 400, 180)
     tiled = Upscaler.load(network_file, tile=80).upscale(pixels, 400, 180)
     assert (whole - tiled).abs().max() < 1e-3
-
-
-@pytest.mark.parametrize(("tile", "align"), [(80, ALIGN), (100, ALIGN), (127, 48), (70, 64)])
-@pytest.mark.parametrize("length", [1, 64, 80, 81, 127, 129, 200, 1000])
-def test_spans_cover_everything_and_overlap(length: int, tile: int, align: int) -> None:
-    spans = list(islice(_spans(length, tile, align), 100))
-    assert spans[0][0] == 0
-    assert spans[-1][1] == length
-    assert all(end - start <= max(tile, align + OVERLAP) for start, end in spans)
-    assert all(start % align == 0 for start, _ in spans)
-    assert all(a[1] - b[0] >= OVERLAP for a, b in pairwise(spans))
 
 
 def compact() -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import DISTILLED, known_defaults
-from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS, WRONG_ARGUMENTS
+from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS, WRONG_ARGUMENTS, largest_whole
 from mrflow.known_models import BITS
 from mrflow.known_models import KNOWN as KNOWN_MODELS
 from mrflow.known_upscalers import KNOWN
@@ -39,6 +39,10 @@ Chroma, Z-Image), the refine pass is held against it, picture, noise and sigma g
 
 **Guidance.** `guidance_scale` in a plan is what a guidance-embedded transformer is told; `true_cfg_scale` is s in
 uncond + s (cond - uncond), 1 being none, under whatever name and scale the pipeline takes it.
+
+**Tiles.** Larger pictures than the largest whole, in 2^20 pixels, are refined in tiles of the trained size unless
+the plan says otherwise ([plans.md](plans.md#tiles-tile)). Positions in tiles: `true`, those in the whole picture;
+`restart`, as in a picture of their own; `none`, the transformer has none (`tests/test_tiling.py`).
 """
 
 
@@ -49,13 +53,18 @@ def models_page() -> str:
 
 def _families() -> Iterable[str]:
     yield "## Families\n"
-    yield "| family | pipeline class | example checkpoints | latents | autoencoder | guidance and default |"
-    yield "|---|---|---|---|---|---|"
+    yield (
+        "| family | pipeline class | example checkpoints | latents | autoencoder | guidance and default "
+        "| positions in tiles | largest whole |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for pipeline, facts in FAMILIES.items():
         backbone = get_backbone(pipeline)
         latents, autoencoder = backbone.layout.about, backbone.autoencoder.about
         checkpoints = "<br>".join(each.id for each in KNOWN_MODELS.values() if each.pipeline == pipeline)
-        yield f"| {facts.name} | `{pipeline}` | {checkpoints} | {latents} | {autoencoder} | {facts.guidance} |"
+        tiles = f"{facts.positions} | {largest_whole(pipeline) / 2**20:.0f} Mi"
+        cells = facts.name, f"`{pipeline}`", checkpoints, latents, autoencoder, facts.guidance, tiles
+        yield f"| {' | '.join(cells)} |"
     yield ""
     yield from (f"- {facts.name}: {facts.note}" for facts in FAMILIES.values() if facts.note)
     for pipeline, (family, _) in VARIANTS.items():

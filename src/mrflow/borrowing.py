@@ -103,16 +103,19 @@ def run_pipeline(
 
 
 @contextmanager
-def settings(pipe: Pipeline, values: Mapping[str, Any]) -> Iterator[None]:
-    """Give the pipeline's attributes these values for one pass; afterwards they have their own again."""
-    own = {name: getattr(pipe, name) for name in values}
+def settings(thing: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """Give attributes of a pipeline, or of a part, these values for one pass; afterwards they are as they were."""
+    own = {name: vars(thing)[name] for name in values if name in vars(thing)}
     try:
         for name, value in values.items():
-            setattr(pipe, name, value)
+            setattr(thing, name, value)
         yield
     finally:
-        for name, value in own.items():
-            setattr(pipe, name, value)
+        for name in values:
+            if name in own:
+                setattr(thing, name, own[name])
+            else:  # its class has it
+                vars(thing).pop(name, None)
 
 
 @contextmanager

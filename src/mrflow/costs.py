@@ -12,6 +12,7 @@ costs time, but next to no operations. A ratio of them is one of seconds only as
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 import warnings
@@ -37,12 +38,14 @@ from mrflow.architectures import assemble, make_component, make_upscaler, read_a
 from mrflow.backbones import get_backbone
 from mrflow.backbones.checkpoints import checkpoint_defaults
 from mrflow.borrowing import borrowed
+from mrflow.errors import RequestError
 from mrflow.jobs import Asked
 from mrflow.known_models import BITS, find
 from mrflow.model import Model
 from mrflow.plan import Plan, get_plan, named_plan
 from mrflow.progress import Progress
 from mrflow.steps import Batch, Run, draft, encode_prompts, finish, native
+from mrflow.tiling import Enough
 from mrflow.upscaler import Upscaler
 
 PROMPT = (
@@ -50,6 +53,9 @@ PROMPT = (
     "the windows of a cottage nearby, heavy clouds with a strip of orange sky at the horizon, oil on canvas"
 )
 """Of usual length, for models that read texts as long as they are."""
+SIDES = (256, 512, 768, 1024, 1536, 2048)
+"""Pixels a side of the tiles that are tried where memory is bounded."""
+_HELD = (("whole", False), ("whole", True), ("8-bit", False), ("8-bit", True), ("4-bit", False), ("4-bit", True))
 _MASK = 2**14  # values, at most, of a tensor of whole numbers that may be a mask
 
 
@@ -113,6 +119,18 @@ class Estimate:
             for name, stage in way.stages.items()
         }
 
+    def within(self, way: Way, max_memory: int) -> tuple[str, bool] | None:
+        """Return how the weights may be held (see `memory`: held, offload) so that no stage needs more than that.
+
+        Whole before in 8 or 4 bits, without offload before with; None where none will do.
+        """
+        fitting = (each for each in _HELD if self.peak(way, *each) <= max_memory)
+        return next(fitting, None)
+
+    def peak(self, way: Way, held: str = "whole", offload: bool = False) -> int:
+        """Return the bytes of the stage that needs most."""
+        return max(self.memory(way, held, offload=offload).values())
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
         sizes = {part: self.weights(part) for part in self.parameters}
@@ -139,12 +157,14 @@ def estimate(
     prompt: str = PROMPT,
     upscaler: Upscaler | str | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    max_memory: int | None = None,
 ) -> Estimate:
     """Return what a picture costs natively and by each plan; nothing is fetched, no weights are read or made.
 
     name: a known model with an architecture, or its hub id; "vista", or a folder in diffusers' layout. plans: none
     is the model's own; a mapping gives them names. native_steps, width, height: None is the model's own. upscaler:
-    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations.
+    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations. max_memory: bytes; plans that say
+    nothing of tiles take the largest with which their weights are held best within it (`Estimate.within`).
     Raises RequestError for a model that is not described, PlanError, SizeError, UpscalerError.
     """
     with warnings.catch_warnings():
@@ -156,11 +176,85 @@ def estimate(
         asked = Asked(prompt=prompt, seed=0, width=size[0], height=size[1])
         plain = replace(asked, plan=replace(get_plan(), steps=steps))
         ways = [tally.way(model, f"native:{steps}", plain, plain=True)]
+        about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
+        found = Estimate(**about, parameters=tally.parameters, ways=ways)
         for label, plan in chosen:
             sigma = plan.refine_sigma if plan.switches else 0.12  # auto is to be measured, and any costs the same
-            ways.append(tally.way(model, label, replace(asked, plan=replace(plan, refine_sigma=sigma))))
-    about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
-    return Estimate(**about, parameters=tally.parameters, ways=ways)
+            planned = replace(asked, plan=replace(plan, refine_sigma=sigma))
+            ways.append(tally.way(model, label, planned))
+            if max_memory is not None and plan.tile is None:
+                ways[-1] = _fit(found, ways[-1], partial(_cut, tally, model, label, planned), max_memory)
+    return found
+
+
+def _cut(tally: Tally, model: Model, label: str, asked: Asked, tile: int) -> Way:
+    plan = replace(get_plan(asked.plan), tile=tile)
+    return tally.way(model, f"{label}{',' if ':' in label else ':'}tile={tile}", replace(asked, plan=plan))
+
+
+def _fit(found: Estimate, best: Way, cut: Callable[[int], Way], max_memory: int) -> Way:
+    """Return `best`, or what `cut` gives for the largest tiles with which the weights are held better."""
+    held = found.within(best, max_memory)
+    for tile in reversed([side for side in SIDES if side < max(found.width, found.height)]):
+        if held == _HELD[0]:
+            break
+        tried = cut(tile)
+        better = found.within(tried, max_memory)
+        if better and (held is None or _HELD.index(better) < _HELD.index(held)):
+            best, held = tried, better
+    return best
+
+
+def largest_tile(model: Model, max_memory: int) -> int:
+    """Return the most pixels a side that a loaded model's networks can be given whole within so many bytes.
+
+    By counting, its weights where they are: on the device together, or one by one where they are offloaded.
+    Raises RequestError where not even the smallest of SIDES fits.
+    """
+    twin, tally = hollow_twin(model)
+    modules = {k: v for k, v in model.pipe.components.items() if isinstance(v, torch.nn.Module)}
+    sizes = {name: sum(w.nbytes for w in (*part.parameters(), *part.buffers())) for name, part in modules.items()}
+    sizes["upscaler"] = tally.parameters.get("upscaler", 0) * 4
+    offloaded = any(hasattr(part, "_hf_hook") for part in modules.values())
+    need, found = 0, 0
+    for side in SIDES:
+        asked = Asked(prompt="a lake at dusk", seed=0, width=side, height=side, plan=Plan(steps=1, tile="whole"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of words that a model doesn't know
+            stages = tally.way(twin, "", asked).stages.values()
+        need = max(
+            each.activations + sum(sizes[part] for part in (each.parts if offloaded else sizes)) for each in stages
+        )
+        if need > max_memory:
+            break
+        found = side
+    if not found:
+        text = f"max_memory is {max_memory / 1e9:.3g} GB and {model.name} needs {need / 1e9:.3g} GB"
+        raise RequestError(
+            f"{text} for tiles of {side}. Offload it (pipe.enable_model_cpu_offload()), quantise it or allow more."
+        )
+    return found
+
+
+def hollow_twin(model: Model) -> tuple[Model, Tally]:
+    """Return a loaded model again, of hollow networks of the same shapes, and what counts their work."""
+    from accelerate import init_empty_weights
+
+    tally, parts = Tally(), dict(model.pipe.components)
+    with init_empty_weights(include_buffers=True):
+        for name, part in parts.items():
+            if isinstance(part, torch.nn.Module):
+                kind: Any = type(getattr(part, "_orig_mod", part))
+                parts[name] = kind.from_config(part.config) if hasattr(kind, "from_config") else kind(part.config)
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            tally.hollow(name, part, model.dtype)
+    accepted = inspect.signature(type(model.pipe).__init__).parameters
+    options = {name: value for name, value in model.pipe.config.items() if name in accepted and name not in parts}
+    pipe, lift = type(model.pipe)(**parts, **options), model.upscaler.ready()
+    if lift.factor is not None:
+        lift = Upscaler(lift.name, _Lift(copy.deepcopy(lift.network), tally, torch.float32))
+    return replace(model, pipe=pipe, upscaler=lift, side=None), tally
 
 
 def _named(plans: Sequence[Plan | str] | Mapping[str, Plan]) -> list[tuple[str, Plan]]:
@@ -249,7 +343,8 @@ class Tally:
         """Return ones where a network's `own` method would return something, and count what it costs."""
         if self._counting:
             return own(*args, **kwargs)
-        key = part, own, _shapes((args, kwargs))
+        lent = vars(args[0]).get(own.__name__) if part == "vae" else None  # while it works in tiles
+        key = part, own, lent, _shapes((args, kwargs))
         if key not in self._known:
             self._known[key] = self._count(own, *args, **kwargs)
         operations, activations, answer = self._known[key]
@@ -258,6 +353,8 @@ class Tally:
         stage.activations = max(stage.activations, activations)
         stage.parts.add(part)
         self._calls += part.startswith("transformer")
+        if isinstance(answer, Exception):
+            raise _ones(answer)
         return tree_map(_ones, answer)
 
     def _count(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, int, Any]:
@@ -266,9 +363,11 @@ class Tally:
             with counting.modes():
                 args, kwargs = tree_map(lambda leaf: leaf if _is_mask(leaf) else _emptied(leaf), (args, kwargs))
                 answer = own(*args, **kwargs)
-            return counting.operations, counting.peak, answer
+        except Enough as ended:  # at the middle block of an autoencoder that works in tiles
+            answer = Enough(ended.made)
         finally:
             self._counting = None
+        return counting.operations, counting.peak, answer
 
     def _run_block(self, own: Callable[..., Any], kind: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what a block returns; of equal blocks on equal shapes only the first is really run."""

@@ -303,6 +303,7 @@ def _replan(model: Model, draft: Draft, plan: Plan) -> Draft:
     width, height = base.size
     if new.ratio != base.plan.ratio:
         width, height = _enlarged(model, draft, new)
+    new = model.cut(new, width, height)
     negative = model.defaults.negative_prompt if new.guided and not base.plan.guided else base.negative_prompt
     noise = (base.noise_width or base.width, base.noise_height or base.height)
     recipe = replace(base, plan=new, width=width, height=height, negative_prompt=negative)

@@ -288,6 +288,20 @@ def parse_size(text: str | None) -> Size | tuple[None, None]:
     return check_size(width, int(match[2] or width), multiple=1)
 
 
+def parse_bytes(given: object, name: str = "max_memory") -> int | None:
+    """Return bytes from a number, or a text such as "24GB", 10^9 to the gigabyte; None for None.
+
+    Raises RequestError for what is neither, and below a megabyte.
+    """
+    if given is None:
+        return None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)B?", str(given).strip().upper(), flags=re.ASCII)
+    size = match and int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
+    if not size or size < 10**6:
+        raise RequestError(f"{name} is {shown(given)}; it must be bytes, at least a megabyte. Try 24GB.")
+    return size
+
+
 def _seed_of(given: object) -> int | None:
     """Return a seed from a number or a generator, which is moved on; None from anything else."""
     import torch

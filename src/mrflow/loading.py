@@ -48,6 +48,7 @@ def load_model(
     upscaler: Upscaler | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    allowed: int | None = None,
     **kwargs: Any,
 ) -> Model:
     """Return the pipeline named "vista", of a known name, a folder in diffusers' layout or a hub id "owner/name".
@@ -58,6 +59,8 @@ def load_model(
     upscaler: see Upscaler.load; None is the model's own, else the method's, Real-ESRGAN. device: None is the CPU.
     dtype: None is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or
     float16 on GPUs that only emulate it (T4, V100, GTX 16).
+    allowed: bytes of a GPU's memory; where the weights take more than three quarters, the model is offloaded: each
+    network lies on the device only while it runs.
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
@@ -80,7 +83,10 @@ def load_model(
         kwargs["transformer"] = _load_transformer(Path(source), path, precision, kwargs)
     pipe = _load_pipeline(path, precision, kwargs)
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
-        pipe.to(place)
+        if allowed and place.type != "cpu" and _weigh(pipe) > allowed * 3 / 4:
+            pipe.enable_model_cpu_offload(device=place)
+        else:
+            pipe.to(place)
     if name == "vista":  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
         pipe.vae.to(memory_format=torch.channels_last)
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, path)
@@ -90,6 +96,12 @@ def load_model(
     model = Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
     model.check_parts()
     return model
+
+
+def _weigh(pipe: Pipeline) -> int:
+    """Return the bytes of a pipeline's weights."""
+    parts = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+    return sum(weight.nbytes for part in parts for weight in part.parameters())
 
 
 def identify(source: str, revision: str | None = None) -> tuple[str, str | None]:

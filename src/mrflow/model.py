@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -12,8 +13,18 @@ import torch
 from torch import Tensor
 
 from mrflow.auto_sigma import fit_sigma
+from mrflow.backbones.families import largest_whole
 from mrflow.backbones.family import Backbone, Pipeline, Reading, autoencoder_device
-from mrflow.errors import ImageError, ModelError, MrFlowWarning, PlanError, PromptWarning, RequestError, warn
+from mrflow.errors import (
+    ImageError,
+    ModelError,
+    MrFlowWarning,
+    PlanError,
+    PromptWarning,
+    RequestError,
+    SizeError,
+    warn,
+)
 from mrflow.files import load_image
 from mrflow.jobs import Asked, Job, Reference, Size, check_size
 from mrflow.loras import Loras
@@ -31,7 +42,7 @@ _tried: WeakSet[Any] = WeakSet()  # autoencoders of unusual classes that fit
 class Model:
     """A loaded model. name: "vista", a folder or a hub id. revision: its commit or content hash, if known.
 
-    loras: that pictures may ask for.
+    loras: that pictures may ask for. side: pixels a side that its networks may be given whole, for memory's sake.
     """
 
     pipe: Pipeline
@@ -41,6 +52,7 @@ class Model:
     name: str
     revision: str | None = None
     loras: Loras = field(default_factory=Loras)
+    side: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -146,6 +158,7 @@ class Model:
             }
             size = _first(one.width, own.width), _first(one.height, own.height)
             width, height = check_size(*size, multiple)
+            plan = self.cut(plan, width, height) if not native else self._held(plan, width, height)
             jobs.append(Job(prompt=one.prompt, seed=one.seed, plan=plan, width=width, height=height, **values))
             unheard |= bool(one.negative_prompt) and not guided
             for text in filter(None, (one.prompt, values["negative_prompt"])):
@@ -204,6 +217,38 @@ class Model:
             for each in plan.levels
         )
         return replace(plan, refine_sigma=sigmas)
+
+    def cut(self, plan: Plan, width: int, height: int) -> Plan:
+        """Return a resolved plan with the size of the tiles, if it names none and the picture is too large whole.
+
+        Raises PlanError where it names one and the transformer can't be cut, or the tile is too small for it, and
+        SizeError where memory doesn't allow it.
+        """
+        tile, reason = plan.tile, self.backbone.uncut(self.pipe)
+        large = width * height > largest_whole(type(self.pipe).__name__)
+        if tile is None and not reason and (large or width * height > (self.side or math.inf) ** 2):
+            trained = min(1024, self.defaults.width, self.defaults.height) if large else math.inf
+            tile = int(min(trained, self.side or math.inf))
+        if isinstance(tile, int) and max(width, height) > tile:
+            if reason:
+                raise PlanError(
+                    f"tile is {tile}; {type(self.pipe).__name__} can't be cut: {reason}. Leave it out."
+                )
+            if tile < 4 * self.multiple:
+                text = f"tile is {tile}; for this model it must be {4 * self.multiple} at least, 4 patches"
+                raise PlanError(f"{text}. Try {min(1024, self.defaults.width)}.")
+            plan = replace(plan, tile=tile)
+        self._held(plan, *plan.draft_size(width, height, self.multiple))
+        return self._held(plan, *((tile, tile) if (tile := plan.cut(width, height)) else (width, height)))
+
+    def _held(self, plan: Plan, width: int, height: int) -> Plan:
+        """Return the plan; raises SizeError where memory doesn't allow a picture whole that is this large."""
+        if self.side and width * height > self.side**2:
+            raise SizeError(
+                f"{width}x{height} pixels at a time are more than max_memory allows this model, "
+                f"{self.side}x{self.side}. Take smaller drafts (scale, scales), tiles or pictures, or allow more."
+            )
+        return plan
 
     def recipe(
         self,

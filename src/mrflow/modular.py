@@ -103,6 +103,8 @@ class PlanStep(_Family):
             raise PlanError(f"refine_sigma is {block.plan.refine_sigma!r}; these blocks take numbers. Try 0.12.")
         if block.plan.lift != UPSCALER or block.plan.color_guard:
             raise PlanError("These blocks lift by the upscaler alone and guard no colours. Leave both out.")
+        if block.plan.cut(block.width, block.height):
+            raise PlanError(f"tile is {block.plan.tile}; these blocks work whole. Leave it out, or call MrFlow.")
         check_size(block.width, block.height, self.backbone.multiple(self.pipe(components)))
         block.seeds = make_seeds(block.seed, len(block.prompt_embeds) * block.num_images_per_prompt)
         self.set_block_state(state, block)

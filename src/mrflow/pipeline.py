@@ -8,7 +8,7 @@ checked before any work; the steps themselves are in `mrflow.steps`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from mrflow.borrowing import borrowed
 from mrflow.calls import OnPicture, finish_drafts, make_drafts, make_natives
 from mrflow.drafts import Draft, Drafts, ImageSource, Result, check_input, drafts_from_images, replan_drafts
 from mrflow.errors import RequestError
-from mrflow.jobs import Job, Lora, Prompts, Seeds, ask, generators_kept
+from mrflow.jobs import Job, Lora, Prompts, Seeds, ask, generators_kept, parse_bytes
 from mrflow.lanes import cpu_threads
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.loras import find_loras, loaded, unload, worn
@@ -76,6 +76,7 @@ class MrFlow:
         *,
         defaults: Defaults | None = None,
         batch_size: int | None = None,
+        max_memory: int | str | None = None,
     ) -> None:
         """Wrap a pipeline. upscaler: a .safetensors or .pth file, a known name, "bicubic" or another method.
 
@@ -83,18 +84,27 @@ class MrFlow:
 
         batch_size: pictures that go through the model at once; larger requests are split. None is 1 on a CPU,
             where batches gain nothing, and 4 elsewhere.
+        max_memory: bytes, or a text such as "24GB", that no stage shall need more of: larger pictures are made in
+            tiles, one at a time. Reckoned from the architecture (mrflow.costs); what libraries need comes on top.
         Raises UnsupportedPipelineError for a family without a backbone, UpscalerError as Upscaler.load does.
         """
-        self._wrap(wrap_pipeline(pipe, upscaler, defaults), batch_size)
+        self._wrap(wrap_pipeline(pipe, upscaler, defaults), batch_size, max_memory)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, batch_size: int | None = None, **kwargs: Any) -> MrFlow:
+    def from_pretrained(
+        cls, source: str | Path, *, batch_size: int | None = None, max_memory: Any = None, **kwargs: Any
+    ) -> MrFlow:
         """Return MrFlow over "vista", a folder in diffusers' layout or a hub id; see mrflow.loading.load_model.
 
+        max_memory: see MrFlow; a mapping is diffusers' own, by device. On a GPU, a model whose weights take more
+        than three quarters of it is offloaded, network by network.
         kwargs: upscaler, device, dtype, and whatever DiffusionPipeline.from_pretrained takes.
         """
+        if isinstance(max_memory, Mapping):
+            kwargs, max_memory = {**kwargs, "max_memory": max_memory}, None
         fast = cls.__new__(cls)
-        fast._wrap(load_model(source, **kwargs), batch_size)
+        allowed = parse_bytes(max_memory)
+        fast._wrap(load_model(source, allowed=allowed, **kwargs), batch_size, allowed)
         return fast
 
     @classmethod
@@ -106,9 +116,13 @@ class MrFlow:
         made.model = replace(made.model, loras=pipe.model.loras)
         return made
 
-    def _wrap(self, model: Model, batch_size: int | None) -> None:
+    def _wrap(self, model: Model, batch_size: int | None, max_memory: int | str | None = None) -> None:
         if batch_size is not None and (whole(batch_size) or 0) < 1:
             raise RequestError(f"batch_size is {shown(batch_size)}; it must be a whole number from 1. Try 4.")
+        if (allowed := parse_bytes(max_memory)) is not None:
+            from mrflow.costs import largest_tile
+
+            model, batch_size = replace(model, side=largest_tile(model, allowed)), batch_size or 1
         self.model = model
         self._batch_size = batch_size
         self._base = replace(model.defaults.plan, solver=None)

@@ -31,6 +31,7 @@ from mrflow.errors import PlanError
 OWN, NATIVE = "own", "native"
 UPSCALER = "upscaler"
 AUTO, SWITCH = "auto", "switch"
+WHOLE = "whole"
 _MAX_DENOMINATOR = 8  # 1.5 = 3/2 and 1.333 = 4/3 pass; finer ratios would leave hardly any size that fits
 _RATIO_TOLERANCE = 1e-3
 _MOST_LEVELS = 4  # 8192 from 512; a cascade of more would be of levels that hardly enlarge
@@ -170,6 +171,7 @@ class Plan:
     noise: str = NATIVE
     lift: str = UPSCALER
     color_guard: float = 0.0
+    tile: int | str | None = None
 
     def __post_init__(self) -> None:
         for name, about in ABOUT.items():
@@ -262,6 +264,10 @@ class Plan:
         """The steps of the schedule that the draft follows, to its end unless the plan switches."""
         return self.steps + self.all_refine_steps * self.switches
 
+    def cut(self, width: int, height: int) -> int | None:
+        """Return the pixels a side of the tiles of a picture, None where it stays whole."""
+        return self.tile if isinstance(self.tile, int) and max(width, height) > self.tile else None
+
     @property
     def label(self) -> str:
         """The short name: draft + refine steps, "12+1", "12+1+1" of two levels; "3/4": the first 3 of 4 small."""
@@ -302,8 +308,8 @@ class Plan:
         stop = 1.0 if guidance_stop is None else guidance_stop
         first = self.levels[0]
         sigma = Plan.refine_sigma if isinstance(first.refine_sigma, str) else first.refine_sigma  # of no use there
-        plan = replace(first, steps=steps, refine_sigma=sigma, refine_true_cfg_scale=None, noise=OWN)
-        return replace(plan, guidance_stop=stop, solver=solver)
+        plan = replace(first, steps=steps, refine_sigma=sigma, noise=OWN, tile=None)
+        return replace(plan, refine_true_cfg_scale=None, guidance_stop=stop, solver=solver)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what differs from the values of `absent`, as plain JSON values: what a file holds of a plan."""

@@ -10,7 +10,7 @@ Tensors stay on the device throughout. The denoising loop is the pipeline's own;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from itertools import chain
@@ -31,6 +31,7 @@ from mrflow.plan import NATIVE, Plan
 from mrflow.progress import Callback, Clock, P, Step, timed
 from mrflow.sampling import Noised, draft_generators, keep_colors, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head, take_tail
+from mrflow.tiling import autoencoder_in_tiles, transformer_in_tiles
 
 _Text = tuple[str, str | None, int | None, tuple[Lora, ...]]
 
@@ -270,7 +271,8 @@ def _run_without_a_step(run: Run, asked: _Pass, more: Mapping[str, Any]) -> Tens
 @_finite("upscaler")
 def upscale(run: Run, batch: Batch, pixels: Tensor, size: Size) -> Tensor:
     """Return pixels (B, 3, height, width) of exactly `size` from smaller ones, (B, 3, h, w)."""
-    return _guarded(batch, run.model.lift(batch.plan).upscale(pixels, *size), pixels)
+    larger = run.model.lift(batch.plan).upscale(pixels, *size, tile=batch.plan.cut(*size))
+    return _guarded(batch, larger, pixels)
 
 
 def _guarded(batch: Batch, pixels: Tensor, drafts: Tensor) -> Tensor:
@@ -307,8 +309,15 @@ def _show(run: Run, batch: Batch, latents: Tensor) -> Tensor:
 def encode(run: Run, batch: Batch, pixels: Tensor) -> Tensor:
     """Return pixels as float32 latents (B, C, H, W), the posterior's mode."""
     run.model.pipe.maybe_free_model_hooks()  # else text encoders may still lie on the device
-    place = autoencoder_device(run.model.pipe, run.clock.device)
-    return run.model.backbone.encode(run.model.pipe, pixels.to(place)).to(run.clock.device)
+    place, (height, width) = autoencoder_device(run.model.pipe, run.clock.device), pixels.shape[-2:]
+    with _autoencoder(run, batch, (width, height)):
+        return run.model.backbone.encode(run.model.pipe, pixels.to(place)).to(run.clock.device)
+
+
+def _autoencoder(run: Run, batch: Batch, size: Size) -> AbstractContextManager[None]:
+    """Return a context in which the autoencoder works as the plan has it for pictures of this size."""
+    tile = batch.plan.cut(*size)
+    return autoencoder_in_tiles(getattr(run.model.pipe, "vae", None), tile) if tile else nullcontext()
 
 
 def next_sigmas(run: Run, batch: Batch, latents: Tensor, size: Size) -> list[float]:
@@ -348,7 +357,8 @@ def refine(run: Run, batch: Batch, noised: Noised, size: Size) -> Tensor:
 def _decode(run: Run, batch: Batch, latents: Tensor, size: Size, drafts: Tensor | None = None) -> Tensor:
     """Return latents, as the pipeline gives them, as pixels (B, 3, h, w) in [0, 1], float32; drafts: to guard."""
     latents = latents.to(autoencoder_device(run.model.pipe, run.clock.device))
-    pixels = run.model.backbone.decode(run.model.pipe, latents, *size).to(run.clock.device)
+    with _autoencoder(run, batch, size):
+        pixels = run.model.backbone.decode(run.model.pipe, latents, *size).to(run.clock.device)
     return pixels if drafts is None else _guarded(batch, pixels, drafts)
 
 
@@ -389,5 +399,9 @@ def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor
     loras, references = one.batch.jobs[0].loras, one.batch.jobs[0].references
     if references:
         arguments["image"] = [load_image(each.source) for each in references]
-    with worn(pipe, loras, run.model.loras) if loras else nullcontext():
+    tile = plan.cut(*one.size) if one.refines else None
+    with (
+        worn(pipe, loras, run.model.loras) if loras else nullcontext(),
+        transformer_in_tiles(pipe.transformer, *one.size, backbone.patch(pipe), tile) if tile else nullcontext(),
+    ):
         return run_pipeline(pipe, lent, arguments, run.clock.step, before=one.before, cached=not one.refines)

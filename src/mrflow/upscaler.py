@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,6 +22,7 @@ from mrflow.jobs import Size
 from mrflow.known_upscalers import KNOWN, METHODS, KnownUpscaler, check, fetch, usual
 from mrflow.latent_upscaler import LatentNetwork, is_latent_network
 from mrflow.ncnn import read_ncnn
+from mrflow.tiles import in_tiles
 
 MAX_FILE_BYTES = 2**30  # the largest published networks (DAT, HAT-L) have less than 200 MB
 TILE = 1024  # input pixels a side; larger pictures are cut, so that memory stays bounded
@@ -102,19 +102,19 @@ class Upscaler:
         """Return an upscaler from a network's weights in memory; raises UpscalerError as `load` does."""
         return cls(name, _build(weights, Path(name)))
 
-    def upscale(self, pixels: Tensor, width: int, height: int) -> Tensor:
+    def upscale(self, pixels: Tensor, width: int, height: int, tile: int | None = None) -> Tensor:
         """Return pixels at exactly width x height.
 
         pixels: (B, 3, h, w) in [0, 1]; the result is (B, 3, height, width) in [0, 1], float32, same device.
         The network runs as often as needed to reach the size; an antialiased resize takes the rest. Where no
-        side grows, only the resize runs.
+        side grows, only the resize runs. tile: of the larger picture, pixels a side that a network makes at once.
         """
         self.ready()
         pixels = pixels.float()
         if self._network is not None:
             self._place(pixels.device)
             while pixels.shape[-1] < width or pixels.shape[-2] < height:
-                pixels = self._enlarge(pixels)
+                pixels = self._enlarge(pixels, tile)
         if pixels.shape[-2:] == (height, width):
             return pixels
         if self._network is None and self.name == "lanczos":
@@ -151,23 +151,15 @@ class Upscaler:
             layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
             self._network.model.to(memory_format=layout)  # what convolutions in half precision run fastest in
 
-    def _enlarge(self, pixels: Tensor) -> Tensor:
-        """Run the network once, whole or in overlapping tiles that are blended linearly where they overlap."""
+    def _enlarge(self, pixels: Tensor, most: int | None) -> Tensor:
+        """Run the network once, whole or in overlapping tiles, `most` pixels a side of what it makes."""
         height, width = pixels.shape[-2:]
-        if height <= self.tile and width <= self.tile:
+        tile = min(self.tile, max(most // cast("int", self.factor), 4 * OVERLAP)) if most else self.tile
+        if height <= tile and width <= tile:
             return self._run(pixels)
-        factor = cast("int", self.factor)
-        total = pixels.new_zeros((*pixels.shape[:2], height * factor, width * factor))
-        weights = pixels.new_zeros((1, 1, height * factor, width * factor))
         align = math.lcm(ALIGN, self._network.size_requirements.multiple_of)
-        for top, bottom in _spans(height, self.tile, align):
-            for left, right in _spans(width, self.tile, align):
-                part = self._run(pixels[..., top:bottom, left:right])
-                ramp = _ramp(bottom - top, factor, part)[:, None] * _ramp(right - left, factor, part)[None, :]
-                where = (..., slice(top * factor, bottom * factor), slice(left * factor, right * factor))
-                total[where] += part * ramp
-                weights[where] += ramp
-        return total / weights
+        run = lambda y, x: self._run(pixels[..., y, x])  # noqa: E731
+        return in_tiles(run, height, width, tile, OVERLAP, align, shrink=True)
 
     def _run(self, pixels: Tensor) -> Tensor:
         # One picture at a time: spandrel's contract, and a batch then equals its single pictures exactly.
@@ -198,31 +190,6 @@ def has_bfloat16(device: torch.device) -> bool:
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type != "mps" or bool(torch.backends.mps.is_macos_or_newer(14, 0))
-
-
-def _spans(length: int, tile: int, align: int = ALIGN) -> Iterator[tuple[int, int]]:
-    """Yield [start, end) spans of at most `tile` that cover `length`, neighbours sharing OVERLAP or more.
-
-    They begin on multiples of `align`; a tile that is too small for that is taken larger.
-    """
-    tile = max(tile, align + OVERLAP)
-    start, end = 0, min(tile, length)
-    while end < length:
-        yield start, end
-        start += (tile - OVERLAP) // align * align
-        end = min(start + tile, length)
-    yield start, end
-
-
-def _ramp(length: int, factor: int, like: Tensor) -> Tensor:
-    """Return blending weights along one side: rising over the overlap, 1 in the middle, falling again.
-
-    A network guesses where its tile ends, so the outermost quarter of the overlap counts next to nothing, but
-    not nothing: at the picture's own edge there is no other tile.
-    """
-    position = torch.arange(length * factor, device=like.device, dtype=like.dtype) + 0.5
-    edge = torch.minimum(position, length * factor - position) / (OVERLAP * factor)
-    return ((edge - 0.25) / 0.75).clamp(1e-4, 1)
 
 
 def _lanczos(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -24,6 +24,10 @@ class BriaBackbone(Backbone):
         """Return what T5 does not take in."""
         return read_text(pipe.tokenizer, prompt, max_sequence_length or self.text_length)
 
+    def patch(self, pipe: Pipeline) -> int:
+        """Return 16: half of what sides must be multiples of."""
+        return int(pipe.vae_scale_factor)
+
     def encode_prompts(
         self,
         pipe: Pipeline,

@@ -18,12 +18,16 @@ class FamilyFacts:
     """One family. backbone: "module:class" in mrflow.backbones.
 
     guidance: how a Plan's guidance reaches the pipeline, and its default. note: what differs from the others.
+    positions: of tiles: "true", those in the whole picture; "restart", of a picture of their own; "none".
+    largest: pixels of the largest picture that is refined whole unless a plan says so, 0 where we don't know.
     """
 
     name: str
     backbone: str
     guidance: str
     note: str = ""
+    positions: str = "true"
+    largest: int = 0
 
 
 TABLES: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
@@ -39,3 +43,12 @@ WRONG_ARGUMENTS: Mapping[str, str] = MappingProxyType(TABLES["wrong_arguments"])
 """What cannot work with any pipeline whose call takes these arguments, and why."""
 NOT_YET: Mapping[str, str] = MappingProxyType(TABLES["not_yet"])
 """Text-to-image pipelines that nobody has tried here, and what would be new about them."""
+_INDEXED = 2**23
+"""Pixels, of which the 256 channels of a usual autoencoder are 2**31 values: GPU kernels that count in 32 bits
+(torch 2.7's upsampling among them) go no further."""
+
+
+def largest_whole(pipeline_class: str) -> int:
+    """Return the most pixels of a picture that a pipeline's networks are given whole unless a plan says so."""
+    name = VARIANTS[pipeline_class][0] if pipeline_class in VARIANTS else pipeline_class
+    return (FAMILIES[name].largest if name in FAMILIES else 0) or _INDEXED

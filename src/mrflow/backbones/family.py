@@ -62,6 +62,14 @@ class Backbone:
         """Return the pixels by whose multiples picture sides are whole patches."""
         return self.layout.multiple(pipe)
 
+    def patch(self, pipe: Pipeline) -> int:
+        """Return the pixels a side of the transformer's patches, of which tiles are cut."""
+        return self.multiple(pipe)
+
+    def uncut(self, pipe: Pipeline) -> str:
+        """Return why the transformer can't be given a picture in tiles (mrflow.tiling), or an empty text."""
+        return ""
+
     def guidance_field(self, pipe: Pipeline) -> Literal["guidance_scale", "true_cfg_scale"]:
         """Return the Plan field by which this checkpoint is guided."""
         return "true_cfg_scale"

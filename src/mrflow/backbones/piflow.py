@@ -25,6 +25,7 @@ _PIPELINES = {
 }
 SHIFT = 3.2  # of all published adapters; with the half last step: LakonLab, demo/example_*_pipeline.py
 FINAL_STEP = 0.5
+_POLICY = "its transformer answers with a policy for many steps, not with a velocity"
 
 
 def load_piflow(model: str, adapter: str, subfolder: str, steps: int = 4, **kwargs: Any) -> Pipeline:
@@ -56,6 +57,10 @@ def load_piflow(model: str, adapter: str, subfolder: str, steps: int = 4, **kwar
 class PiFluxBackbone(FluxControlBackbone):
     """Drives LakonLab's PiFluxPipeline: FLUX.1 with its embedded guidance, without true CFG."""
 
+    def uncut(self, pipe: Pipeline) -> str:
+        """Return that it answers with more than a velocity."""
+        return _POLICY
+
 
 class _Picture(Packed):
     def unpack(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
@@ -73,6 +78,10 @@ class PiQwenImageBackbone(QwenImageBackbone):
     layout = _Picture()
     autoencoder = _Times()
     usual_cfg = 1.0
+
+    def uncut(self, pipe: Pipeline) -> str:
+        """Return that it answers with more than a velocity."""
+        return _POLICY
 
     def takes_cfg(self, pipe: Pipeline) -> bool:
         """Return False."""

@@ -78,6 +78,10 @@ class QwenImage21Backbone(QwenImageBackbone):
     autoencoder = _Times()
     usual_cfg = 1.0  # the pipeline's default
 
+    def uncut(self, pipe: Pipeline) -> str:
+        """Return that text and picture are one sequence."""
+        return "its transformer counts the picture's tokens in groups behind the text's, and may keep them"
+
     def guidance_field(self, pipe: Pipeline) -> Literal["guidance_scale", "true_cfg_scale"]:
         """Return "true_cfg_scale"."""
         return "true_cfg_scale"

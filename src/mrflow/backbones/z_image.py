@@ -20,6 +20,12 @@ class ZImageBackbone(Backbone):
     autoencoder = ScaledVae()
     usual_cfg = 6.0  # the pipeline's default, 5, in our scale
 
+    def uncut(self, pipe: Pipeline) -> str:
+        """Return that a ControlNet's answers are of the whole picture's patches."""
+        return (
+            "its ControlNet's answers are padded lists for whole pictures" if hasattr(pipe, "controlnet") else ""
+        )
+
     def guidance(self, guidance_scale: float | None, true_cfg_scale: float) -> dict[str, float]:
         """Return guidance_scale in Z-Image's scale."""
         return {"guidance_scale": true_cfg_scale - 1}

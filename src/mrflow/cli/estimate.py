@@ -18,7 +18,7 @@ from mrflow.cli.report_tables import gigabytes, make_table, print_fitting
 from mrflow.cli.reporting import stderr_console
 from mrflow.errors import RequestError
 from mrflow.files import check_output, save_image
-from mrflow.jobs import check_prompts, parse_size
+from mrflow.jobs import check_prompts, parse_bytes, parse_size
 from mrflow.known_models import BITS
 from mrflow.plan import Plan
 from mrflow.progress import WORDS
@@ -35,6 +35,7 @@ def estimate(
     plan: Annotated[tuple[str, ...], Parameter(alias="-p", group=HOW, show_default="the model's")] = (),
     native: Annotated[Whole | None, Parameter(metavar="N", group=HOW, show_default="the model's")] = None,
     upscaler: Annotated[str | None, Parameter(group=MODEL, show_default="Real-ESRGAN x2")] = None,
+    max_memory: Annotated[str | None, Parameter(metavar="SIZE", group=HOW, show_default="no bound")] = None,
     plot: Annotated[Path | None, Parameter(metavar="FILE.png", group=OUTPUT)] = None,
     force: Annotated[bool, Parameter(group=OUTPUT)] = False,
     streams: Streams = Streams(),
@@ -51,6 +52,7 @@ def estimate(
         plan: 12+1, a preset, or 12+1:scale=4; several times for several.
         native: Steps of the plain pipeline.
         upscaler: A file, a known name, bicubic, bilinear or lanczos.
+        max_memory: Such as 24GB; plans that say nothing of tiles take those that fit, with the weights held best.
         plot: Draw the operations as stacked bars; needs matplotlib, of the extra bench.
         force: Overwrite what --plot names.
 
@@ -59,6 +61,7 @@ def estimate(
       mrflow estimate qwen-image --size 2048 --plan 12+1 --plan 12+1:scale=4 --json
     """
     plans, (width, height) = _read_plans(plan), parse_size(size)
+    allowed = parse_bytes(max_memory, "--max-memory")
     if native == 0:
         raise RequestError("--native is 0; the plain pipeline takes at least 1 step. Try 50.")
     if plot is not None:
@@ -70,11 +73,15 @@ def estimate(
 
         wanted: dict[str, Any] = {"width": width, "height": height, "plans": plans, "native_steps": native}
         text = PROMPT if prompt is None else check_prompts(prompt)[0]
-        found = count(model, **wanted, upscaler=upscaler, prompt=text)
+        found = count(model, **wanted, upscaler=upscaler, prompt=text, max_memory=allowed)
     data = found.to_dict()
+    if allowed:
+        for told, way in zip(data["ways"], found.ways, strict=True):
+            held = found.within(way, allowed)
+            told["within"] = held and {"max_memory": allowed, "weights": held[0], "offload": held[1]}
     if plot is not None:
         save_image(draw_operations(data), plot, overwrite=force)
-    tell_json(data) if streams.json else _print(found)
+    tell_json(data) if streams.json else _print(found, allowed)
 
 
 def _read_plans(texts: tuple[str, ...]) -> dict[str, Plan]:
@@ -86,16 +93,16 @@ def _read_plans(texts: tuple[str, ...]) -> dict[str, Plan]:
     return {method.name: method.plan for method in methods if method.plan is not None}
 
 
-def _print(found: Estimate) -> None:
+def _print(found: Estimate, allowed: int | None) -> None:
     """Print a row for each stage, a column for each way, or a table for each; below, what memory they need."""
     console = Console(highlight=False)
     console.print(f"{found.model} at {found.width}x{found.height}: operations in millions of millions, of all")
-    alone = Group(*(_table(found, [way]) for way in found.ways))
-    print_fitting(_table(found, found.ways), lambda: alone, console=console)
+    alone = Group(*(_table(found, [way], allowed) for way in found.ways))
+    print_fitting(_table(found, found.ways, allowed), lambda: alone, console=console)
     console.print("Operations, not seconds: small passes use a device less well.", style="dim")
 
 
-def _table(found: Estimate, ways: Sequence[Way]) -> Table:
+def _table(found: Estimate, ways: Sequence[Way], allowed: int | None) -> Table:
     table = make_table("", ["", *(way.name for way in ways)], whole=True)
     for stage, words in WORDS.items():
         cells = [_share(way, stage) for way in ways]
@@ -108,6 +115,10 @@ def _table(found: Estimate, ways: Sequence[Way]) -> Table:
         table.add_row(f"memory, weights {held}, GB", *map(gigabytes, peaks))
     peaks = [max(found.memory(way, offload=True).values()) for way in ways]
     table.add_row("memory with model offload, GB", *map(gigabytes, peaks))
+    if allowed:
+        within = [found.within(way, allowed) for way in ways]
+        told = ["no" if each is None else each[0] + ", offload" * each[1] for each in within]
+        table.add_row(f"within {gigabytes(allowed)} GB, weights", *told, style="bold")
     return table
 
 

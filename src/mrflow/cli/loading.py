@@ -14,6 +14,7 @@ from mrflow import vista
 from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import ModelError, RequestError
+from mrflow.jobs import parse_bytes
 from mrflow.known_models import full_name, is_file
 from mrflow.known_upscalers import KNOWN, METHODS
 from mrflow.recipe import Recipe
@@ -49,6 +50,15 @@ _Device = Annotated[
 ]
 _Dtype = Annotated[
     str | None, Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16")
+]
+_Memory = Annotated[
+    str | None,
+    Parameter(
+        metavar="SIZE",
+        show_default="no bound",
+        help="Memory for the work, such as 24GB: larger pictures are made in tiles, on a GPU networks take "
+        "turns where they must.",
+    ),
 ]
 _Lora = Annotated[
     tuple[str, ...],
@@ -98,6 +108,7 @@ class ModelOptions:
     upscaler: _Upscaler = None
     device: _Device = None
     dtype: _Dtype = None
+    max_memory: _Memory = None
     lora: _Lora = ()
     loras_dir: _LorasDir = ()
     recorded: Annotated[bool, _NO_OPTION] = False
@@ -109,6 +120,7 @@ class ModelOptions:
         command wants the picture, and can say --device cpu.
         """
         self.check_loras()
+        allowed = parse_bytes(self.max_memory, "--max-memory")
         if self.model == "vista":  # found missing before torch is imported, which takes seconds
             vista.folder()
             vista.upscaler()
@@ -129,7 +141,13 @@ class ModelOptions:
             device = self.device or best_device()
             try:
                 fast = MrFlow.from_pretrained(
-                    source, base=base, upscaler=self.upscaler, device=device, dtype=self.dtype, **local
+                    source,
+                    base=base,
+                    upscaler=self.upscaler,
+                    device=device,
+                    dtype=self.dtype,
+                    max_memory=allowed,
+                    **local,
                 )
             except ModelError as error:
                 if not self.recorded:
@@ -157,6 +175,14 @@ class DraftModel(ModelOptions):
     """The same without an upscaler: drafting needs none, and bicubic keeps the model from asking for a network."""
 
     upscaler: Annotated[str | None, _NO_OPTION] = "bicubic"
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class TunedModel(ModelOptions):
+    """The same where a bound of memory is a target to be measured."""
+
+    max_memory: Annotated[str | None, _NO_OPTION] = None
 
 
 @Parameter(name="*", group=MODEL)

@@ -16,7 +16,7 @@ from mrflow.bench.environment import describe_environment
 from mrflow.bench.ledger import Ledger
 from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.prompts import VISTA_TUNING, read_questions
-from mrflow.cli.loading import ModelOptions
+from mrflow.cli.loading import TunedModel
 from mrflow.cli.options import OUTPUT, TARGET, WHAT, Size, Streams, Whole
 from mrflow.cli.outputs import tell_json, tell_paths
 from mrflow.cli.progress import run_bar
@@ -46,7 +46,7 @@ def tune(
     limit: Annotated[Whole, Parameter(metavar="N", group=WHAT, validator=Number(gte=2))] = 32,
     seed: Annotated[Whole, Parameter(group=WHAT)] = 1_000_000,
     size: Size = None,
-    model: ModelOptions = ModelOptions(),
+    model: TunedModel = TunedModel(),
     out: Annotated[Path, Parameter(alias="-o", metavar="FILE.json", group=OUTPUT)] = Path("tuned.json"),
     work: Annotated[
         Path | None, Parameter(metavar="FOLDER", group=OUTPUT, show_default="--out without its .json")

@@ -1,0 +1,107 @@
+"""Pictures in tiles against the same whole, on vista: colours, seams, memory and seconds.
+
+    python -m benchmarks.tiles > benchmarks/tiles-vista-cpu.json
+
+Each way runs in a process of its own, whose memory is counted from after loading to its peak. The last line on
+stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrflow.tiles import spans
+
+SIDES, TILE, SEED = (512, 1024), 256, 11
+PROMPT = "a lake at sunset in autumn, jagged peaks, round trees, a green house on the left, clear sky"
+
+
+def seam(pixels: Tensor, whole: Tensor, lines: Sequence[int]) -> float:
+    """Return by how much the gradients across lines differ from the whole's, more than those elsewhere do.
+
+    pixels, whole: (B, 3, h, w) of one size. lines: rows and columns, in pixels. The larger of both directions of
+    |(on / on of the whole) / (off / off of the whole) - 1|, mean squared steps between neighbouring pixels, on the
+    lines and beside them, and elsewhere.
+    """
+    found = []
+    for dim in (-1, -2):
+        steps = [
+            each.transpose(-1, dim).double().diff(dim=-1).square().mean((0, 1, 2)) for each in (pixels, whole)
+        ]
+        on = torch.zeros(steps[0].numel(), dtype=torch.bool)
+        for line in lines:
+            on[max(line - 2, 0) : line + 1] = True
+        ratio = [float(each[on].mean() / each[~on].mean()) for each in steps]
+        found.append(abs(ratio[0] / ratio[1] - 1))
+    return max(found)
+
+
+def borders(side: int, tile: int) -> list[int]:
+    """Return where vista's tiles begin and end in a picture."""
+    cuts = spans(side // 16, tile // 16, max(tile // 64, 2))
+    return sorted({16 * edge for cut in cuts for edge in cut} - {0, side})
+
+
+def elsewhere(pixels: Tensor, whole: Tensor, lines: Sequence[int]) -> list[float]:
+    """Return the same of other lines, shifted by 24 to 104 pixels: what chance makes of it, least and most."""
+    side = pixels.shape[-1]
+    found = [seam(pixels, whole, [(line + shift) % side for line in lines]) for shift in range(24, 105, 16)]
+    return [min(found), max(found)]
+
+
+def make(side: int, tile: int | str, where: str) -> dict[str, Any]:
+    """Return seconds and memory of a picture, which is saved to the file `where`."""
+    from mrflow import MrFlow
+    from mrflow.memory import PeakMemory
+
+    torch.set_num_threads(1)
+    fast = MrFlow.from_pretrained("vista")
+    fast.pipe.set_progress_bar_config(disable=True)
+    gauge = PeakMemory(fast.model.device)
+    gauge.reset()
+    idle, started = gauge.read() or 0, time.perf_counter()
+    levels = {"scales": (2, 2)} if side == 4 * TILE else {}
+    made = fast(PROMPT, seed=SEED, width=side, height=side, tile=tile, output_type="pt", **levels)
+    torch.save(made.images, where)
+    seconds = {name: round(value, 2) for name, value in made.seconds.items()}
+    peak = (gauge.read() or 0) - idle
+    return {"side": side, "tile": tile, "peak": peak, "seconds": seconds, "all": time.perf_counter() - started}
+
+
+def main() -> None:
+    """Make the pictures, compare them, and print what was found."""
+    found: list[dict[str, Any]] = []
+    folder = Path(tempfile.mkdtemp())
+    for side, tile in ((TILE, "whole"), *product(SIDES, ("whole", TILE, TILE * 5 // 4))):
+        where = str(folder / f"{side}-{tile}.pt")
+        call = [sys.executable, "-m", "benchmarks.tiles", str(side), str(tile), where]
+        found.append(
+            json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        )
+        made, whole = torch.load(where), torch.load(folder / f"{side}-whole.pt")
+        change = made - whole
+        found[-1]["mean levels"] = float(change.mean((-1, -2)).abs().max() * 255)
+        found[-1]["rms levels"] = float(change.square().mean().sqrt() * 255)
+        found[-1]["seam"] = 0.0 if tile == "whole" else seam(made, whole, borders(side, int(tile)))
+        found[-1]["elsewhere"] = [] if tile == "whole" else elsewhere(made, whole, borders(side, int(tile)))
+        print(json.dumps(found[-1]), file=sys.stderr)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        tile = sys.argv[2]
+        print(json.dumps(make(int(sys.argv[1]), int(tile) if tile.isdigit() else tile, sys.argv[3])))
+    else:
+        main()
