@@ -308,8 +308,8 @@ class Plan:
         stop = 1.0 if guidance_stop is None else guidance_stop
         first = self.levels[0]
         sigma = Plan.refine_sigma if isinstance(first.refine_sigma, str) else first.refine_sigma  # of no use there
-        plan = replace(first, steps=steps, refine_sigma=sigma, refine_true_cfg_scale=None, tile=None)
-        return replace(plan, guidance_stop=stop, solver=solver)
+        plan = replace(first, steps=steps, refine_sigma=sigma, noise=OWN, tile=None)
+        return replace(plan, refine_true_cfg_scale=None, guidance_stop=stop, solver=solver)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what differs from the values of `absent`, as plain JSON values: what a file holds of a plan."""
