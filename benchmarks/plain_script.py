@@ -134,7 +134,7 @@ def measure(fast: MrFlow, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def resolve(fast: MrFlow, plan: Plan) -> Plan:
-    """Return the plan as every way runs it: guided in all steps by plain Euler, which is what such a script does.
+    """Return the plan as every way runs it: from own noise, guided in all steps by plain Euler, as there.
 
     Raises RequestError for a pipeline that the script is not written for.
     """
@@ -142,7 +142,7 @@ def resolve(fast: MrFlow, plan: Plan) -> Plan:
         raise RequestError(
             f"The pipeline is a {type(fast.pipe).__name__}; this script is written for {' and '.join(PIPELINES)}."
         )
-    return fast.model.resolve_plan(replace(plan, guidance_stop=1.0, solver=OWN))
+    return fast.model.resolve_plan(replace(plan, guidance_stop=1.0, solver=OWN, noise=OWN))
 
 
 def ways(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mrflow.errors import MrFlowError, PlanError
 from mrflow.jobs import check_size
-from mrflow.plan import ABOUT, NATIVE, PRESETS, SWITCH, About, Plan
+from mrflow.plan import ABOUT, DEFAULT_PLAN, NATIVE, PRESETS, SWITCH, About, Plan
 from mrflow.sampling import draft_generators, make_noise, refine_generators, shrink_noise
 
 MULTIPLE = 16  # pixels of a patch in nearly all families; ComfyUI itself pads for those of 32
@@ -50,7 +50,7 @@ def numbers() -> Iterator[tuple[str, About, Any]]:
     """Yield name, description and default of each of a plan's numbers that the nodes offer; None: unless wired."""
     for name, about in ABOUT.items():
         if name not in ELSEWHERE:
-            yield name, about, USUAL.get(name, about.absent)
+            yield name, about, USUAL.get(name, getattr(DEFAULT_PLAN, name))
 
 
 def make_target(
@@ -66,7 +66,8 @@ def make_target(
     plan = Plan(**{**usual, **given, **({"refine_sigma": SWITCH} if switch else {})})
     if preset != OWN_NUMBERS:
         named = SINGLE[preset].plan
-        said = {"steps", "refine_steps", "refine_sigma", *named.to_dict()}
+        other = {name for name in ABOUT if getattr(named, name) != getattr(DEFAULT_PLAN, name)}
+        said = {"steps", "refine_steps", "refine_sigma", *other}
         plan = replace(plan, **{name: getattr(named, name) for name in said})
     return Target(plan, width, height)
 

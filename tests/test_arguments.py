@@ -213,7 +213,7 @@ def test_a_control_image_guides_both_passes_at_their_sizes() -> None:
     sizes: list[int] = []
     hook = lambda _module, _args, kwargs: sizes.append(kwargs["controlnet_cond"].shape[1])  # noqa: E731
     pipe.controlnet.register_forward_pre_hook(hook, with_kwargs=True)
-    plan = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=2.0)
+    plan = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=2.0, noise="own")
     result = fast("a red boat", width=96, height=64, seed=7, plan=plan, **given)
     assert torch.equal(result.drafts[0].pixels, by_hand)
     assert sizes == [6, 6, 24]  # tokens of 16 x 16 pixels
@@ -262,7 +262,8 @@ def test_other_pipelines_with_a_control_image(make: Any, plan: Any, by_hand: Any
         **by_hand,
     ).images
     fast = MrFlow(pipe, "bicubic", defaults=Defaults(max_sequence_length=16))
-    options = {"width": 128, "height": 64, "seed": 7, "plan": Plan(steps=2, refine_sigma=0.3, **plan)}
+    plan = Plan(steps=2, refine_sigma=0.3, noise="own", **plan)
+    options = {"width": 128, "height": 64, "seed": 7, "plan": plan}
     result = fast("a red boat", control_image=image, **options)
     assert torch.equal(result.drafts[0].pixels, expected)
     assert result.images[0].size == (128, 64)
@@ -339,7 +340,7 @@ def test_an_ip_adapter_guides_both_passes() -> None:
         output_type="pt",
         **given,
     ).images
-    plan = Plan(steps=2, guidance_scale=3.5)
+    plan = Plan(steps=2, guidance_scale=3.5, noise="own")
     seen: list[bool] = []
     hook = lambda _m, _a, kwargs: seen.append(bool(kwargs["joint_attention_kwargs"]))  # noqa: E731
     pipe.transformer.register_forward_pre_hook(hook, with_kwargs=True)
@@ -366,7 +367,7 @@ def test_an_adapters_images_guide_every_picture_of_every_batch(nested: bool) -> 
     pipe = with_image_encoder(make_pipe())
     image = edges(32, 32)
     given = {"ip_adapter_image": [[image, Image.new("RGB", (32, 32), "red")]] if nested else image}
-    plan = Plan(steps=2, true_cfg_scale=2.0)
+    plan = Plan(steps=2, true_cfg_scale=2.0, noise="own")
     plain = pipe(
         ["a boat"] * 3,
         true_cfg_scale=2.0,

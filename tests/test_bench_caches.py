@@ -13,6 +13,7 @@ from mrflow.bench.methods import Method, read_methods
 from mrflow.bench.variants import run_unrefined
 from mrflow.errors import MissingExtraError, ModelError, PlanError
 from mrflow.images import to_pil
+from mrflow.upscaler import Upscaler
 
 SETTINGS = {"prompt": "a red boat", "seed": 3, "width": 64, "height": 64}
 
@@ -105,6 +106,18 @@ def test_unrefined_is_the_upscaled_picture(fast: MrFlow) -> None:
     assert set(result.seconds) == {"text", "draft", "decode_draft", "upscale", "total"}
     assert result.seconds["total"] >= sum(value for name, value in result.seconds.items() if name != "total")
     assert np.array_equal(run(fast, "2+0"), np.asarray(result.images[0]))
+
+
+@pytest.mark.parametrize(("text", "moved"), [("2+0", 0.1), ("2+0:color_guard=0.1", 0.0)])
+def test_unrefined_its_colours_are_guarded_too(
+    fast: MrFlow, text: str, moved: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Upscaler.upscale
+    monkeypatch.setattr(Upscaler, "upscale", lambda *given: plain(*given) * 0.8 + 0.1)
+    drafted = np.asarray(fast.draft(plan="2+1", **SETTINGS)[0].image, dtype=float).mean((0, 1)) / 255
+    means = run(fast, text).mean((0, 1)) / 255
+    expected = drafted * 0.8 + 0.1 if moved else drafted
+    assert np.abs(means - expected).max() < 4e-3
 
 
 def test_latents_enlarged_are_those_of_a_plan_without_enlarging(fast: MrFlow) -> None:

@@ -15,7 +15,7 @@ from mrflow.borrowing import describe_cache, without_caches
 from mrflow.sampling import draft_generators
 from support.pictures import bytes_of
 
-PLAN = Plan(steps=6, refine_steps=3, refine_sigma=0.3, true_cfg_scale=2.0)
+PLAN = Plan(steps=6, refine_steps=3, refine_sigma=0.3, true_cfg_scale=2.0, noise="own")
 CACHES: dict[str, Callable[[], Any]] = {
     "FirstBlockCache": lambda: FirstBlockCacheConfig(threshold=10.0),
     "MagCache": lambda: MagCacheConfig(

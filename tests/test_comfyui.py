@@ -133,7 +133,7 @@ def test_noise_is_each_seeds_own(noise: str, frames: tuple[int, ...]) -> None:
 def test_own_noise_is_what_comfyui_draws_for_the_first_picture() -> None:
     """comfy.sample.prepare_noise, ComfyUI 0.3.75: a generator of the seed, on the CPU, in float32."""
     theirs = torch.randn((1, 4, 6, 8), generator=torch.Generator("cpu").manual_seed(7))
-    assert torch.equal(passes.draft_noise(Plan(), [7], (4, 6, 8), (12, 16)), theirs)
+    assert torch.equal(passes.draft_noise(Plan(noise="own"), [7], (4, 6, 8), (12, 16)), theirs)
 
 
 def test_video_latents_get_the_noise_of_images() -> None:

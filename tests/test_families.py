@@ -44,12 +44,24 @@ def test_every_family_is_tested() -> None:
 
 @each_family
 @pytest.mark.parametrize("prompt", ["a red boat", "a big house at a lake"])
-def test_the_draft_is_the_pipelines_own_bit_for_bit(name: str, prompt: str) -> None:
+def test_a_draft_of_own_noise_is_the_pipelines_own_bit_for_bit(name: str, prompt: str) -> None:
     case, pipe = CASES[name], CASES[name].make()
     by_hand = case.run(pipe, (SIZE[0] // 2, SIZE[1] // 2), 2, prompt)
-    draft = make_fast(case, pipe).draft(prompt, seed=7)[0]
+    draft = make_fast(case, pipe).draft(prompt, seed=7, noise="own")[0]
     assert draft.pixels.shape == (1, 3, SIZE[1] // 2, SIZE[0] // 2)
     assert torch.equal(draft.pixels, by_hand)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # Krea 2's norms
+@each_family
+def test_both_passes_run_in_bfloat16(name: str) -> None:
+    """As published checkpoints are loaded; what is mixed in between is float32."""
+    case, pipe = CASES[name], CASES[name].make()
+    for part in filter(lambda each: isinstance(each, torch.nn.Module), pipe.components.values()):
+        torch.nn.Module.to(part, torch.bfloat16)
+    made = make_fast(case, pipe)("a red boat", seed=7, plan=Plan(steps=2, **case.plan), output_type="pt").images
+    assert made.shape == (1, 3, SIZE[1], SIZE[0])
+    assert made.std() > 1e-3
 
 
 @each_family

@@ -58,6 +58,7 @@ def test_sizes_are_those_of_the_architecture(name: str) -> None:
         ("lumina2", 21.2),
         ("cogview4", 31.1),
         ("sd3.5-medium", 16.3),
+        ("fibo", 25.6),
     ],
 )
 def test_downloads_weigh_what_their_pages_list(name: str, gigabytes: float) -> None:
@@ -69,7 +70,7 @@ def test_memory_is_counted_by_how_weights_are_held() -> None:
     known = KNOWN["flux-dev"]  # 11.9 and 4.885 billion, and .084 that stay whole
     sizes = [known.weights(held) for held in BITS]
     assert sizes == pytest.approx([33.74e9, 16.787e9 + 0.168e9, 8.393e9 + 0.168e9], rel=1e-3)
-    assert KNOWN["sana"].download is KNOWN["sana"].weights("4-bit") is None
+    assert KNOWN["bria"].download is KNOWN["bria"].weights("4-bit") is None
 
 
 def test_the_plan_of_a_checkpoint_is_known_before_it_is_here() -> None:

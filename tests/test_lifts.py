@@ -85,7 +85,7 @@ def test_a_batch_equals_its_pictures_made_alone(lift: str, batch_size: int) -> N
     both = fast(["a boat", "a red boat"], seed=[3, 4], plan=plan, output_type="pt").images
     for k, prompt in enumerate(("a boat", "a red boat")):
         alone = fast(prompt, seed=3 + k, plan=plan, output_type="pt").images
-        assert (both[k : k + 1] - alone).abs().max() < (1e-5 if batch_size > 1 else 1e-9)
+        assert (both[k : k + 1] - alone).abs().max() < (2e-5 if batch_size > 1 else 1e-9)
 
 
 def test_a_plan_says_which_lift_and_the_recipe_what_it_was(network_file: Path) -> None:

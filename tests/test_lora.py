@@ -21,7 +21,7 @@ from support.pipelines import state_of
 # peft 0.21 tells that the layers of so small a transformer are few
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
-PLAN = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=1.0)
+PLAN = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=1.0, noise="own")
 
 
 def lora(seed: int = 0) -> dict[str, torch.Tensor]:

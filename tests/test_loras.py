@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 
-PLAN = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=1.0)
+PLAN = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=1.0, noise="own")
 ASKED: dict[str, Any] = {"seed": 7, "plan": PLAN}
 
 

@@ -15,7 +15,7 @@ from mrflow.sampling import draft_generators
 from support.pictures import bytes_of
 from support.pipelines import state_of
 
-PLAN = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=2.0)
+PLAN = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=2.0, noise="own")
 
 
 def by_hand(pipe: Any) -> torch.Tensor:

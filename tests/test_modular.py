@@ -84,6 +84,16 @@ def test_the_blocks_give_what_mrflow_gives(kind: type[Blocks]) -> None:
     assert state.images.std() > 0.01
 
 
+def test_noise_of_a_drafts_own_can_be_asked_for() -> None:
+    made, fast = make(FluxBlocks, texts=False)
+    drafts = {}
+    for noise in ("own", "native"):
+        plan = replace(PLAN, noise=noise)
+        drafts[noise] = run(made, plan, **encoded(fast, ["a red boat"])).drafts
+        assert (drafts[noise] - ours(fast, ["a red boat"], plan)["decode_draft"]).abs().max() < 1e-5
+    assert not torch.equal(drafts["own"], drafts["native"])
+
+
 @pytest.mark.parametrize("kind", GUIDED, ids=lambda kind: kind.__name__)
 def test_guidance_is_the_plans(kind: type[Blocks]) -> None:
     plan = Plan(steps=3, refine_sigma=SIGMA, true_cfg_scale=3.0, refine_true_cfg_scale=1.5, guidance_stop=0.5)
@@ -169,5 +179,3 @@ def test_what_cannot_be_is_refused() -> None:
         run(made, "3/4", **texts)
     with pytest.raises(PlanError, match="by the upscaler alone"):
         run(made, Plan(color_guard=0.1), **texts)
-    with pytest.raises(PlanError, match="noise is 'native'"):
-        run(made, Plan(noise="native"), **texts)

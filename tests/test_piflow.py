@@ -55,7 +55,7 @@ def test_both_passes_follow_the_policy() -> None:
         width=128,
         height=64,
         seed=7,
-        plan=Plan(steps=4, refine_sigma=0.2),
+        plan=Plan(steps=4, refine_sigma=0.2, noise="own"),
         total_substeps=8,
         callback=news.append,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from conftest import make_fast, make_pipe
-from mrflow import Draft, MrFlow, Plan, Recipe
+from mrflow import Draft, MrFlow, Plan, Recipe, read_recipe
 from mrflow.backbones import get_backbone
 from mrflow.borrowing import borrowed, run_pipeline
 from mrflow.sampling import draft_generators, shrink_noise
@@ -93,11 +95,35 @@ def test_a_batch_equals_its_pictures_made_alone(batch_size: int) -> None:
         assert (both[k].pixels - alone.pixels).abs().max() < 1e-5
 
 
-def test_nothing_changes_unless_it_is_asked_for(fast: MrFlow) -> None:
-    assert Plan().noise == "own"
-    own, native = (fast.draft("a boat", seed=3, noise=each)[0].pixels for each in ("own", "native"))
-    assert not torch.equal(own, native)
-    assert torch.equal(fast.draft("a boat", seed=3)[0].pixels, own)
+def test_new_pictures_have_it_and_old_recipes_do_not(fast: MrFlow, tmp_path: Path) -> None:
+    own, native = (fast("a boat", seed=3, noise=each) for each in ("own", "native"))
+    assert bytes_of(fast("a boat", seed=3).images) == bytes_of(native.images) != bytes_of(own.images)
+    told, ours = json.loads(own.recipes[0].to_json()), json.loads(native.recipes[0].to_json())
+    assert "noise" not in told["plan"]  # which is what was written before there was a choice
+    assert ours["plan"]["noise"] == "native"
+    assert bytes_of(fast.replay(Recipe.from_json(json.dumps(told))).images) == bytes_of(own.images)
+    draft = fast.draft("a boat", seed=3, noise="own")[0]
+    before = Draft.from_image(draft.save(tmp_path / "draft.png"))
+    assert fast.finish(before, plan="12+1").recipes[0].plan.noise == "own"  # it is no longer to be chosen
+
+
+def test_a_picture_of_version_0_1_0_is_made_again_from_the_noise_it_had(fast: MrFlow) -> None:
+    """By the plain pipeline's call at the draft's size, as that version made it."""
+    old = read_recipe(Path(__file__).parent / "fixtures" / "0.1.0" / "draft.png")
+    assert old.plan.noise == "own"
+    recipe = replace(old, model=fast.model.name, prompt="a red boat", max_sequence_length=16)
+    recipe = replace(recipe, plan=replace(old.plan, solver="own", guidance_stop=1.0))
+    plain = fast.pipe(
+        recipe.prompt,
+        negative_prompt="",
+        true_cfg_scale=recipe.plan.true_cfg_scale,
+        generator=draft_generators([recipe.seed]),
+        width=recipe.width // 2,
+        height=recipe.height // 2,
+        num_inference_steps=recipe.plan.steps,
+        max_sequence_length=16,
+    ).images
+    assert bytes_of(fast.replay(recipe).images) == bytes_of(plain)
 
 
 def test_solvers_and_guidance_that_stops_begin_there_too(fast: MrFlow) -> None:

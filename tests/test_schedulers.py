@@ -46,6 +46,31 @@ def test_exact_scheduler_takes_its_sigmas_whatever_is_asked(asked: dict[str, obj
 # diffusers 0.42.1, scheduling_dpmsolver_multistep.py, hands NumPy a tensor the old way
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.parametrize("name", OTHERS)
+def test_other_schedulers_begin_from_the_native_noise_too(name: str) -> None:
+    """Pooled by hand from what the pipeline draws at full size, and handed to its own call."""
+    pipe = CASES["StableDiffusion3Pipeline"].make()
+    sides = [side // pipe.vae_scale_factor for side in (64, 128)]
+    full = torch.randn(1, pipe.transformer.config.in_channels, *sides, generator=draft_generators([7])[0])
+    pipe.scheduler = OTHERS[name]()
+    by_hand = pipe(
+        "a red boat",
+        width=64,
+        height=32,
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        latents=torch.nn.functional.avg_pool2d(full, 2) * 2,
+        generator=draft_generators([7]),
+        max_sequence_length=16,
+        output_type="pt",
+    ).images
+    pipe.scheduler = OTHERS[name]()
+    fast = MrFlow(pipe, "bicubic", defaults=Defaults(max_sequence_length=16))
+    plan = Plan(steps=3, true_cfg_scale=1.0)
+    assert torch.equal(fast.draft("a red boat", width=128, height=64, plan=plan, seed=7)[0].pixels, by_hand)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("name", OTHERS)
 def test_other_solvers_draft_as_the_pipeline_would_and_the_refine_pass_is_plain_euler(name: str) -> None:
     pipe = CASES["StableDiffusion3Pipeline"].make()
     pipe.scheduler = OTHERS[name]()
@@ -66,7 +91,7 @@ def test_other_solvers_draft_as_the_pipeline_would_and_the_refine_pass_is_plain_
     hook = lambda _module, _args, kwargs: seen.append(float(kwargs["timestep"][0]) / 1000)  # noqa: E731
     pipe.transformer.register_forward_pre_hook(hook, with_kwargs=True)
     fast = MrFlow(pipe, "bicubic", defaults=Defaults(max_sequence_length=16))
-    plan = Plan(steps=3, refine_steps=2, refine_sigma=0.3, true_cfg_scale=1.0)
+    plan = Plan(steps=3, refine_steps=2, refine_sigma=0.3, true_cfg_scale=1.0, noise="own")
     result = fast("a red boat", width=128, height=64, plan=plan, seed=7, callback=news.append)
     assert torch.equal(result.drafts[0].pixels, by_hand)
     assert seen[-2:] == pytest.approx([0.3, 0.15], abs=1e-6)

@@ -104,7 +104,7 @@ def test_three_stages_a_download_and_its_recipe_read_back(opened: Any, tmp_path:
     page.locator("#slide").wait_for()
     assert page.locator("#stages button").all_inner_texts() == ["Draft", "Enlarged", "Final"]
     assert re.search(r"128.64, made in .* times faster than native", page.locator("#facts").inner_text())
-    assert "own size" in page.locator("#scene").inner_text()
+    assert "begin with the same noise" in page.locator("#scene").inner_text()
     before = page.locator("#native").evaluate("each => each.style.clipPath")
     page.locator("#slide input").press("ArrowLeft")
     assert page.locator("#native").evaluate("each => each.style.clipPath") != before

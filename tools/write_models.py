@@ -29,7 +29,7 @@ Written by `python -m tools.write_models` from `known_models.toml`, `backbones/f
 will do.
 
 **What was verified.** Each family runs in `tests/test_families.py` as a tiny pipeline of diffusers' own class with
-random weights, float32, on a CPU: its draft is the pipeline's own call bit for bit; the transformer sees exactly
+random weights, float32, on a CPU: a draft of own noise is the pipeline's bit for bit; the transformer sees exactly
 the latents and the sigma mixed in, whatever the checkpoint's shifting; a refine step is one Euler step; a batch
 gives what its pictures give alone (1e-5); sizes are not square; the pipeline is afterwards as it was, also after
 an error. Where diffusers has an image-to-image pipeline of the family (FLUX.1, Qwen-Image, Stable Diffusion 3,

@@ -27,7 +27,7 @@ from mrflow.backbones.family import Backbone, Pipeline
 from mrflow.errors import RequestError
 from mrflow.files import load_image
 from mrflow.images import pixels_sha256
-from mrflow.jobs import Lora, Seeds, Size, read_loras
+from mrflow.jobs import Lora, Reference, Seeds, Size, read_loras
 from mrflow.plan import ABOUT, DEFAULT_PLAN, FINISHING, Plan, get_plan, real, shown
 from mrflow.upscaler import resize
 
@@ -71,6 +71,7 @@ _SHARES = (  # of the way from noise to picture
     *("control_guidance_start", "control_guidance_end", "cfg_trunc_ratio"),
     *("skip_layer_guidance_start", "skip_layer_guidance_stop"),
 )
+MAX_REFERENCES = 10  # FLUX.2's makers name as many
 _MAX_TEXT = 2000  # characters of one entry in a recipe
 
 
@@ -79,8 +80,8 @@ class Call:
     """The arguments of one call, read.
 
     plan: as it was given, by name or whole, with the numbers that were given one by one; None if nothing was.
-    numbers: those. seed: a number, several, or generators. loras: None for the usual. extra: of the pipeline's own
-    call.
+    numbers: those. seed: a number, several, or generators. loras: None for the usual. references: also as the
+    pipeline's own image. extra: of the pipeline's own call.
     """
 
     plan: Plan | None = None
@@ -89,6 +90,7 @@ class Call:
     num_images: int = 1
     max_sequence_length: int | None = None
     loras: tuple[Lora, ...] | None = None
+    references: tuple[Reference, ...] = ()
     output_type: str = "pil"
     return_dict: bool = True
     extra: Arguments = field(default_factory=dict)
@@ -130,16 +132,16 @@ def read_call(
         num_images = _same("num_images", num_images, "num_images_per_prompt", count, unsaid=1)
     if (generator := rest.pop("generator", None)) is not None:
         seed = _same("seed", seed, "generator", generator, unsaid=None)
-    if (references := rest.pop("references", None)) is not None:
-        rest["image"] = _same("references", references, "image", rest.get("image", references), unsaid=None)
-    if rest.get("image") is not None:
-        rest["image"] = _check_references(pipe, backbone, rest["image"])
+    references = rest.pop("references", None)
+    if (images := rest.pop("image", None)) is not None:
+        references = _same("references", references, "image", images, unsaid=None)
     return Call(  # the rest of the arguments last: what the others take is no longer among them
         numbers=numbers,
         seed=seed,
         num_images=num_images,
         max_sequence_length=rest.pop("max_sequence_length", None),
         loras=None if (loras := rest.pop("loras", None)) is None else read_loras(loras),
+        references=read_references(references),
         output_type=_check_output(rest.pop("output_type", None) or "pil"),
         return_dict=bool(rest.pop("return_dict", True)),
         extra=_check_extra(pipe, signature, rest),
@@ -302,20 +304,15 @@ def _one_each(value: Any) -> Any:
     return made[0] if len(made) == 1 else tuple(made)
 
 
-def _check_references(pipe: Pipeline, backbone: Backbone, given: Any) -> list[Image.Image]:
-    """Return reference pictures as RGB images; raises RequestError or ImageError for what is unfit."""
-    if not backbone.references:
-        raise RequestError(f"{type(pipe).__name__} takes no reference pictures; FLUX.2 and FLUX.2 Klein do.")
-    values = list(given) if isinstance(given, (list, tuple)) else [given]
-    if odd := [each for each in values if not isinstance(each, (str, Path, Image.Image))]:
+def read_references(given: Any) -> tuple[Reference, ...]:
+    """Return Pillow images or their paths, one or several, as references; raises RequestError or ImageError."""
+    values = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    if odd := [each for each in values if not isinstance(each, (str, Path, Image.Image, Reference))]:
         raise RequestError(f"A reference is {type(odd[0]).__name__}; it must be a Pillow image or its path.")
-    images = [load_image(each) for each in values]
-    try:
-        for image in images:
-            pipe.image_processor.check_image_input(image)
-    except ValueError as error:
-        raise RequestError(f"A reference can't be taken: {error}") from None
-    return images
+    if len(values) > MAX_REFERENCES:
+        raise RequestError(f"{len(values)} references are given; a picture takes at most {MAX_REFERENCES}.")
+    read = [each if isinstance(each, Reference) else load_image(each) for each in values]
+    return tuple(each if isinstance(each, Reference) else Reference(pixels_sha256(each), each) for each in read)
 
 
 def _owner(name: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mrflow.errors import ImageError, PlanError, RequestError, SizeError
 from mrflow.files import load_image, read_latents, read_recipe, save_image
 from mrflow.images import crop_to_aspect, make_grid, pixels_sha256, to_pil, to_tensor
-from mrflow.jobs import Job, Lora, Prompts, Seeds, ask, check_size, fit_size
+from mrflow.jobs import Job, Lora, Prompts, Reference, Seeds, ask, check_size, fit_size
 from mrflow.plan import NATIVE, Plan, get_plan
 from mrflow.recipe import ENCODED, Recipe
 
@@ -176,6 +176,7 @@ def drafts_from_images(
     height: int | None = None,
     max_sequence_length: int | None = None,
     loras: tuple[Lora, ...] | None = None,
+    references: tuple[Reference, ...] = (),
 ) -> list[Draft]:
     """Return given images as drafts that `finish` enhances: cropped to the aspect ratio of their final size.
 
@@ -191,6 +192,7 @@ def drafts_from_images(
     if (width is None) != (height is None):
         raise SizeError(f"The size is {width}x{height}; give both width and height, or neither.")
     told: dict[str, Any] = {"plan": plan, "max_sequence_length": max_sequence_length, "loras": loras}
+    told["references"] = references
     asked = ask(prompts, negative_prompt, seed, **told)
     if len(asked) != len(sources):
         raise RequestError(f"There are {len(asked)} seeds for {len(sources)} images; give one number or one each.")
@@ -214,11 +216,13 @@ def replan_drafts(
     drafts: Draft | Iterable[Draft],
     plan: Plan | str | None = None,
     numbers: Mapping[str, Any] | None = None,
+    references: tuple[Reference, ...] = (),
 ) -> list[Draft]:
     """Return the drafts checked for this model, with another refine pass and size if `plan` says so.
 
     plan: None is what each was planned with. numbers: fields of it that change. The number of draft steps stays
-    what it was. Raises RequestError for no drafts, SizeError, LoraNameError.
+    what it was. references: those of drafts from files, which hold their hashes. Raises RequestError for no
+    drafts and for references that are missing, SizeError, LoraNameError.
     """
     given = list(drafts) if isinstance(drafts, Iterable) else [drafts]
     if not given:
@@ -229,6 +233,7 @@ def replan_drafts(
             raise RequestError(f"A draft is {kind}; give what draft() or Draft.from_image returns.")
     if plan is not None or numbers:
         given = [_replan(model, each, _plan_for(each, plan).changed(**(numbers or {}))) for each in given]
+    given = [replace(each, base_recipe=each.base_recipe.seeing(references)) for each in given]
     for draft in given:
         check_size(*draft.base_recipe.size, model.multiple)
         model.loras.resolve(draft.base_recipe.loras)

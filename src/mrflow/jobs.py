@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mrflow.errors import PromptError, RequestError, SizeError
@@ -65,6 +65,17 @@ class Lora:
         return given
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A picture that the model sees beside the one it makes. sha256: of its pixels, by which two are equal.
+
+    source: the picture, or its path, from which it is read when it is needed; None where only a recipe names it.
+    """
+
+    sha256: str
+    source: Any = field(default=None, compare=False, repr=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """One picture as somebody asks for it; None is the model's own. Its seed is settled, drawn if need be."""
@@ -77,6 +88,7 @@ class Asked:
     height: int | None = None
     max_sequence_length: int | None = None
     loras: tuple[Lora, ...] | None = None
+    references: tuple[Reference, ...] = ()
     noise_width: int | None = None
     noise_height: int | None = None
 
@@ -87,8 +99,8 @@ class Job:
 
     negative_prompt: None where no classifier-free guidance runs. plan: resolved, that is with the guidance and
     solver really used. width, height: pixels of the finished picture. max_sequence_length: text tokens, None for
-    the pipeline's default. loras: each with its hash. noise_width, noise_height: the size of which a draft takes
-    the plain pipeline's noise; None is the finished one.
+    the pipeline's default. loras: each with its hash. references: pictures that both passes see. noise_width,
+    noise_height: the size of which a draft takes the plain pipeline's noise; None is the finished one.
     """
 
     prompt: str
@@ -99,6 +111,7 @@ class Job:
     negative_prompt: str | None = None
     max_sequence_length: int | None = None
     loras: tuple[Lora, ...] = ()
+    references: tuple[Reference, ...] = ()
     noise_width: int | None = None
     noise_height: int | None = None
 
@@ -110,7 +123,7 @@ class Job:
     @property
     def kind(self) -> Hashable:
         """What pictures must have in common to go through the model together."""
-        return self.width, self.height, self.plan, self.loras
+        return self.width, self.height, self.plan, self.loras, self.references
 
 
 def ask(

@@ -29,10 +29,10 @@ from mrflow.backbones import get_backbone
 from mrflow.backbones.family import Backbone
 from mrflow.borrowing import settings
 from mrflow.errors import PlanError
-from mrflow.jobs import check_size, make_seeds
+from mrflow.jobs import Size, check_size, make_seeds
 from mrflow.plan import NATIVE, UPSCALER, Plan, get_plan
-from mrflow.sampling import draft_generators, mix_noise, refine_sigmas
-from mrflow.schedulers import draft_scheduler, exact_scheduler
+from mrflow.sampling import draft_generators, mix_noise, refine_sigmas, shrink_noise
+from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head
 from mrflow.upscaler import Upscaler
 
 _PLAN = InputParam("plan", type_hint=Plan | str, default="12+1", description="A plan, a preset's name or N+M.")
@@ -101,8 +101,6 @@ class PlanStep(_Family):
             raise PlanError(f"The plan is {block.plan.label}; these blocks lift once. Give scale, or call MrFlow.")
         if isinstance(block.plan.refine_sigma, str):
             raise PlanError(f"refine_sigma is {block.plan.refine_sigma!r}; these blocks take numbers. Try 0.12.")
-        if block.plan.noise == NATIVE:
-            raise PlanError("noise is 'native'; these blocks draw a draft's own. Leave it out, or call MrFlow.")
         if block.plan.lift != UPSCALER or block.plan.color_guard:
             raise PlanError("These blocks lift by the upscaler alone and guard no colours. Leave both out.")
         if block.plan.cut(block.width, block.height):
@@ -207,14 +205,18 @@ class _Pass(SequentialPipelineBlocks):  # type: ignore[misc]
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
         """Run it and put back what was exchanged."""
         values, parts = self.settings(components, state)
+        with settings(components, parts):
+            _, inner = super().__call__(components, self.copy(state, values))
+        state.set(self.gives.name, inner.get("images"))
+        return components, state
+
+    @staticmethod
+    def copy(state: PipelineState, values: dict[str, Any]) -> PipelineState:
+        """Return a copy of the state with the plan's guidance and these values."""
         guidance_scale = get_plan(state.get("plan")).guidance_scale
         scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
         mapping = {kind: list(names) for kind, names in state.kwargs_mapping.items()}
-        inner = PipelineState({**state.values, **scale, **values}, mapping)
-        with settings(components, parts):
-            _, inner = super().__call__(components, inner)
-        state.set(self.gives.name, inner.get("images"))
-        return components, state
+        return PipelineState({**state.values, **scale, **values}, mapping)
 
 
 class DraftStep(_Pass):
@@ -227,12 +229,28 @@ class DraftStep(_Pass):
     def settings(self, components: Any, state: PipelineState) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a small size, the draft's noise and a scheduler of its own."""
         plan, multiple = state.get("plan"), self.family.backbone.multiple(self.family.pipe(components))
-        width, height = plan.draft_size(state.get("width"), state.get("height"), multiple)
+        native = state.get("width"), state.get("height")
+        width, height = size = plan.draft_size(*native, multiple)
         steps = {"num_inference_steps": plan.steps, "generator": draft_generators(state.get("seeds"))}
+        given = self._noise(components, state, native, size) if plan.noise == NATIVE and size != native else None
         stop = plan.guided_steps / plan.steps + 1e-9  # diffusers' guiders round down
         guider = _guided(components, plan.true_cfg_scale, stop)
-        values = {"width": width, "height": height, "output_type": "pt", "latents": None, **steps}
+        values = {"width": width, "height": height, "output_type": "pt", "latents": given, **steps}
         return values, {"scheduler": draft_scheduler(components, plan.solver), **guider}
+
+    def _noise(self, components: Any, state: PipelineState, native: Size, size: Size) -> Tensor:
+        """Return the noise that the family's blocks draw at `native` size, brought down to `size`, packed."""
+        backbone, pipe, scheduler = self.family.backbone, self.family.pipe(components), draft_scheduler(components)
+        take_head(scheduler, 0)
+        values: dict[str, Any] = {"width": native[0], "height": native[1], "latents": None}
+        values["generator"] = draft_generators(state.get("seeds"))
+        with settings(components, {"scheduler": scheduler}):
+            _, inner = self.sub_blocks["denoise"](components, self.copy(state, values))
+        given = inner.get("latents")
+        unpacked = backbone.unpack(pipe, given, *native) if given.ndim == 3 else given  # some unpack it themselves
+        noise = unpacked.squeeze(2) if unpacked.ndim == 5 else unpacked
+        rows, columns = noise.shape[-2] * size[1] // native[1], noise.shape[-1] * size[0] // native[0]
+        return backbone.pack(pipe, shrink_noise(noise, rows, columns).to(given.dtype))
 
 
 class RefineStep(_Pass):

@@ -27,6 +27,7 @@ from mrflow.lanes import cpu_threads
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.loras import find_loras, loaded, unload, worn
 from mrflow.model import Model
+from mrflow.offloading import advise
 from mrflow.plan import DEFAULT_PLAN, Defaults, Plan, get_plan, shown, whole
 from mrflow.progress import Callback
 from mrflow.recipe import Recipe, warn_of_difference
@@ -35,7 +36,7 @@ from mrflow.upscaler import Upscaler
 
 _TOLD = (  # by a recipe, of what is asked
     *("negative_prompt", "width", "height", "plan", "seed", "max_sequence_length"),
-    *("loras", "noise_width", "noise_height"),
+    *("loras", "references", "noise_width", "noise_height"),
 )
 
 
@@ -64,6 +65,7 @@ class MrFlow:
         true_cfg_scale, num_images_per_prompt, generator, max_sequence_length, output_type ("pil", "pt" or "np"),
         return_dict; control_image, joint_attention_kwargs, callback_on_step_end and the like go to both passes.
     references: pictures, or their paths, that FLUX.2 sees in both passes; in a call its own name, image=, will do.
+        Recipes and drafts in files hold their hashes: finish and replay want them again.
 
     Raises RequestError (PromptError, PlanError, SizeError) for what cannot be done as asked, before any work.
     """
@@ -95,9 +97,8 @@ class MrFlow:
     ) -> MrFlow:
         """Return MrFlow over "vista", a folder in diffusers' layout or a hub id; see mrflow.loading.load_model.
 
-        max_memory: see MrFlow; a mapping is diffusers' own, by device. On a GPU, a model whose weights take more
-        than three quarters of it is offloaded, network by network.
-        kwargs: upscaler, device, dtype, and whatever DiffusionPipeline.from_pretrained takes.
+        max_memory: see MrFlow; a mapping is diffusers' own, by device. On a GPU, what is free beyond it is left.
+        kwargs: upscaler, device, dtype, quantize, offload, and whatever DiffusionPipeline.from_pretrained takes.
         """
         if isinstance(max_memory, Mapping):
             kwargs, max_memory = {**kwargs, "max_memory": max_memory}, None
@@ -224,7 +225,8 @@ class MrFlow:
         """
         self.model.check_parts(texts=False)
         call = self._read(others, plan=plan, base=None, verb="finish", without=DRAFTING | SEEDING)
-        planned = replan_drafts(self.model, drafts, plan if plan is None else call.plan, call.numbers)
+        chosen = None if plan is None else call.plan
+        planned = replan_drafts(self.model, drafts, chosen, call.numbers, call.references)
         self._read_upscaler()
         with self._running(callback, call.extra, len(planned)) as run:
             for draft in planned:
@@ -265,6 +267,7 @@ class MrFlow:
         call = self._read(others, plan=plan, seed=seed, verb="enhance", without=unused)
         told: dict[str, Any] = {"plan": call.plan, "width": width, "height": height}
         told |= {"max_sequence_length": call.max_sequence_length, "loras": call.loras}
+        told["references"] = call.references
         with generators_kept(call.seed):
             drafts = drafts_from_images(self.model, image, prompt, negative_prompt, call.seed, **told)
         self._read_upscaler()
@@ -325,15 +328,15 @@ class MrFlow:
         Warns (MrFlowWarning) where these are not what the recipe says, for then the pixels will differ. Raises
         ImageError where the image is missing or another one.
         """
-        extra = self._read(others, verb="replay", without=DRAFTING | REFINING | SEEDING | GIVING).extra
-        warn_of_difference(recipe.conditions, Run.over(self.model, extra=extra).conditions, "The picture")
+        call = self._read(others, verb="replay", without=DRAFTING | REFINING | SEEDING | GIVING)
+        extra, recipe = call.extra, recipe.seeing(call.references)
+        self.model.warn_of_difference(recipe, Run.over(self.model, extra=extra).conditions)
         told = {name: getattr(recipe, name) for name in _TOLD}
         with cpu_threads(recipe.threads):
             if recipe.mode == "enhance":
                 given = check_input(recipe, image)
                 told = {name: told[name] for name in told if not name.startswith("noise_")}
-                more = {"references" if name == "image" else name: value for name, value in extra.items()}
-                return self.enhance(given, recipe.prompt, **told, callback=callback, **more)
+                return self.enhance(given, recipe.prompt, **told, callback=callback, **extra)
             jobs = self.model.resolve(ask(recipe.prompt, **told), native=recipe.mode == "native")
             with self._running(callback, extra, len(jobs)) as run:
                 if recipe.mode == "native":
@@ -367,7 +370,8 @@ class MrFlow:
         native: bool = False,
     ) -> list[Job]:
         """Return what is asked for as jobs; raises RequestError and its kin before any work."""
-        told = {"plan": call.plan, "width": width, "height": height, "loras": call.loras}
+        told: dict[str, Any] = {"plan": call.plan, "width": width, "height": height}
+        told |= {"loras": call.loras, "references": call.references}
         length = call.max_sequence_length
         with nullcontext() if isinstance(call.seed, (int, type(None))) else generators_kept(call.seed):
             asked = ask(prompt, negative_prompt, call.seed, call.num_images, max_sequence_length=length, **told)
@@ -382,4 +386,8 @@ class MrFlow:
         with borrowed(self.pipe), ExitStack() as stack:
             run = Run.over(self.model, callback, extra, self._batch_size, shown)
             stack.callback(run.clock.close)
-            yield run
+            try:
+                yield run
+            except Exception as error:
+                advise(self.pipe, error)
+                raise

@@ -168,7 +168,7 @@ class Plan:
     refine_true_cfg_scale: float | None = None
     guidance_stop: float | None = None
     solver: str | None = None
-    noise: str = OWN
+    noise: str = NATIVE
     lift: str = UPSCALER
     color_guard: float = 0.0
     tile: int | str | None = None
@@ -308,8 +308,8 @@ class Plan:
         stop = 1.0 if guidance_stop is None else guidance_stop
         first = self.levels[0]
         sigma = Plan.refine_sigma if isinstance(first.refine_sigma, str) else first.refine_sigma  # of no use there
-        plan = replace(first, steps=steps, refine_sigma=sigma, refine_true_cfg_scale=None, tile=None)
-        return replace(plan, guidance_stop=stop, solver=solver)
+        plan = replace(first, steps=steps, refine_sigma=sigma, noise=OWN, tile=None)
+        return replace(plan, refine_true_cfg_scale=None, guidance_stop=stop, solver=solver)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what differs from the values of `absent`, as plain JSON values: what a file holds of a plan."""
@@ -348,7 +348,7 @@ def _read_about(plan: type[Plan]) -> dict[str, About]:
     for each in fields(plan):
         said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tables[each.name].items()}
         kind = kinds[re.findall("int|float|str", str(each.type))[0]]
-        about[each.name] = About(kind=kind, absent=each.default, **said)
+        about[each.name] = About(**{"kind": kind, "absent": each.default, **said})
     return about
 
 

@@ -25,7 +25,10 @@ from typing import IO, Any
 from mrflow.errors import MissingExtraError, MrFlowError, PromptError, RequestError
 from mrflow.jobs import check_prompts
 
-COLUMNS = ("prompt", "negative_prompt", "seed", "width", "height", "plan", "loras", "id", "num_images")
+COLUMNS = (
+    *("prompt", "negative_prompt", "seed", "width", "height"),
+    *("plan", "loras", "references", "id", "num_images"),
+)
 FORMATS = ("jsonl", "txt", "csv", "parquet")
 STDIN = "-"
 MAX_LINE = 2**20  # characters; a prompt has at most 10,000 characters

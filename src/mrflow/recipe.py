@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
-from mrflow.errors import MrFlowError, MrFlowWarning, RecipeError, warn
-from mrflow.jobs import MAX_LORAS, MAX_SEED, Job, Lora
+from mrflow.errors import MrFlowError, MrFlowWarning, RecipeError, RequestError, warn
+from mrflow.jobs import MAX_LORAS, MAX_SEED, Job, Lora, Reference
 from mrflow.plan import Plan, shown, whole, written
 
 Mode = Literal["staged", "draft", "finish", "enhance", "native"]
@@ -27,6 +27,7 @@ _LATER = "A later mrflow wrote it: upgrade mrflow."
 _ABSENT: Mapping[str, Any] = {
     "batch": 1,
     "loras": (),
+    "references": (),
     "conditions": {},
     "versions": {},
 }  # of a missing field, if not None
@@ -93,6 +94,10 @@ class Recipe(Job):
         for lora in self.loras:
             _check("loras", lora, Lora)
             _check_hash("loras", lora.sha256)
+        _check("references", self.references, tuple)
+        for reference in self.references:
+            _check("references", reference, Reference)
+            _check_hash("references", reference.sha256)
         for name in ("upscaler_sha256", "pixels_sha256", "input_sha256"):
             _check_hash(name, getattr(self, name))
         for name in _TEXTS:
@@ -123,6 +128,8 @@ class Recipe(Job):
         try:
             values["plan"] = Plan.from_dict(values["plan"])
             values["loras"] = _read_loras(values.get("loras", []))
+            _check("references", values.setdefault("references", []), list)
+            values["references"] = tuple(map(Reference, values["references"]))
             return cls(**values)
         except KeyError as error:
             raise RecipeError(f"The recipe has no {error.args[0]!r}; it must have one.") from None
@@ -132,6 +139,17 @@ class Recipe(Job):
             raise
         except MrFlowError as error:
             raise RecipeError(f"The recipe is not valid: {error}") from error
+
+    def seeing(self, given: Iterable[Reference]) -> Recipe:
+        """Return the recipe with its reference pictures; raises RequestError where one is missing or another."""
+        known, own = {each.sha256: each for each in given}, {each.sha256 for each in self.references}
+        if odd := len(known.keys() - own):
+            raise RequestError(f"{odd} of the references are not among the {len(own)} that this was made with.")
+        filled = tuple(known.get(each.sha256, each) for each in self.references)
+        if missing := sum(each.source is None for each in filled):
+            text = f"This was made with {len(filled)} reference pictures, of which {missing} are missing here"
+            raise RequestError(f"{text}. Give them too: references= in Python, --reference on the command line.")
+        return replace(self, references=filled)
 
     @property
     def infotext(self) -> str:
@@ -172,7 +190,8 @@ class Recipe(Job):
         values |= {name: dict(values[name]) for name in _TEXTS}
         values = {name: value for name, value in values.items() if value != _ABSENT.get(name)}
         loras = {"loras": [vars(lora) for lora in self.loras]} if self.loras else {}
-        return values | {"plan": self.plan.to_dict(), **loras}
+        seen = {"references": [each.sha256 for each in self.references]} if self.references else {}
+        return values | {"plan": self.plan.to_dict(), **loras, **seen}
 
 
 @cache

@@ -4,8 +4,8 @@ A sigma is in [0, 1]: 1 is pure noise, 0 is clean. Latents at sigma s are (1 - s
 
 One seed makes one picture, through two streams of random numbers:
 
-    draft stream    torch.Generator("cpu").manual_seed(seed), as a user of the plain pipeline would seed it,
-                    so that a draft is what the pipeline itself gives for this seed and size
+    draft stream    torch.Generator("cpu").manual_seed(seed), as a user of the plain pipeline would seed it:
+                    what the pipeline draws from it at full size, brought down, or at the draft's own size
     refine stream   the same generator seeded with a hash of the seed, so that the noise of the refine pass
                     is unrelated to that of the draft, and a draft can be finished without being made again;
                     of a plan's later levels with a hash of seed and level

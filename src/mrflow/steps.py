@@ -23,6 +23,7 @@ from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_
 from mrflow.backbones.family import Embeds, autoencoder_device
 from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
 from mrflow.errors import NonFiniteError
+from mrflow.files import load_image
 from mrflow.jobs import Job, Lora, Size
 from mrflow.loras import worn
 from mrflow.model import Model
@@ -59,13 +60,14 @@ class Run:
         bar: Mapping[str, Any] | None = None,
     ) -> Run:
         """Return a run that begins now, over a model whose pipeline has been borrowed. bar: see `Clock`."""
-        device = model.device
+        device, tile = model.device, model.vae_tile
+        conditions = describe(model.pipe) | ({"vae": f"in tiles of {tile}"} if tile else {})
         return cls(
             model=model,
             clock=Clock(device, callback, bar),
             batch_size=batch_size or (1 if device.type == "cpu" else 4),
             extra=extra or {},
-            conditions=describe(model.pipe) | (describe_arguments(extra) if extra else {}),
+            conditions=conditions | (describe_arguments(extra) if extra else {}),
         )
 
 
@@ -262,7 +264,8 @@ def _native_noise(run: Run, batch: Batch, native: Size, size: Size) -> Tensor:
 def _run_without_a_step(run: Run, asked: _Pass, more: Mapping[str, Any]) -> Tensor:
     """Return the latents that the pipeline itself would begin with; its scheduler is set as for a run."""
     take_head(asked.scheduler, 0)
-    return _run_pipeline(run, asked, more)[0]
+    jobs = [replace(job, references=()) for job in asked.batch.jobs]  # which would be encoded for nothing
+    return _run_pipeline(run, replace(asked, batch=replace(asked.batch, jobs=jobs)), more)[0]
 
 
 @timed("upscale")
@@ -314,7 +317,9 @@ def encode(run: Run, batch: Batch, pixels: Tensor) -> Tensor:
 
 def _autoencoder(run: Run, batch: Batch, size: Size) -> AbstractContextManager[None]:
     """Return a context in which the autoencoder works as the plan has it for pictures of this size."""
-    tile = batch.plan.cut(*size)
+    tile, least = batch.plan.cut(*size), run.model.vae_tile
+    if tile is None and least and max(size) > least:
+        tile = least
     return autoencoder_in_tiles(getattr(run.model.pipe, "vae", None), tile) if tile else nullcontext()
 
 
@@ -394,7 +399,10 @@ def _run_pipeline(run: Run, one: _Pass, more: Mapping[str, Any]) -> tuple[Tensor
     shares = one.begin, one.end, batch.part, batch.whole
     extra = fit_arguments(run.extra, one.size, *shares) if run.extra else {}
     arguments = {**prompts, **extra, **steps, **more, "width": one.size[0], "height": one.size[1]}
-    loras, tile = one.batch.jobs[0].loras, plan.cut(*one.size) if one.refines else None
+    loras, references = one.batch.jobs[0].loras, one.batch.jobs[0].references
+    if references:
+        arguments["image"] = [load_image(each.source) for each in references]
+    tile = plan.cut(*one.size) if one.refines else None
     with (
         worn(pipe, loras, run.model.loras) if loras else nullcontext(),
         transformer_in_tiles(pipe.transformer, *one.size, backbone.patch(pipe), tile) if tile else nullcontext(),

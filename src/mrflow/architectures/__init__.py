@@ -64,10 +64,22 @@ def read_folder(folder: Path) -> Spec:
         elif isinstance(value, list) and value[0] is not None:
             config = folder / name / "config.json"
             described = {"config": json.loads(config.read_text("utf-8"))} if config.is_file() else {}
+            if "quantization_config" in described.get("config", {}):
+                described["bytes"] = _stored(folder / name)
             spec["components"][name] = {"class": ".".join(value), "folder": folder / name, **described}
         elif not name.startswith("_") and not isinstance(value, list):
             spec["options"][name] = value
     return spec
+
+
+def _stored(folder: Path) -> int:
+    """Return the bytes of the weights in a folder's files, as their headers have them."""
+    spans = []
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        spans += [each["data_offsets"] for name, each in header.items() if name != "__metadata__"]
+    return sum(end - begin for begin, end in spans)
 
 
 def assemble(spec: Spec, parts: dict[str, Any]) -> Any:
@@ -81,13 +93,17 @@ def make_component(part: Spec, buffers: str = "cpu") -> Any:
     buffers: where its buffers are; "meta" saves those large tables that only real work needs.
     """
     if "words" in part:
-        return _word_tokenizer(**part)
+        described = {name: value for name, value in part.items() if name != "processor"}
+        tokenizer = _word_tokenizer(**described)
+        return _Processor(tokenizer) if part.get("processor") else tokenizer
     from accelerate import init_empty_weights
 
     library, _, name = part["class"].partition(".")
     kind = getattr(import_module(library), name)
     if "config" not in part:
         return kind.from_pretrained(part["folder"])
+    if hasattr(kind, "set_timesteps"):  # a scheduler, which computes as it is made
+        return kind.from_config(part["config"])
     with init_empty_weights(include_buffers=buffers == "meta"):  # small, and tables that must be right
         if library == "transformers":
             return kind(kind.config_class(**part["config"]))
@@ -119,6 +135,20 @@ def make_upscaler(part: Spec, seed: int = 0) -> Upscaler:
     return Upscaler.from_weights(weights, f"{part['name']}, random weights")
 
 
+class _Processor:
+    """A tokenizer that answers as a processor of texts and images does."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, **texts: Any) -> Any:
+        return self.tokenizer(**texts)
+
+    def apply_chat_template(self, messages: Any, *, tokenize: bool = True, **more: Any) -> Any:
+        made = self.tokenizer.apply_chat_template(messages, tokenize=tokenize, **more)
+        return [made] if tokenize else made
+
+
 def _word_tokenizer(words: int, marks: list[str], chat_template: str | None = None, begin: str = "") -> Any:
     """Return a tokenizer for which every word is the same token, every digit and run of signs too.
 
@@ -136,5 +166,5 @@ def _word_tokenizer(words: int, marks: list[str], chat_template: str | None = No
     if begin:
         special = [(begin, vocabulary["<word>"])]
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=special)
-    names = {"pad_token": "<pad>", "chat_template": chat_template}
+    names = {"pad_token": "<pad>", "eos_token": "<pad>", "chat_template": chat_template}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=words, **names)

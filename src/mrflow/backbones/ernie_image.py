@@ -21,9 +21,6 @@ from mrflow.backbones.flux2 import BatchNormVae
 class _Patchified(Plain):
     about = "patchified 2x2"
 
-    def pack(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        return latents.to(pipe.transformer.dtype)  # the pipeline takes them as they are
-
 
 class _BatchNormVae(BatchNormVae):
     def deviation(self, vae: Any) -> Tensor:
@@ -34,7 +31,7 @@ class _BatchNormVae(BatchNormVae):
 class ErnieImageBackbone(Backbone):
     """Drives diffusers' ErnieImagePipeline. See mrflow.backbones.family.Backbone for the methods."""
 
-    layout = _Patchified()
+    layout = _Patchified(cast=True)
     autoencoder = _BatchNormVae()
     usual_cfg = 4.0  # the pipeline's default
 

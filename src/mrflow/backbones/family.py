@@ -210,12 +210,15 @@ class Packed:
 
 
 class Plain:
-    """Latents as they are. patches: latents per side of a patch."""
+    """Latents as they are. patches: latents per side of a patch.
+
+    cast: to the transformer's dtype, for pipelines that draw them so and do not look at what they are given.
+    """
 
     about = "plain"
 
-    def __init__(self, patches: int = 1) -> None:
-        self._patches = patches
+    def __init__(self, patches: int = 1, *, cast: bool = False) -> None:
+        self._patches, self._cast = patches, cast
 
     def multiple(self, pipe: Pipeline) -> int:
         """Return the autoencoder's factor times the transformer's patch."""
@@ -223,7 +226,7 @@ class Plain:
 
     def pack(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         """Return the latents."""
-        return latents
+        return latents.to(pipe.transformer.dtype) if self._cast else latents
 
     def unpack(self, pipe: Pipeline, latents: Tensor, width: int, height: int) -> Tensor:
         """Return the latents."""

@@ -22,7 +22,7 @@ _LAYERED = ("prompt_embeds_llama3", "negative_prompt_embeds_llama3")
 class HiDreamImageBackbone(Backbone):
     """Drives diffusers' HiDreamImagePipeline. See mrflow.backbones.family.Backbone for the methods."""
 
-    layout = Plain(patches=2)
+    layout = Plain(patches=2, cast=True)
     autoencoder = ScaledVae()
     usual_cfg = 5.0  # the pipeline's default
     text_length = 128

@@ -12,7 +12,7 @@ from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, 
 class Lumina2Backbone(Backbone):
     """Drives diffusers' Lumina2Pipeline. See mrflow.backbones.family.Backbone for the methods."""
 
-    layout = Plain(patches=2)
+    layout = Plain(patches=2, cast=True)
     autoencoder = ScaledVae()
     usual_cfg = 4.0  # the pipeline's default
     text_length = 256

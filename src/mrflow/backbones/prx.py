@@ -36,7 +36,7 @@ class _Plain(Plain):
 class PRXBackbone(Backbone):
     """Drives diffusers' PRXPipeline. See mrflow.backbones.family.Backbone for the methods."""
 
-    layout: Layout = _Plain()
+    layout: Layout = _Plain(cast=True)
     autoencoder: Autoencoder = ScaledVae()
     usual_cfg = 4.0  # the pipeline's default
     text_length = 0  # the tokenizer's own
@@ -73,7 +73,7 @@ class _Pixels(_Plain):
     about = "pixels"
 
     def pack(self, pipe: Pipeline, latents: Tensor) -> Tensor:
-        return latents * float(pipe.config.noise_scale)  # the pipeline's noise has this deviation, ours 1
+        return super().pack(pipe, latents * float(pipe.config.noise_scale))  # its noise's deviation; ours is 1
 
 
 class _NoVae:
@@ -92,7 +92,7 @@ class PRXPixelBackbone(PRXBackbone):
     Latents are pixels here, counted in units of the noise's deviation, so that a sigma means what it says.
     """
 
-    layout = _Pixels()
+    layout = _Pixels(cast=True)
     autoencoder = _NoVae()
 
     def encode(self, pipe: Pipeline, pixels: Tensor) -> Tensor:

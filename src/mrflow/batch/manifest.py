@@ -19,7 +19,7 @@ from mrflow.recipe import Recipe
 MANIFEST, ERRORS = "manifest.jsonl", "errors.jsonl"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHAPING = ("prompt", "negative_prompt", "seed", "width", "height", "plan", "model", "revision", "upscaler")
+_SHAPING = ("prompt", "negative_prompt", "seed", "width", "height", "model", "revision", "upscaler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class Entry:
     revision: str | None
     upscaler: str | None
     loras: Sequence[Mapping[str, Any]] = ()
+    references: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -53,18 +54,23 @@ class Entry:
     ) -> Entry:
         """Return the entry of a written picture."""
         shaping = {name: getattr(recipe, name) for name in _SHAPING}
-        shaping |= {"plan": recipe.plan.to_dict(), "loras": list(map(vars, recipe.loras))}
+        shaping |= {"plan": recipe.plan.to_dict(), **_lists(recipe)}
         rounded = {name: round(value, 4) for name, value in (seconds or {}).items()}
         return cls(id=id, path=path, sha256=sha256, size=size, seconds=rounded, **shaping)
 
     def differences(self, recipe: Recipe) -> dict[str, tuple[object, object]]:
         """Return in what the picture was to be otherwise than `recipe` now says: name to (then, now)."""
-        then = {name: getattr(self, name) for name in _SHAPING} | {"plan": _whole(self.plan)}
-        now = {name: getattr(recipe, name) for name in _SHAPING} | {"plan": recipe.plan}
-        then["loras"], now["loras"] = list(self.loras), list(map(vars, recipe.loras))
+        plan = dict(self.plan)
+        if None in plan.values():  # of 0.1.0, which wrote all numbers that it knew, and knew one noise
+            plan.setdefault("noise", recipe.plan.noise)
+        then = {name: getattr(self, name) for name in _SHAPING} | _numbers(plan)
+        now = {name: getattr(recipe, name) for name in _SHAPING} | vars(recipe.plan)
+        then.update(loras=list(self.loras), references=list(self.references))
+        now.update(_lists(recipe))
         if self.revision is None and self.model != recipe.model and PurePath(self.model).name == recipe.model:
             then |= {"model": recipe.model, "revision": recipe.revision}  # 0.1.0 wrote a local model's path
-        return {name: (then[name], value) for name, value in now.items() if then[name] != value}
+        names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        return {name: (then.get(name), now.get(name)) for name in names}
 
 
 def read_entries(journal: Journal) -> tuple[list[Entry], bool]:
@@ -78,10 +84,14 @@ def read_entries(journal: Journal) -> tuple[list[Entry], bool]:
     return list(kept.values()), whole and len(kept) == len(entries)
 
 
-def _whole(plan: Mapping[str, Any]) -> Plan | Mapping[str, Any]:
-    """Return the plan as whichever version wrote it meant it; what is no plan as it is."""
+def _lists(recipe: Recipe) -> dict[str, Any]:
+    return {"loras": list(map(vars, recipe.loras)), "references": [each.sha256 for each in recipe.references]}
+
+
+def _numbers(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a plan as whichever version wrote it meant them; of what is no plan as they are."""
     try:
-        return Plan.from_dict(plan)
+        return vars(Plan.from_dict(plan))
     except PlanError:
         return plan
 
@@ -89,7 +99,7 @@ def _whole(plan: Mapping[str, Any]) -> Plan | Mapping[str, Any]:
 def _entry(values: Any) -> Entry | None:
     """Return the entry of a line's value, or None for one that is no entry."""
     try:
-        values = {"loras": [], **values}  # which 0.1.0 did not know
+        values = {"loras": [], "references": [], **values}  # which 0.1.0 did not know
         entry = Entry(**{each.name: values[each.name] for each in fields(Entry)})
     except (KeyError, TypeError):
         return None

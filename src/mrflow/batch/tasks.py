@@ -17,8 +17,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mrflow.errors import BatchError, MrFlowError, MrFlowWarning, PlanError, RequestError
-from mrflow.jobs import Asked, Job, ask, check_size, read_loras
-from mrflow.plan import Plan, get_plan, shown
+from mrflow.jobs import Asked, Job, Reference, ask, check_size, read_loras
+from mrflow.plan import DEFAULT_PLAN, Plan, get_plan, shown
 from mrflow.prompt_rows import COLUMNS, Row
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def next_window(line: Sequence[Task], begin: int, most: int) -> Sequence[Task]:
 
 def describe_error(error: Exception) -> str:
     """Return an error as errors.jsonl has it."""
-    return f"{type(error).__name__}: {error}"
+    return " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
 
 
 def _reason(error: Exception) -> str:
@@ -211,6 +211,7 @@ def _read_row(row: Row, defaults: RowDefaults, *, dots: bool) -> list[Wanted]:
         "width": width,
         "height": height,
         "loras": read_loras(values.get("loras")),
+        "references": _read_references(values.get("references")),
     }
     all_asked = ask([values["prompt"]], negatives, some, count, **told)
     ids = _make_ids(_check_id(values.get("id", f"{row.number:06}"), dots=dots), len(all_asked))
@@ -246,10 +247,20 @@ def _plain_id(row: Row) -> str | None:
 def _read_plan(value: object) -> Plan | None:
     if isinstance(value, Mapping):  # in a Parquet struct all fields are there, and whole numbers may be floats
         given = {name: _exact(each) for name, each in value.items() if each is not None and each == each}
-        return Plan.from_dict(given) if given or not value else None
+        return Plan.from_dict({**vars(DEFAULT_PLAN), **given}) if given or not value else None
     if value is not None and not isinstance(value, str):
         raise PlanError(f"plan is {shown(value)}; it must be a name such as '12+1', or an object with its fields.")
     return None if value is None else get_plan(value)
+
+
+def _read_references(value: object) -> tuple[Reference, ...]:
+    """Return the pictures of one path, or of a list of them, which are read again when their row is made."""
+    if not value:
+        return ()
+    from mrflow.arguments import read_references
+
+    paths = value if isinstance(value, list) else [value]
+    return tuple(Reference(one.sha256, path) for one, path in zip(read_references(paths), paths, strict=True))
 
 
 def _exact(value: Any) -> Any:

@@ -42,6 +42,7 @@ def run_unrefined(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
     from mrflow.drafts import Result
     from mrflow.images import to_pil
     from mrflow.progress import Clock
+    from mrflow.sampling import keep_colors
 
     upscaler = fast.model.lift(plan)
     if upscaler.latents:
@@ -52,7 +53,8 @@ def run_unrefined(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
     for draft in drafts:
         size = (draft.base_recipe.width, draft.base_recipe.height)
         with torch.no_grad(), clock.stage("upscale") as stage:
-            stage.pixels = upscaler.upscale(draft.pixels, *size)
+            larger = upscaler.upscale(draft.pixels, *size)
+            stage.pixels = keep_colors(larger, draft.pixels, plan.color_guard) if plan.color_guard else larger
         images += to_pil(stage.pixels)
     later = clock.totals()
     total = drafts.seconds["total"] + later["total"]

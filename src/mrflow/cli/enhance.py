@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mrflow.cli.loading import ModelOptions
-from mrflow.cli.options import WHAT, Negative, Seed, Streams, Text
+from mrflow.cli.options import WHAT, Negative, References, Seed, Streams, Text
 from mrflow.cli.outputs import StagedOutput, Written, tell_pictures
 from mrflow.cli.planning import EnhanceOptions
 from mrflow.cli.progress import StageBars
@@ -24,6 +24,7 @@ def enhance(
         str | None, Parameter(alias="-s", metavar="SIZE", group=WHAT, show_default="the image's own times --scale")
     ] = None,
     seed: Seed = None,
+    references: References = (),
     plans: EnhanceOptions = EnhanceOptions(),
     model: ModelOptions = ModelOptions(),
     output: StagedOutput = StagedOutput(),
@@ -44,7 +45,7 @@ def enhance(
     width, height = parse_size(size)
     kept = ("upscaled",) if output.stages else ()
     paths = output.paths("{name}-enhanced.png", jobs, image, companions=kept)
-    pictures = [load_image(path) for path in image]
+    pictures, seen = ([load_image(path) for path in paths] for paths in (image, references))
     fast = model.load()
     with Written(paths, stages=kept, force=output.force) as written, StageBars() as bars:
         result = fast.enhance(
@@ -55,6 +56,7 @@ def enhance(
             height=height,
             plan=plans.resolve(fast),
             seed=[job.seed for job in jobs],
+            references=seen,
             keep_upscaled=output.stages,
             callback=bars,
             on_picture=written,

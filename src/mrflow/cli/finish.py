@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from mrflow.cli.loading import RecordedModel
-from mrflow.cli.options import Streams
+from mrflow.cli.options import References, Streams
 from mrflow.cli.outputs import StagedOutput, Written, tell_pictures
 from mrflow.cli.planning import RefineOptions
 from mrflow.cli.progress import StageBars
@@ -19,6 +19,7 @@ from mrflow.recipe import Recipe
 
 def finish(
     *draft: Annotated[Path, Parameter(required=True)],
+    references: References = (),
     plans: RefineOptions = RefineOptions(),
     model: RecordedModel = RecordedModel(),
     output: StagedOutput = StagedOutput(),
@@ -28,6 +29,7 @@ def finish(
 
     Args:
         draft: Files from 'mrflow draft' or --stages.
+        references: Those that the drafts were made with.
 
     Examples:
       mrflow finish a-meadow-at-dawn-7-draft.png
@@ -45,7 +47,8 @@ def finish(
     fast = source.load()
     plan = plans.apply(fast, recipes[0].plan) if plans.given() else None
     with Written(paths, stages=kept, force=output.force) as written, StageBars() as bars:
-        result = fast.finish(chosen, plan=plan, keep_upscaled=output.stages, callback=bars, on_picture=written)
+        told: dict[str, Any] = {"plan": plan, "references": list(references), "keep_upscaled": output.stages}
+        result = fast.finish(chosen, **told, callback=bars, on_picture=written)
     tell_pictures(written.entries, result.seconds, as_json=streams.json)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
 from mrflow.cli.reporting import warn
+from mrflow.files import load_image
 from mrflow.jobs import Asked, ask, parse_size
 
 TARGET, WHAT, HOW, MODEL, WHERE, SHARING, RAY, OUTPUT = (
@@ -69,6 +71,15 @@ Seed = Annotated[
         help="Of the first picture; the others take seed + 1, seed + 2, ...", group=WHAT, show_default="drawn"
     ),
 ]
+References = Annotated[
+    tuple[Path, ...],
+    Parameter(
+        name="--reference",
+        metavar="FILE",
+        help="A picture for the model to see, such as one whose boat is meant; several times for several. FLUX.2.",
+        group=WHAT,
+    ),
+]
 NumImages = Annotated[Whole, Parameter(alias="-n", metavar="N", help="Pictures per prompt.", group=WHAT)]
 # read by `app.run`, before any command
 Debug = Annotated[bool, Parameter(help="Show tracebacks and the libraries' own warnings.", group=OUTPUT)]
@@ -91,6 +102,7 @@ class Pictures:
     size: Size = None
     seed: Seed = None
     num_images: NumImages = 1
+    references: References = ()
 
     def of(self, prompts: Sequence[str]) -> Wanted:
         """Return the pictures of these prompts. Raises RequestError and its kin, before a model is loaded.
@@ -108,6 +120,7 @@ class Pictures:
             "height": height,
             "seed": [job.seed for job in jobs],
             "num_images": self.num_images,
+            "references": [load_image(path) for path in self.references],
         }
         return Wanted(jobs, arguments)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mrflow.cli.loading import ReplayModel
-from mrflow.cli.options import WHAT, Streams
+from mrflow.cli.options import WHAT, References, Streams
 from mrflow.cli.outputs import Output, tell_json, tell_paths, write_picture
 from mrflow.cli.progress import StageBars
 from mrflow.cli.reporting import FAILURE, say
@@ -23,6 +23,7 @@ def replay(
     /,
     *,
     original: Annotated[Path | None, Parameter(group=WHAT)] = None,
+    references: References = (),
     model: ReplayModel = ReplayModel(),
     output: Output = Output(),
     streams: Streams = Streams(),
@@ -35,6 +36,7 @@ def replay(
     Args:
         picture: A file that mrflow wrote.
         original: The image that an enhanced picture began with.
+        references: Those that it was made with.
 
     Examples:
       mrflow replay a-lake-at-dawn-7.png
@@ -46,6 +48,9 @@ def replay(
         load_image(original)  # refused before the model is loaded
     if recipe.mode == "enhance" and original is None:
         raise RequestError(f"{picture} was made by enhancing an image. Give that image as --original.")
+    from mrflow.arguments import read_references
+
+    recipe = recipe.seeing(read_references(list(references)))
     model.check_loras([recipe])
     path = output.paths("{name}-replay.png", [recipe], [picture])[0]
     fast = model.of(recipe).load()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import IO, Annotated, Any, Literal, TypeVar, Union
 
 from fastapi.exceptions import RequestValidationError
+from PIL import Image
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -26,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
+from mrflow.arguments import read_references
 from mrflow.drafts import Draft, drafts_from_images, replan_drafts
 from mrflow.errors import LoraNameError, MrFlowError, MrFlowWarning, PlanError, PromptError, SizeError
 from mrflow.files import load_image
@@ -273,13 +275,15 @@ class Checked:
         return self.jobs[0].size
 
 
-def check_prompt(scheduler: Scheduler, body: PromptBody, n: int) -> Checked:
+def check_prompt(scheduler: Scheduler, body: PromptBody, n: int, references: Sequence[IO[bytes]] = ()) -> Checked:
     """Return the work for `n` pictures of a prompt; raises an ApiError."""
     model, settings = scheduler.model, scheduler.settings
+    seen = _read_images(references, settings)
     with _reading(scheduler, body) as warned:
         plan, (width, height) = _plan(model, body, settings), _size(body)
         _check_text(body, settings)
         told: dict[str, Any] = {"plan": plan, "width": width, "height": height, "loras": _loras(body)}
+        told["references"] = read_references(seen)
         asked = ask(body.prompt, body.negative_prompt, body.seed, n, **told)
         jobs = model.resolve(asked)
         _check_pixels(jobs[0].size, settings)
@@ -294,18 +298,18 @@ def as_native(scheduler: Scheduler, body: PromptBody, checked: Checked) -> Check
     return replace(checked, jobs=[replace(job, plan=plan) for job in checked.jobs])
 
 
-def check_image(scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes]) -> Checked:
+def check_image(
+    scheduler: Scheduler, body: PromptBody, n: int, file: IO[bytes], references: Sequence[IO[bytes]] = ()
+) -> Checked:
     """Return the work for `n` pictures from a given one; raises an ApiError."""
     model, settings = scheduler.model, scheduler.settings
-    try:
-        image = load_image(file, max_pixels=settings.max_input_pixels)
-    except MrFlowError as error:
-        raise errors.from_error(error) from None
+    image, *seen = _read_images([file, *references], settings)
     with _reading(scheduler, body) as warned:
         plan, (width, height) = _plan(model, body, settings), _size(body)
         _check_text(body, settings)
         seeds = [one.seed for one in ask(body.prompt, body.negative_prompt, body.seed, n)]
         told: dict[str, Any] = {"plan": plan, "width": width, "height": height, "loras": _loras(body)}
+        told["references"] = read_references(seen)
         (draft,) = drafts_from_images(model, image, body.prompt, body.negative_prompt, seeds[0], **told)
         _check_pixels(draft.base_recipe.size, settings)
         drafts = [replace(draft, base_recipe=replace(draft.base_recipe, seed=seed)) for seed in seeds]
@@ -330,6 +334,13 @@ def check_drafts(scheduler: Scheduler, body: FinishBody, drafts: Sequence[Draft]
 def of_drafts(drafts: list[Draft], warned: Sequence[str] = ()) -> Checked:
     """Return the work of finishing drafts."""
     return Checked([draft.base_recipe for draft in drafts], drafts, warned)
+
+
+def _read_images(files: Sequence[IO[bytes]], settings: Settings) -> list[Image.Image]:
+    try:
+        return [load_image(file, max_pixels=settings.max_input_pixels) for file in files]
+    except MrFlowError as error:
+        raise errors.from_error(error) from None
 
 
 def _size(body: PromptBody) -> Size | tuple[None, None]:

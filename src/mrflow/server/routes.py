@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import IO
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -21,11 +22,15 @@ _DEFAULT_DRAFTS = 8
 _IMAGE = {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, ..."}
 _EDIT_SCHEMA = {
     "type": "object",
-    "required": ["image", "prompt"],
-    "properties": {"image": _IMAGE, **requests.EditBody.model_json_schema()["properties"]},
+    "required": ["prompt"],
+    "properties": {
+        "image": _IMAGE,
+        "reference": {"type": "array", "items": _IMAGE},
+        **requests.EditBody.model_json_schema()["properties"],
+    },
 }
-_PICTURE = ("image", "image[]")
-_KNOWN = (*requests.EditBody.model_fields, *_PICTURE, "mask", "markup")
+_PICTURE, _REFERENCE = ("image", "image[]"), ("reference", "reference[]")
+_KNOWN = (*requests.EditBody.model_fields, *_PICTURE, *_REFERENCE, "mask", "markup")
 _MULTIPART = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _EDIT_SCHEMA}}}}
 
 
@@ -53,16 +58,24 @@ def image_routes(service: Service) -> APIRouter:
 
     @router.post("/edits", openapi_extra=_MULTIPART)
     async def edit(request: Request) -> Response:
-        """Enhance a given picture: upscaled and refined, following the prompt."""
+        """Enhance a given picture, following the prompt; with references alone make a new one that sees them."""
         scheduler.check_open()
         async with request.form(max_files=8, max_fields=64) as fields:
-            body, image = _read_form(fields)
-            encoder = _encoder(service, request, body)
-            checked = await run_in_threadpool(requests.check_image, scheduler, body, body.n or 1, image.file)
-        group = _finishing(service, request, checked, body)
-        height, width = checked.drafts[0].pixels.shape[-2:]
+            body, image, references = _read_form(fields)
+            encoder, asked = _encoder(service, request, body), (scheduler, body, body.n or 1)
+            if image is None:
+                checked = await run_in_threadpool(requests.check_prompt, *asked, references)
+            else:
+                checked = await run_in_threadpool(requests.check_image, *asked, image, references)
+        given = sum(each.source.width * each.source.height for each in checked.jobs[0].references)
+        if checked.drafts:
+            group = _finishing(service, request, checked, body)
+            given += checked.drafts[0].pixels[0, 0].numel()
+        else:
+            group = _group(service, request, body, shown(body, drafted=True))
+            group.add(("draft", "finish"), checked.jobs)
         answer = Answer(
-            service, group, encoder, body.quality, verb="image_edit", given=width * height, progress=body.progress
+            service, group, encoder, body.quality, verb="image_edit", given=given, progress=body.progress
         )
         return await answer.send(request, checked, body.stream)
 
@@ -136,17 +149,18 @@ def _finishing(
     return group
 
 
-def _read_form(fields: FormData) -> tuple[requests.EditBody, UploadFile]:
-    """Return the text fields and the one image of an edit; raises an ApiError or RequestValidationError."""
+def _read_form(fields: FormData) -> tuple[requests.EditBody, IO[bytes] | None, list[IO[bytes]]]:
+    """Return the texts of an edit, its image and its references; raises an ApiError or RequestValidationError."""
     # an empty one, text or file, is what browsers and tools send for nothing
     given = [(name, each) for name, each in fields.multi_items() if name not in _KNOWN or not _is_empty(each)]
-    images = [value for name, value in given if name in _PICTURE]
-    texts = {name: value for name, value in given if name not in _PICTURE}
+    images, references = ([value for name, value in given if name in names] for names in (_PICTURE, _REFERENCE))
+    texts = {name: value for name, value in given if name not in (*_PICTURE, *_REFERENCE)}
     if "mask" in texts or "markup" in texts:
         text = "Masks are not supported: the whole picture is enhanced."
         raise ApiError(400, text, param="mask", code="unsupported")
-    if len(images) != 1 or not isinstance(images[0], UploadFile):
-        text = f"There are {len(images)} images; give one, as a file."
+    files: list[IO[bytes]] = [each.file for each in (*images, *references) if isinstance(each, UploadFile)]
+    if len(images) > 1 or not files or len(files) < len(images) + len(references):
+        text = f"There are {len(images)} images; give one to enhance, references or both, as files."
         raise ApiError(400, text, param="image", code="invalid_image")
     try:  # see the guard for latin-1
         texts = {
@@ -154,7 +168,8 @@ def _read_form(fields: FormData) -> tuple[requests.EditBody, UploadFile]:
         }
     except UnicodeError:
         raise ApiError(400, "A field of the form is no UTF-8 text.", code="invalid_value") from None
-    return requests.validated(requests.EditBody, texts), images[0]
+    image = files.pop(0) if images else None
+    return requests.validated(requests.EditBody, texts), image, files
 
 
 def _is_empty(value: str | UploadFile) -> bool:

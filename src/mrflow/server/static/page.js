@@ -346,8 +346,8 @@ function show(entry, stage) {
   }
   if (both) {
     $("scene").textContent = entry.recipe.plan.noise === "native"
-      ? "Both begin with the same noise, so they show the same scene."
-      : "The scene is the seed's, for one way of sampling: a draft begins with noise of its own size, so the two may show different scenes. Compare detail and time.";
+      ? "Both begin with the same noise, so the scenes are alike, though not the same. Compare detail and time."
+      : "This draft began with noise of its own size, so the two may show different scenes. Compare detail and time.";
   }
 }
 
