@@ -72,6 +72,11 @@ class Stage:
     activations: int = 0
     parts: set[str] = field(default_factory=set)
 
+    def working(self, device: str) -> int:
+        """Return the bytes of its activations on a type of device, with the room that convolutions work in."""
+        convolving = device != "cpu" and all(part.startswith(("vae", "upscaler")) for part in self.parts)
+        return self.activations * (WORKSPACE if convolving else 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
@@ -141,8 +146,7 @@ class Estimate:
             sizes = {part: self.weights(part, held) for part in parts}
             if offload in ("group", "sequential"):
                 sizes = {part: sizes[part] * self.largest[part] // self.parameters[part] for part in parts}
-            convolving = device != "cpu" and all(part.startswith(("vae", "upscaler")) for part in stage.parts)
-            activations = stage.activations * (WORKSPACE if convolving else 1)
+            activations = stage.working(device)
             if tiled and any(part.startswith("vae") for part in stage.parts):
                 activations = round(activations * share)
             needed[name] = sum(sizes.values()) + activations
@@ -243,11 +247,11 @@ def largest_tile(model: Model, max_memory: int) -> int:
     By counting, its weights where they are: on the device together, or one by one where they are offloaded.
     Raises RequestError where not even the smallest of SIDES fits.
     """
-    twin, tally = hollow_twin(model)
+    (twin, tally), device = hollow_twin(model), model.device.type
     modules = {k: v for k, v in model.pipe.components.items() if isinstance(v, torch.nn.Module)}
     sizes = {name: sum(w.nbytes for w in (*part.parameters(), *part.buffers())) for name, part in modules.items()}
     sizes["upscaler"] = tally.parameters.get("upscaler", 0) * 4
-    offloaded = any(hasattr(part, "_hf_hook") for part in modules.values())
+    offloaded = any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in modules.values())
     need, found = 0, 0
     for side in SIDES:
         asked = Asked(prompt="a lake at dusk", seed=0, width=side, height=side, plan=Plan(steps=1, tile="whole"))
@@ -255,7 +259,8 @@ def largest_tile(model: Model, max_memory: int) -> int:
             warnings.simplefilter("ignore")  # of words that a model doesn't know
             stages = tally.way(twin, "", asked).stages.values()
         need = max(
-            each.activations + sum(sizes[part] for part in (each.parts if offloaded else sizes)) for each in stages
+            each.working(device) + sum(sizes[part] for part in (each.parts if offloaded else sizes))
+            for each in stages
         )
         if need > max_memory:
             break
