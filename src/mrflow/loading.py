@@ -310,7 +310,7 @@ def wrap_pipeline(
 
 def _snapshot(pipe: Pipeline, name: str) -> str:
     """Return the folder in the hub's cache that a pipeline of this id came from, else the id."""
-    configs = (getattr(part, "config", None) for part in pipe.components.values())
+    configs = (getattr(part, "config", None) for part in getattr(pipe, "components", {}).values())
     folders = (Path(str(getattr(each, "_name_or_path", ""))).parent for each in configs)
     cached = (str(each) for each in folders if each.parent.name == "snapshots")
     return next((each for each in cached if identify(each)[0] == name), name)
