@@ -25,7 +25,7 @@ HOME = {
 
 # outside library: the rooms that may import it
 OUTSIDE = {
-    "diffusers": {"backbones", "schedulers", "loading", "progress", "modular", "bench"},
+    "diffusers": {"offloading", "backbones", "schedulers", "loading", "progress", "modular", "bench"},
     "matplotlib": {"bench"},
     "spandrel": {"upscaler"},
     "skimage": {"metrics"},

@@ -26,9 +26,12 @@ from mrflow.batch.run import News
 from mrflow.batch.tasks import MAX_FAILURES_IN_A_ROW, Failure, resolve_wanted
 from mrflow.batch.workers import DraftWorker, FinishWorker, Setting, identify, pack, unpack
 from mrflow.batch.writer import Encoded
-from mrflow.errors import BatchError, ClusterError, MissingExtraError, RequestError
+from mrflow.cli.loading import ModelOptions
+from mrflow.cli.ray_options import _loader
+from mrflow.errors import BatchError, ClusterError, MissingExtraError, ModelError, RequestError
 from support import cluster_model
 from support.batches import errors, files, manifest, request, run
+from support.loras import of_kohya, write
 
 
 def on_ray(test: Any) -> Any:
@@ -226,6 +229,38 @@ def test_workers_give_the_pictures_of_one_process(model, whole, cluster, monkeyp
     assert {item.task.id: item.data for item in items if isinstance(item, Encoded)} == {
         name.removesuffix(".png"): data for name, data in files(whole).items() if name != "unlucky.png"
     }
+
+
+def test_workers_wear_loras(tmp_path, monkeypatch):
+    """By whole paths, for they may work in other folders, and the same files, by their hashes."""
+    pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    make_pipe().save_pretrained(tmp_path / "tiny")
+    write(tmp_path / "style.safetensors")
+    (tmp_path / "loras").mkdir()
+    write(tmp_path / "loras" / "dusk.safetensors", of_kohya(3))
+    options = ModelOptions(
+        model=str(tmp_path / "tiny"),
+        upscaler="bicubic",
+        device="cpu",
+        lora=("style.safetensors:0.5",),
+        loras_dir=(Path("loras"),),
+    )
+    row = {"prompt": "a red boat", "seed": 7}
+    rows = [{**row, "id": "usual"}, {**row, "id": "none", "loras": []}, {**row, "id": "dusk", "loras": ["dusk"]}]
+    fast, load = options.load(), _loader(options)
+    assert run(fast, tmp_path / "whole", *rows) == (3, 0, 0)
+    assert len(set(files(tmp_path / "whole").values())) == 3
+    tasks, _, _ = resolve_wanted(fast.model, request(*rows).wanted)
+    monkeypatch.chdir("/")
+    about: dict[str, Any] = {"load": load, "threads": 1, "batch_size": 1, "grow": False, "suffix": ".png"}
+    setting = Setting(identity=identify(fast.model), **about)
+    draft, finish = DraftWorker(setting, "cpu"), FinishWorker(setting, "cpu")
+    items = [item for task in tasks for item in unpack(finish(draft(pack([task]))))]
+    assert {f"{item.task.id}.png": item.data for item in items} == files(tmp_path / "whole")
+    write(tmp_path / "style.safetensors", of_kohya(4))  # as another node may have it
+    with pytest.raises(ModelError, match="the rows were checked with"):
+        DraftWorker(setting, "cpu")
 
 
 def test_a_window_that_a_worker_can_not_hand_on_says_why(model, cluster, monkeypatch):

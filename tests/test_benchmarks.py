@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import batch_ray, batch_throughput, solvers
+from benchmarks import batch_ray, batch_throughput, full_size, solvers
 from benchmarks import load as load_script
 from PIL import Image
 
@@ -106,3 +106,20 @@ def test_load_counts_what_is_refused_lost_and_different():
         "different": 1,
         "largest_difference": 3,
     }
+
+
+def test_full_size_steps(monkeypatch, capsys, tmp_path):
+    """A small transformer of the class stands in for the full size."""
+    spec = full_size.read_architecture("flux2-klein-4b")
+    small = spec["components"]["transformer"]["config"] | {"num_layers": 1, "num_single_layers": 1}
+    spec["components"]["transformer"]["config"] = small
+    spec["components"]["text_encoder"]["config"] |= {"hidden_size": 64, "intermediate_size": 64}
+    small |= {"num_attention_heads": 2, "joint_attention_dim": 192}
+    for module in ("benchmarks.full_size", "mrflow.costs"):
+        monkeypatch.setattr(f"{module}.read_architecture", lambda _: spec)
+    full_size.main(["flux2-klein-4b", "--size", "64", "--plan", "2+1", "--out", str(tmp_path / "report.json")])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert len(report["steps"]["draft"]["all"]) == 2
+    assert report["ratio"]["counted"] > 1
+    assert all(report["memory"][name] > 0 for name in ("measured", "counted"))

@@ -8,9 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from mrflow import estimate, vista
+from mrflow import vista
 from mrflow.cli import check as command
 from mrflow.known_models import KNOWN
 from support.cli import invoke
@@ -104,18 +103,11 @@ def test_names_that_are_none(name: str, said: str) -> None:
 
 
 @pytest.mark.skipif(not vista.available(), reason="vista's weights are not in this installation")
-def test_memory_says_the_first_way_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = estimate("vista")
-    plan, cuda = costs.ways[1], torch.device("cuda")
-    whole, offloaded = (max(costs.memory(plan, offload=each).values()) for each in (False, True))
-    assert offloaded < whole
-    for free, level, text in [
-        (whole + 1, "ok", "fits whole"),
-        (whole, "note", "with model offload"),
-        (1, "no", "Try a smaller model"),
-    ]:
-        monkeypatch.setattr(command, "_free_memory", lambda _, free=free: free)
-        finding = command._memory(costs, cuda)
-        assert (finding.level, text in finding.text) == (level, True), finding
-    monkeypatch.setattr(command, "_free_memory", lambda _: whole)
-    assert "offload" not in command._memory(costs, torch.device("cpu")).text
+def test_memory_says_what_loading_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `test_offloading` has it; on a CPU there is nowhere to offload to."""
+    monkeypatch.setattr("mrflow.offloading.free_memory", lambda _: 10**9)
+    assert found("vista", code=0)["memory"][1].startswith("fits whole: 0.1 GB of 1.0 GB free, on cpu")
+    monkeypatch.setattr("mrflow.offloading.free_memory", lambda _: 1)
+    level, text = found("vista", code=1)["memory"]
+    assert (level, "offload" in text) == ("no", False)
+    assert invoke(["check", "vista", "--quantize", "int2"]).exit_code == 2

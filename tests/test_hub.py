@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,9 +16,12 @@ import pytest
 import torch
 
 from conftest import make_pipe
-from mrflow import MrFlow
+from mrflow import MrFlow, read_recipe
 from mrflow.errors import ModelError, MrFlowWarning, UnsupportedPipelineError
+from mrflow.files import save_image
+from mrflow.hub import has_revision
 from mrflow.loading import check_dtype
+from support.cli import invoke
 
 REFUSALS = {  # what the hub's client knows them by: status and the header X-Error-Code
     "ann/gated": (403, "GatedRepo"),
@@ -33,7 +37,7 @@ SAID = {
 }
 ASK = """
 import json, sys, time
-from mrflow import MrFlow
+from mrflow import MrFlow, read_recipe
 from mrflow.errors import MrFlowError, RequestError
 answers = {}
 for source in sys.argv[1:]:
@@ -125,3 +129,50 @@ def test_a_dtype_that_the_card_lacks_is_said(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.warns(MrFlowWarning, match="does not compute in bfloat16 itself.*Try float16"):
         assert check_dtype("bfloat16", torch.device("cuda", 0)) == torch.bfloat16
     assert check_dtype(None, torch.device("cuda", 0)) == torch.float16
+
+
+OLD, NEW = "0" * 40, "1" * 40
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the snapshots of ann/tiny in a cache: two commits, the new one being main, and no network."""
+    folder = tmp_path / "models--ann--tiny"
+    for commit in (OLD, NEW):
+        pipe = make_pipe()
+        if commit == NEW:
+            torch.nn.init.normal_(pipe.transformer.proj_out.weight, std=0.5)
+        pipe.save_pretrained(folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(NEW)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("mrflow.loading.is_offline", lambda: True)
+    return folder / "snapshots"
+
+
+def test_the_commit_is_recorded_whoever_loads_the_model(cached: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    assert MrFlow.from_pretrained("ann/tiny", upscaler="bicubic").model.revision == NEW
+    old = MrFlow.from_pretrained("ann/tiny", upscaler="bicubic", revision=OLD)
+    assert (old.model.name, old.model.revision) == ("ann/tiny", OLD)
+    pipe = DiffusionPipeline.from_pretrained("ann/tiny", revision=OLD, local_files_only=True)
+    wrapped = MrFlow(pipe, "bicubic").model
+    assert (wrapped.name, wrapped.revision) == ("ann/tiny", OLD)
+
+
+def test_a_replay_takes_the_recorded_commit_or_says_which_it_took(cached: Path, tmp_path: Path) -> None:
+    old, out = MrFlow.from_pretrained("ann/tiny", upscaler="bicubic", revision=OLD), tmp_path / "a.png"
+    made = old("a red boat", width=32, height=32, plan="1+1", seed=7)
+    save_image(made.images[0], out, made.recipes[0])
+    assert read_recipe(out).revision == OLD
+    command = ["replay", out, "--out", tmp_path / "b.png", "--force"]
+    again = invoke(command)
+    assert (again.exit_code, "same pixels" in again.stderr) == (0, True), again.stderr
+    shutil.rmtree(cached / OLD)
+    other = invoke(command)
+    assert other.exit_code == 1
+    assert f"revision {OLD}, here {NEW}" in other.stderr
+    for revision in ("../../refs", NEW[:7], None, "2" * 40):  # as a forged picture may have
+        assert not has_revision("ann/tiny", revision)
+    assert not has_revision("../../etc", NEW)

@@ -29,7 +29,7 @@ def test_every_number_with_a_name_for_http_is_an_optional_field(body: type[BaseM
 
 
 def test_finishing_takes_the_numbers_of_what_comes_after_the_draft_alone() -> None:
-    assert set(IN_REQUESTS) & set(FinishBody.model_fields) == {"refine_sigma", "lift", "color_guard"}
+    assert set(IN_REQUESTS) & set(FinishBody.model_fields) == {"refine_sigma", "lift", "color_guard", "tile"}
 
 
 @pytest.mark.parametrize("name", [name for name, about in IN_REQUESTS.items() if about.kind is not str])

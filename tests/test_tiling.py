@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,12 +35,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:__array
 CUT = [name for name in CASES if FAMILIES[name].positions != "never cut"]
 
 
-def attend_to_oneself(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+def attend_to_oneself(
+    query: Tensor, key: Tensor, value: Tensor, *_: Any, texts_first: bool = True, **__: Any
+) -> Tensor:
     """Return attention of a token to itself alone, which depends on where it stands, as rotary tables say."""
     if query.shape[-2] > key.shape[-2]:  # to texts
         return torch.zeros_like(query)
     groups = query.shape[-3] // value.shape[-3]
-    return value[..., -query.shape[-2] :, :].repeat_interleave(groups, -3) * query.tanh()  # behind texts, if any
+    length = query.shape[-2]
+    own = value[..., -length:, :] if texts_first else value[..., :length, :]
+    return own.repeat_interleave(groups, -3) * query.tanh()
 
 
 @pytest.fixture
@@ -86,6 +91,8 @@ def test_short_sighted_transformers_refine_the_same_in_tiles_where_positions_are
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast, plan, size = make_cut(name)
+    sight = partial(attend_to_oneself, texts_first=name != "NucleusMoEImagePipeline")
+    monkeypatch.setattr(F, "scaled_dot_product_attention", sight)
     before = state_of(fast.pipe)
     whole = refined(fast, monkeypatch, plan=plan, **size)
     tiled = refined(fast, monkeypatch, plan=replace(plan, tile=size["height"]), **size)
@@ -220,7 +227,7 @@ def test_an_autoencoder_in_tiles_gives_what_it_gives_whole_where_diffusers_own_t
     vae.enable_tiling()
     own = vae.decode(latents).sample
     vae.disable_tiling()
-    assert seam(own, whole, [192, 384]) > 0.05
+    assert seam(own, whole, [192, 256, 384]) > 0.02
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from mrflow.calls import finish_drafts, make_drafts, make_natives
 from mrflow.drafts import Draft, Result
 from mrflow.jobs import Job
 from mrflow.model import Model
+from mrflow.offloading import advise, is_out_of_memory
 from mrflow.progress import Callback
 from mrflow.steps import Batch, Run, encode_prompts
 
@@ -125,14 +126,6 @@ def in_batches(
             size.ran_out(len(part))
         else:
             alone = len(part)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error says that the device's, or the machine's, memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def _attempt(
@@ -244,6 +237,7 @@ class Work(Generic[Asking]):
             return [Done(part, made, {**({"text": text} if text else {}), **run.clock.seconds})]
 
         def failed(one: Read[Asking], error: Exception) -> None:
+            advise(self.model.pipe, error)
             self.failed(one.item, error)
 
         groups: dict[Hashable, list[Read[Asking]]] = {}

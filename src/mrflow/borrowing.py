@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -152,9 +152,10 @@ def describe(pipe: Pipeline) -> dict[str, str]:
 
     lora.NAME: its weight, or weights where layers differ, behind its kind where that is another, such as loha.
     lora.NAME.sha256: of its tensors, for diffusers (0.42.1) keeps no file's name.
-    lora: those fused into the weights. scheduler, cache, weights: where they are not the usual ones. cast: parts
-    whose weights are stored in a smaller type. compiled: parts that torch.compile runs. vae: "tiled". Making a
-    picture again needs the same; nothing here can put it back.
+    lora: those fused into the weights. scheduler, cache, weights (the transformer's), weights.NAME (a text
+    encoder's): where they are not the usual ones. cast: parts whose weights are stored in a smaller type.
+    compiled: parts that torch.compile runs. vae: "tiled". Making a picture again needs the same; nothing here can
+    put it back.
     """
     adapters = _adapters(pipe)
     found = {f"lora.{name}": weight for name, weight in adapters.items()}
@@ -174,9 +175,10 @@ def describe(pipe: Pipeline) -> dict[str, str]:
             compiled.add(name)
     found |= {"cast": ", ".join(casts.values())} if casts else {}
     found |= {"compiled": ", ".join(sorted(compiled))} if compiled else {}
-    kinds = {type(each).__name__ for each in pipe.transformer.parameters()}
-    if quantised := sorted(kinds.difference(_PLAIN_WEIGHTS)):
-        found["weights"] = ", ".join(quantised)
+    for name in ("transformer", *(part for part in pipe.components if part.startswith("text_encoder"))):
+        weights: Iterable[Any] = getattr(getattr(pipe, name), "parameters", tuple)()
+        if quantised := sorted({type(each).__name__ for each in weights}.difference(_PLAIN_WEIGHTS)):
+            found["weights" if name == "transformer" else f"weights.{name}"] = ", ".join(quantised)
     if getattr(getattr(pipe, "vae", None), "use_tiling", False):
         found["vae"] = "tiled"
     return {name: text[:_MAX_TEXT] for name, text in found.items()}

@@ -41,7 +41,7 @@ from mrflow.borrowing import borrowed
 from mrflow.errors import RequestError
 from mrflow.jobs import Asked
 from mrflow.known_models import BITS, find
-from mrflow.model import Model
+from mrflow.model import VAE_TILE, Model
 from mrflow.plan import Plan, get_plan, named_plan
 from mrflow.progress import Progress
 from mrflow.steps import Batch, Run, draft, encode_prompts, finish, native
@@ -53,6 +53,10 @@ PROMPT = (
     "the windows of a cottage nearby, heavy clouds with a strip of orange sky at the horizon, oil on canvas"
 )
 """Of usual length, for models that read texts as long as they are."""
+WORKSPACE = 3
+"""Times their activations, what convolutions take on a GPU: FLUX.1-dev's autoencoder, of which we count 1.5 GiB at
+1024x1024, took 4.5 to 4.7 (huggingface.co/datasets/derekl35/diffusers-quantization-benchmarks)."""
+_LARGE = 0.1  # of all parameters: text encoders from this share on are quantised, as CLIP beside T5 is not
 SIDES = (256, 512, 768, 1024, 1536, 2048)
 """Pixels a side of the tiles that are tried where memory is bounded."""
 _HELD = (("whole", False), ("whole", True), ("8-bit", False), ("8-bit", True), ("4-bit", False), ("4-bit", True))
@@ -87,7 +91,9 @@ class Way:
 class Estimate:
     """What a picture costs, native first, then by each plan.
 
-    parameters: of each network, those and lasting tables. dtype: of weights and activations.
+    parameters: of each network, those and lasting tables. linear: of these, the weights of linear layers. largest:
+    those of its largest layer. stored: bytes of networks whose files hold them quantised.
+    dtype: of weights and activations.
     """
 
     model: str
@@ -95,29 +101,52 @@ class Estimate:
     height: int
     dtype: torch.dtype
     parameters: Mapping[str, int]
+    linear: Mapping[str, int]
+    largest: Mapping[str, int]
+    stored: Mapping[str, int]
     ways: Sequence[Way]
+
+    @property
+    def quantised(self) -> list[str]:
+        """The networks of which quantising takes the linear layers: transformers and large text encoders."""
+        least, sizes = _LARGE * sum(self.parameters.values()), self.parameters
+        large = [part for part in sizes if part.startswith("text_encoder") and sizes[part] >= least]
+        return [part for part in sizes if part.startswith("transformer") or part in large]
 
     def speedup(self, way: Way) -> float:
         """Return how many times fewer operations `way` takes than native: its gain at equal utilisation."""
         return self.ways[0].operations / way.operations
 
     def weights(self, part: str, held: str = "whole") -> int:
-        """Return the bytes of a network's weights; of transformer and text encoders `held` as one of BITS."""
-        quantised = held != "whole" and not part.startswith(("vae", "upscaler"))
-        return self.parameters[part] * (BITS[held] if quantised else self.dtype.itemsize * 8) // 8
+        """Return the bytes of a network's weights, `held` as one of BITS; 4 bits have a scale, 4 bytes, for 64."""
+        if part in self.stored:
+            return self.stored[part]
+        linear = self.linear[part] if held != "whole" and part in self.quantised else 0
+        scales = linear // 16 if BITS[held] == 4 else 0
+        return (self.parameters[part] - linear) * self.dtype.itemsize + linear * BITS[held] // 8 + scales
 
-    def memory(self, way: Way, held: str = "whole", *, offload: bool = False) -> dict[str, int]:
+    def memory(
+        self, way: Way, held: str = "whole", *, offload: str = "none", tiled: bool = False, device: str = "cuda"
+    ) -> dict[str, int]:
         """Return the bytes that each stage of a way needs at once: weights and activations.
 
-        held: see `weights`. offload: with only those networks on the device that the stage runs, as diffusers'
-        model offload has it; else all of them lie there throughout. What a device's libraries need themselves
-        comes on top, and the pictures between the networks, 12 bytes a pixel.
+        held: see `weights`. offload: with "none" all networks lie on the device throughout, with "model" those
+        that the stage runs, with "group" or "sequential" one of their layers. tiled: the autoencoder in tiles.
+        device: its type. What its libraries need themselves comes on top, and the pictures between the networks,
+        12 bytes a pixel.
         """
-        return {
-            name: stage.activations
-            + sum(self.weights(part, held) for part in (stage.parts if offload else self.parameters))
-            for name, stage in way.stages.items()
-        }
+        needed, share = {}, min(VAE_TILE**2 / (self.width * self.height), 1)
+        for name, stage in way.stages.items():
+            parts = self.parameters if offload == "none" else stage.parts
+            sizes = {part: self.weights(part, held) for part in parts}
+            if offload in ("group", "sequential"):
+                sizes = {part: sizes[part] * self.largest[part] // self.parameters[part] for part in parts}
+            convolving = device != "cpu" and all(part.startswith(("vae", "upscaler")) for part in stage.parts)
+            activations = stage.activations * (WORKSPACE if convolving else 1)
+            if tiled and any(part.startswith("vae") for part in stage.parts):
+                activations = round(activations * share)
+            needed[name] = sum(sizes.values()) + activations
+        return needed
 
     def within(self, way: Way, max_memory: int) -> tuple[str, bool] | None:
         """Return how the weights may be held (see `memory`: held, offload) so that no stage needs more than that.
@@ -129,7 +158,7 @@ class Estimate:
 
     def peak(self, way: Way, held: str = "whole", offload: bool = False) -> int:
         """Return the bytes of the stage that needs most."""
-        return max(self.memory(way, held, offload=offload).values())
+        return max(self.memory(way, held, offload="model" if offload else "none").values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
@@ -158,6 +187,7 @@ def estimate(
     upscaler: Upscaler | str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     max_memory: int | None = None,
+    stored: Mapping[str, int] | None = None,
 ) -> Estimate:
     """Return what a picture costs natively and by each plan; nothing is fetched, no weights are read or made.
 
@@ -165,6 +195,7 @@ def estimate(
     is the model's own; a mapping gives them names. native_steps, width, height: None is the model's own. upscaler:
     None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations. max_memory: bytes; plans that say
     nothing of tiles take the largest with which their weights are held best within it (`Estimate.within`).
+    stored: see Estimate.
     Raises RequestError for a model that is not described, PlanError, SizeError, UpscalerError.
     """
     with warnings.catch_warnings():
@@ -177,7 +208,8 @@ def estimate(
         plain = replace(asked, plan=replace(get_plan(), steps=steps))
         ways = [tally.way(model, f"native:{steps}", plain, plain=True)]
         about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
-        found = Estimate(**about, parameters=tally.parameters, ways=ways)
+        sizes: dict[str, Any] = {name: getattr(tally, name) for name in ("parameters", "linear", "largest")}
+        found = Estimate(**about, **sizes, stored={**tally.stored, **(stored or {})}, ways=ways)
         for label, plan in chosen:
             sigma = plan.refine_sigma if plan.switches else 0.12  # auto is to be measured, and any costs the same
             planned = replace(asked, plan=replace(plan, refine_sigma=sigma))
@@ -277,6 +309,7 @@ def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype)
     for part, network in parts.items():
         if isinstance(network, torch.nn.Module):
             tally.hollow(part, network, dtype)
+    tally.stored = {part: about["bytes"] for part, about in spec["components"].items() if "bytes" in about}
     pipe = assemble(spec, parts)
     if hasattr(pipe, "text_preprocessor"):  # PRX's, which wants ftfy; it hardly changes how long a text is
         pipe.text_preprocessor.clean_text = str.lower
@@ -289,10 +322,13 @@ def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype)
 
 
 class Tally:
-    """Counts the work of hollow networks, stage by stage. parameters: of each of them."""
+    """Counts the work of hollow networks, stage by stage. parameters, linear, largest, stored: see Estimate."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, int] = {}
+        self.linear: dict[str, int] = {}
+        self.largest: dict[str, int] = {}
+        self.stored: dict[str, int] = {}
         self._stages: dict[str, Stage] = {}
         self._stage = ""
         self._calls = 0
@@ -315,8 +351,7 @@ class Tally:
         """Make a network answer calls with ones, on the CPU, and count what they would have cost."""
         torch.nn.Module.to(network, dtype)  # diffusers' own warns of parts that it would keep in float32
         network.eval().requires_grad_(False)
-        lasting = network.state_dict(keep_vars=True).values()
-        self.parameters[part] = sum(each.numel() for each in {id(each): each for each in lasting}.values())
+        self.weigh(part, network)
         for blocks in network.modules():
             if isinstance(blocks, torch.nn.modules.batchnorm._BatchNorm):  # pipelines read its statistics
                 blocks.running_mean, blocks.running_var = torch.ones(2, blocks.num_features)
@@ -338,6 +373,15 @@ class Tally:
         for block in (block for blocks in lists for block in blocks if block and list(block.children())):
             shapes = tuple(each.shape for each in block.parameters())
             block.forward = partial(self._run_block, block.forward, (type(block), repr(block), shapes))
+
+    def weigh(self, part: str, network: torch.nn.Module) -> None:
+        """Count a network's parameters."""
+        lasting = network.state_dict(keep_vars=True).values()
+        self.parameters[part] = sum(each.numel() for each in {id(each): each for each in lasting}.values())
+        layers = [(name, each) for name, each in network.named_modules() if not list(each.children())]
+        linear = [each for name, each in layers if isinstance(each, torch.nn.Linear) and "lm_head" not in name]
+        self.linear[part] = sum(each.weight.numel() for each in linear)
+        self.largest[part] = max(sum(each.numel() for each in layer.state_dict().values()) for _, layer in layers)
 
     def run(self, part: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return ones where a network's `own` method would return something, and count what it costs."""
@@ -401,7 +445,7 @@ class _Lift:
         self._network, self._tally, self._dtype = network, tally, dtype
         module = getattr(network, "model", network).to("meta", dtype)
         tally.repeat_blocks(module)
-        tally.parameters["upscaler"] = sum(each.numel() for each in module.parameters())
+        tally.weigh("upscaler", module)
 
     def to(self, *_: Any) -> None:
         """Stay."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mrflow.known_models import meant
@@ -20,6 +21,19 @@ def is_offline() -> bool:
     except Exception:  # no network, no name server, a proxy that refuses: the client's own kinds
         return True
     return False
+
+
+def has_revision(name: str, revision: str | None) -> bool:
+    """Return whether that commit of a hub id is in the cache, as far as its index."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if not re.fullmatch("[0-9a-f]{40}", revision or ""):  # both may be of a picture, which comes from anywhere
+        return False
+    try:
+        return isinstance(try_to_load_from_cache(name, "model_index.json", revision=revision), str)
+    except HFValidationError:
+        return False
 
 
 def explain(name: str, error: BaseException) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,10 +31,14 @@ from mrflow.errors import (
 )
 from mrflow.hub import explain, is_offline
 from mrflow.known_models import FILES, find, full_name, is_file, meant
-from mrflow.model import Model
+from mrflow.model import VAE_TILE, Model
+from mrflow.offloading import AUTO, check_offload, check_quantize, choose, place, quantization
 from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
 from mrflow.upscaler import Upscaler, has_bfloat16
+
+if TYPE_CHECKING:
+    from mrflow.costs import Estimate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INDEX = "model_index.json"
@@ -48,6 +54,10 @@ def load_model(
     upscaler: Upscaler | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
+    offload: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
     allowed: int | None = None,
     **kwargs: Any,
 ) -> Model:
@@ -59,13 +69,24 @@ def load_model(
     upscaler: see Upscaler.load; None is the model's own, else the method's, Real-ESRGAN. device: None is the CPU.
     dtype: None is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or
     float16 on GPUs that only emulate it (T4, V100, GTX 16).
-    allowed: bytes of a GPU's memory; where the weights take more than three quarters, the model is offloaded: each
-    network lies on the device only while it runs.
+    quantize: "int8" or "fp8" (torchao) or "nf4" (bitsandbytes, CUDA alone), of the weights of transformer and
+    large text encoders. offload: "model", "group" or "sequential" moves weights to the device as they are needed;
+    "none" has them there; "auto", usual on a GPU, takes the first of none, model and group that has room for a
+    picture of width x height (None: the model's own), at need with the autoencoder in tiles, and warns unless all
+    is whole. It counts for `device` alone. allowed: bytes that it may take for free, at most.
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
-    place = check_device(device or "cpu")
-    precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, place)
+    where = check_device(device or "cpu")
+    precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, where)
+    if quantize is not None:
+        check_quantize(quantize, where)
+    offload = offload or (AUTO if where.type not in ("cpu", "mps") else "none")
+    check_offload(offload, where, quantize)
+    if quantize == "nf4" and is_file(source) and not _is_gguf(Path(source)):
+        raise DeviceNameError(
+            "quantize is nf4; of a single file that is not possible. Take int8, or a .gguf file."
+        )
     name, revision = str(source), kwargs.get("revision")
     if name == "vista":
         path, revision = str(vista.folder()), vista.revision()
@@ -78,30 +99,62 @@ def load_model(
         path = check_source(source)
     if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
         kwargs["local_files_only"] = True  # what is cached is used, the rest is said at once
-    network = choose_upscaler(upscaler)
-    if is_file(source):
-        kwargs["transformer"] = _load_transformer(Path(source), path, precision, kwargs)
-    pipe = _load_pipeline(path, precision, kwargs)
+    network, file = choose_upscaler(upscaler), Path(source) if is_file(source) else None
+    folder = _fetch(path, {**kwargs, "transformer": None} if file else kwargs)
+
+    @cache
+    def count() -> Estimate:
+        from mrflow.costs import estimate
+
+        stored = {"transformer": _packed_size(file)} if file and _is_gguf(file) else {}
+        with libraries_silent(logs=True):
+            size: dict[str, Any] = {"width": width, "height": height, "upscaler": "bicubic"}  # another needs less
+            return estimate(folder, **size, dtype=precision, stored=stored)
+
+    if quantize:
+        parts = [part for part in count().quantised if part not in count().stored]
+        kwargs["quantization_config"] = quantization(quantize, parts, precision)
+    if file:
+        kwargs["transformer"] = _load_transformer(file, folder, precision, kwargs)
+    pipe = _load_pipeline(path, folder, precision, kwargs)
+    tiled = False
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
-        if allowed and place.type != "cpu" and _weigh(pipe) > allowed * 3 / 4:
-            pipe.enable_model_cpu_offload(device=place)
-        else:
-            pipe.to(place)
+        tiled = _place(pipe, path, where, offload, quantize, allowed, count)
     if name == "vista":  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
         pipe.vae.to(memory_format=torch.channels_last)
     defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, path)
     backbone = get_backbone(type(pipe).__name__)
     if name != "vista":
-        name, revision = identify(str(source) if is_file(source) else path, revision)
-    model = Model(pipe=pipe, backbone=backbone, upscaler=network, defaults=defaults, name=name, revision=revision)
+        name, revision = identify(str(file or folder), revision)
+    known: dict[str, Any] = {"defaults": defaults, "name": name, "revision": revision}
+    model = Model(pipe=pipe, backbone=backbone, upscaler=network, vae_tile=VAE_TILE if tiled else None, **known)
     model.check_parts()
     return model
 
 
-def _weigh(pipe: Pipeline) -> int:
-    """Return the bytes of a pipeline's weights."""
-    parts = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
-    return sum(weight.nbytes for part in parts for weight in part.parameters())
+def _place(
+    pipe: Pipeline,
+    name: str,
+    where: torch.device,
+    offload: str,
+    quantize: str | None,
+    allowed: int | None,
+    count: Callable[..., Estimate],
+) -> bool:
+    """Put a pipeline on its device, for "auto" in the first way that fits; warn of one that is not the fastest.
+
+    Returns whether its autoencoder is to work in tiles.
+    """
+    if offload != AUTO or where.type in ("cpu", "mps"):
+        place(pipe, where, "none" if offload == AUTO else offload)
+        return False
+    found = choose(count(), where, quantize, allowed)
+    if found.offload != "none" or found.tiled:
+        room = "is held" if found.fits else "may not fit, held"
+        faster = f" Faster: {found.faster}." if found.faster else ""
+        warn(f"{name} {room} {found}, on {where}.{faster}", MrFlowWarning)
+    place(pipe, where, found.offload)
+    return found.tiled
 
 
 def identify(source: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -158,9 +211,21 @@ def find_base(file: Path) -> str:
     return known.id
 
 
+def _is_gguf(file: Path) -> bool:
+    return file.suffix.lower() == ".gguf"
+
+
+def _packed_size(file: Path) -> int:
+    """Return the bytes of the weights in a .gguf file, which stay packed in memory."""
+    _check_gguf()
+    from gguf import GGUFReader
+
+    return sum(int(each.n_bytes) for each in GGUFReader(file).tensors)
+
+
 def _read_header(file: Path) -> dict[str, torch.Tensor]:
     """Return empty tensors of the names and shapes of a file's weights, which are not read."""
-    if file.suffix.lower() == ".gguf":
+    if _is_gguf(file):
         _check_gguf()
         from gguf import GGUFReader
 
@@ -179,7 +244,7 @@ def _load_transformer(file: Path, base: str, dtype: torch.dtype, kwargs: Mapping
 
     hub = {name: kwargs[name] for name in ("token", "cache_dir", "local_files_only") if name in kwargs}
     told: dict[str, Any] = {"config": base, "subfolder": "transformer", "torch_dtype": dtype}
-    if gguf := file.suffix.lower() == ".gguf":
+    if gguf := _is_gguf(file):
         _check_gguf()
         told["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
     lacks = f"{file.name} lacks weights of the transformer of {base}. Is it the right base (--base)?"
@@ -200,6 +265,11 @@ def _load_transformer(file: Path, base: str, dtype: torch.dtype, kwargs: Mapping
         raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
     if any(weight.is_meta for weight in made.parameters()):
         raise ModelError(lacks)
+    configs = getattr(kwargs.get("quantization_config"), "quant_mapping", {})
+    if "transformer" in configs:  # which from_single_file (0.42.1) takes for what the file holds already
+        from torchao.quantization import quantize_
+
+        quantize_(made, configs["transformer"].quant_type)
     return made
 
 
@@ -225,16 +295,25 @@ def wrap_pipeline(
     defaults: None is those of the checkpoint, as far as the pipeline says which it is.
     Raises UnsupportedPipelineError for a family without a backbone, UpscalerError as Upscaler.load does.
     """
+    backbone = get_backbone(type(pipe).__name__)
     source = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
-    name, revision = identify(source)
+    name, revision = identify(_snapshot(pipe, source))
     return Model(
         pipe=pipe,
-        backbone=get_backbone(type(pipe).__name__),
+        backbone=backbone,
         upscaler=choose_upscaler(upscaler),
         defaults=defaults or checkpoint_defaults(pipe, source),
         name=name,
         revision=revision,
     )
+
+
+def _snapshot(pipe: Pipeline, name: str) -> str:
+    """Return the folder in the hub's cache that a pipeline of this id came from, else the id."""
+    configs = (getattr(part, "config", None) for part in getattr(pipe, "components", {}).values())
+    folders = (Path(str(getattr(each, "_name_or_path", ""))).parent for each in configs)
+    cached = (str(each) for each in folders if each.parent.name == "snapshots")
+    return next((each for each in cached if identify(each)[0] == name), name)
 
 
 def choose_upscaler(upscaler: Upscaler | str | Path | None) -> Upscaler:
@@ -295,15 +374,33 @@ def check_source(source: str | Path) -> str:
     return name
 
 
-def _load_pipeline(path: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Pipeline:
-    from diffusers import DiffusionPipeline
+def _fetch(path: str, kwargs: Mapping[str, Any]) -> str:
+    """Return the folder of a model, fetched where it is not here; components among kwargs are left out."""
+    from diffusers import DiffusionPipeline, ModelMixin
 
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-    try:
+    with _explained(path):
         config = DiffusionPipeline.load_config(path, **hub)
         get_backbone(str(config.get("_class_name")))  # before gigabytes are read in vain
-        with libraries_silent():
-            return DiffusionPipeline.from_pretrained(path, dtype=dtype, **kwargs)
+        if os.path.isdir(path):
+            return path
+        folder = str(DiffusionPipeline.download(path, **kwargs))
+        if "transformer" in kwargs:
+            ModelMixin.load_config(path, subfolder="transformer", **hub)
+        return folder
+
+
+def _load_pipeline(name: str, folder: str, dtype: torch.dtype, kwargs: Mapping[str, Any]) -> Pipeline:
+    from diffusers import DiffusionPipeline
+
+    with _explained(name), libraries_silent(logs="quantization_config" in kwargs):
+        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **kwargs)
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
     except MrFlowError:
         raise
     except Exception as error:  # damaged files raise many kinds, safetensors' own among them

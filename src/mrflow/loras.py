@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -138,7 +139,9 @@ def load(pipe: Pipeline, adapter: str, name: str, path: Path, keep: Iterable[str
         layer: (list(layer.active_adapters), dict(getattr(layer, "scaling", {}))) for layer in _adapted(pipe)
     }
     try:
-        with libraries_silent(logs=True):
+        with libraries_silent(logs=True), warnings.catch_warnings():
+            # of adapters that could not be merged, and of several: nothing is ever fused, and several are meant
+            warnings.filterwarnings("ignore", "TorchaoLoraLinear|Already found a `peft_config`")
             pipe.load_lora_weights(str(path), adapter_name=adapter, use_safetensors=True)
         if adapter not in loaded(pipe):
             raise ValueError("none of its keys was taken")

@@ -29,20 +29,23 @@ from mrflow.files import load_image
 from mrflow.jobs import Asked, Job, Reference, Size, check_size
 from mrflow.loras import Loras
 from mrflow.plan import AUTO, UPSCALER, Defaults, Plan, get_plan
-from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions
+from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions, warn_of_difference
 from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
 
 _JOB = [each.name for each in fields(Job)]
 _TEXTS = ("text_encoder", "tokenizer", "processor")  # what the names of components begin with that read prompts
 _tried: WeakSet[Any] = WeakSet()  # autoencoders of unusual classes that fit
+VAE_TILE = 512
+"""Pixels a side of the tiles of an autoencoder for which memory is scarce."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A loaded model. name: "vista", a folder or a hub id. revision: its commit or content hash, if known.
 
-    loras: that pictures may ask for. side: pixels a side that its networks may be given whole, for memory's sake.
+    loras: that pictures may ask for. For memory's sake: side: pixels a side that its networks may be given whole;
+    vae_tile: of larger pictures' tiles in the autoencoder, where the plan cuts nothing.
     """
 
     pipe: Pipeline
@@ -53,6 +56,7 @@ class Model:
     revision: str | None = None
     loras: Loras = field(default_factory=Loras)
     side: int | None = None
+    vae_tile: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -300,6 +304,15 @@ class Model:
         if base.mode == "enhance":
             mode = "enhance"
         return self.recipe(mode, base, max(batch, base.batch), conditions, device, **more)
+
+    def warn_of_difference(self, recipe: Recipe, here: Mapping[str, str]) -> None:
+        """Warn (MrFlowWarning) where a picture had other conditions, or another revision of a model of the hub."""
+        recorded, revisions = recipe.conditions, (recipe.revision, self.revision)
+        if recipe.model == self.name and "/" in self.name and all(revisions):
+            recorded, here = (
+                {**each, "revision": str(own)} for each, own in zip((recorded, here), revisions, strict=True)
+            )
+        warn_of_difference(recorded, here, "The picture")
 
     def _guidance(self, plan: Plan, kind: str, usual: float, *, takes_cfg: bool) -> dict[str, Any]:
         """Return the fields of a resolved plan that guide it. kind, usual, takes_cfg: as the backbone says."""

@@ -27,6 +27,7 @@ from mrflow.lanes import cpu_threads
 from mrflow.loading import check_device, check_dtype, load_model, wrap_pipeline
 from mrflow.loras import find_loras, loaded, unload, worn
 from mrflow.model import Model
+from mrflow.offloading import advise
 from mrflow.plan import DEFAULT_PLAN, Defaults, Plan, get_plan, shown, whole
 from mrflow.progress import Callback
 from mrflow.recipe import Recipe, warn_of_difference
@@ -96,9 +97,8 @@ class MrFlow:
     ) -> MrFlow:
         """Return MrFlow over "vista", a folder in diffusers' layout or a hub id; see mrflow.loading.load_model.
 
-        max_memory: see MrFlow; a mapping is diffusers' own, by device. On a GPU, a model whose weights take more
-        than three quarters of it is offloaded, network by network.
-        kwargs: upscaler, device, dtype, and whatever DiffusionPipeline.from_pretrained takes.
+        max_memory: see MrFlow; a mapping is diffusers' own, by device. On a GPU, what is free beyond it is left.
+        kwargs: upscaler, device, dtype, quantize, offload, and whatever DiffusionPipeline.from_pretrained takes.
         """
         if isinstance(max_memory, Mapping):
             kwargs, max_memory = {**kwargs, "max_memory": max_memory}, None
@@ -330,7 +330,7 @@ class MrFlow:
         """
         call = self._read(others, verb="replay", without=DRAFTING | REFINING | SEEDING | GIVING)
         extra, recipe = call.extra, recipe.seeing(call.references)
-        warn_of_difference(recipe.conditions, Run.over(self.model, extra=extra).conditions, "The picture")
+        self.model.warn_of_difference(recipe, Run.over(self.model, extra=extra).conditions)
         told = {name: getattr(recipe, name) for name in _TOLD}
         with cpu_threads(recipe.threads):
             if recipe.mode == "enhance":
@@ -386,4 +386,8 @@ class MrFlow:
         with borrowed(self.pipe), ExitStack() as stack:
             run = Run.over(self.model, callback, extra, self._batch_size, shown)
             stack.callback(run.clock.close)
-            yield run
+            try:
+                yield run
+            except Exception as error:
+                advise(self.pipe, error)
+                raise

@@ -60,13 +60,14 @@ class Run:
         bar: Mapping[str, Any] | None = None,
     ) -> Run:
         """Return a run that begins now, over a model whose pipeline has been borrowed. bar: see `Clock`."""
-        device = model.device
+        device, tile = model.device, model.vae_tile
+        conditions = describe(model.pipe) | ({"vae": f"in tiles of {tile}"} if tile else {})
         return cls(
             model=model,
             clock=Clock(device, callback, bar),
             batch_size=batch_size or (1 if device.type == "cpu" else 4),
             extra=extra or {},
-            conditions=describe(model.pipe) | (describe_arguments(extra) if extra else {}),
+            conditions=conditions | (describe_arguments(extra) if extra else {}),
         )
 
 
@@ -316,7 +317,9 @@ def encode(run: Run, batch: Batch, pixels: Tensor) -> Tensor:
 
 def _autoencoder(run: Run, batch: Batch, size: Size) -> AbstractContextManager[None]:
     """Return a context in which the autoencoder works as the plan has it for pictures of this size."""
-    tile = batch.plan.cut(*size)
+    tile, least = batch.plan.cut(*size), run.model.vae_tile
+    if tile is None and least and max(size) > least:
+        tile = least
     return autoencoder_in_tiles(getattr(run.model.pipe, "vae", None), tile) if tile else nullcontext()
 
 

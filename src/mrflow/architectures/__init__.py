@@ -64,10 +64,22 @@ def read_folder(folder: Path) -> Spec:
         elif isinstance(value, list) and value[0] is not None:
             config = folder / name / "config.json"
             described = {"config": json.loads(config.read_text("utf-8"))} if config.is_file() else {}
+            if "quantization_config" in described.get("config", {}):
+                described["bytes"] = _stored(folder / name)
             spec["components"][name] = {"class": ".".join(value), "folder": folder / name, **described}
         elif not name.startswith("_") and not isinstance(value, list):
             spec["options"][name] = value
     return spec
+
+
+def _stored(folder: Path) -> int:
+    """Return the bytes of the weights in a folder's files, as their headers have them."""
+    spans = []
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        spans += [each["data_offsets"] for name, each in header.items() if name != "__metadata__"]
+    return sum(end - begin for begin, end in spans)
 
 
 def assemble(spec: Spec, parts: dict[str, Any]) -> Any:

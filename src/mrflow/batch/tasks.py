@@ -177,7 +177,7 @@ def next_window(line: Sequence[Task], begin: int, most: int) -> Sequence[Task]:
 
 def describe_error(error: Exception) -> str:
     """Return an error as errors.jsonl has it."""
-    return f"{type(error).__name__}: {error}"
+    return " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
 
 
 def _reason(error: Exception) -> str:

@@ -116,7 +116,8 @@ def _fail(failures: list[Failure], task: Task, error: Exception) -> None:
 
 def identify(model: Model) -> tuple[str | None, ...]:
     """Return what must be the same in all processes for their pictures to be."""
-    return (model.name, model.revision, model.upscaler.name, model.upscaler.sha256)
+    loras = (str(lora.sha256) for lora in model.loras.usual)
+    return (model.name, model.revision, model.upscaler.name, model.upscaler.sha256, *loras)
 
 
 def pack(items: Sequence[Any]) -> pyarrow.Table:

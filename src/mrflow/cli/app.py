@@ -137,8 +137,9 @@ def _explain(error: Exception, debug: bool) -> str:
         return f"{_explain_usage(error)} See: {' '.join(['mrflow', *(error.command_chain or ())])} --help"
     if isinstance(error, MrFlowError):
         return str(error)
-    # a bug, or a library that ran out of memory
-    hint = "" if debug else " Run again with --debug for the traceback."
+    if notes := getattr(error, "__notes__", []):  # of ours, of a library that ran out of memory
+        return " ".join([str(error).strip() or type(error).__name__, *notes])
+    hint = "" if debug else " Run again with --debug for the traceback."  # a bug
     return f"{type(error).__name__}: {str(error).strip() or 'no message'}{hint}"
 
 

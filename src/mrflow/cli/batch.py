@@ -87,7 +87,7 @@ def batch(
         if cluster is not None:
             if lanes is not None:
                 raise RequestError("--lanes are threads of one process; with --ray there are workers instead.")
-            model = replace(model, device="cpu")  # here it only checks the rows
+            model = replace(model, device="cpu", quantize=None, offload=None)  # here it only checks the rows
         fast = model.load()
 
         from mrflow.batch.run import prepare, run_batch

@@ -125,6 +125,8 @@ def _draw(name: str, model: ModelOptions) -> tuple[MrFlow, dict[str, Any]]:
     from mrflow.bench.random_weights import make_random
     from mrflow.loading import check_device, check_dtype
 
+    if model.quantize or model.offload:
+        raise RequestError("--quantize and --offload are for models in files; leave out --random-weights.")
     spec = read_architecture(name)
     place = check_device(model.device or best_device())
     say(f"drawing random weights for {spec['name']} on {place}")

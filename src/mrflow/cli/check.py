@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mrflow import vista
-from mrflow.cli.loading import best_device
+from mrflow.cli.loading import DEVICE, best_device
 from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes
@@ -45,7 +45,8 @@ def check(
     model: str,
     *,
     size: Annotated[str | None, Parameter(alias="-s", group=WHAT, show_default="the model's")] = None,
-    device: Annotated[str | None, Parameter(group=MODEL, show_default="cuda where there is one, else cpu")] = None,
+    device: Annotated[str | None, Parameter(group=MODEL, show_default=DEVICE)] = None,
+    quantize: Annotated[str | None, Parameter(group=MODEL, show_default="none")] = None,
     streams: Streams = Streams(),
 ) -> int:
     """Say whether a model will run here: what is to be fetched, and whether disk, memory and licence allow it.
@@ -56,13 +57,14 @@ def check(
         model: vista, a name that mrflow models lists, a folder or a Hugging Face id.
         size: Pixels: 1024, or 1280x768.
         device: cpu, cuda, cuda:1, mps.
+        quantize: int8, fp8 or nf4.
 
     Examples:
       mrflow check flux-dev
       mrflow check qwen-image --size 2048 --json
     """
     with stderr_console().status(f"checking {model}"):
-        found = list(_findings(model, parse_size(size), device))
+        found = list(_findings(model, parse_size(size), device, quantize))
     bad = any(each.level == "no" for each in found)
     if streams.json:
         tell_json({"model": full_name(model), "runs": not bad, "findings": [asdict(each) for each in found]})
@@ -73,8 +75,11 @@ def check(
     return FAILURE if bad else 0
 
 
-def _findings(name: str, size: tuple[int | None, int | None], device: str | None) -> Iterator[Finding]:
+def _findings(
+    name: str, size: tuple[int | None, int | None], device: str | None, quantize: str | None
+) -> Iterator[Finding]:
     from mrflow.loading import check_device, check_dtype, find_base
+    from mrflow.offloading import check_quantize
 
     if is_file(name):
         base = find_base(Path(name))
@@ -83,12 +88,14 @@ def _findings(name: str, size: tuple[int | None, int | None], device: str | None
     known = find(name)
     yield from _source(name, known)
     place = check_device(device or best_device())
+    if quantize is not None:
+        check_quantize(quantize, place)
     slow = ": minutes to hours a picture for full-size models" if place.type == "cpu" and name != "vista" else ""
     dtype = check_dtype(None, place)
     yield Finding("note" if slow else "ok", "device", f"{place}, {str(dtype).removeprefix('torch.')}{slow}")
     costs = _costs(name, known, size, dtype)
     if costs is not None:
-        yield _memory(costs, place)
+        yield _memory(costs, place, quantize)
     if name != "vista":
         yield _upscaler()
     if costs is not None:
@@ -166,36 +173,17 @@ def _costs(
     return estimate(name, width=size[0], height=size[1], dtype=dtype)
 
 
-def _memory(costs: Estimate, place: torch.device) -> Finding:
-    """Return the first way to hold the model that fits into what is free, of the usual ones."""
-    free, plan = _free_memory(place), costs.ways[1]
-    kinds = {
-        "whole": max(costs.memory(plan).values()),
-        "with model offload (pipe.enable_model_cpu_offload)": max(costs.memory(plan, offload=True).values()),
-        "in 8 bits (docs/pipelines.md)": max(costs.memory(plan, "8-bit").values()),
-        "in 4 bits": max(costs.memory(plan, "4-bit").values()),
-        "in 4 bits with model offload": max(costs.memory(plan, "4-bit", offload=True).values()),
-    }
-    if place.type == "cpu":  # there is nowhere to offload to
-        kinds = {way: size for way, size in kinds.items() if "offload" not in way}
-    have = f"{gigabytes(free)} GB free on {place}"
-    for way, needed in kinds.items():
-        if needed < free:
-            return Finding(
-                "ok" if way == "whole" else "note", "memory", f"fits {way}: {gigabytes(needed)} GB; {have}"
-            )
-    return Finding(
-        "no", "memory", f"needs {gigabytes(min(kinds.values()))} GB at least; {have}. Try a smaller model."
-    )
+def _memory(costs: Estimate, place: torch.device, quantize: str | None) -> Finding:
+    """Return how loading would hold the model, as `--offload auto` does."""
+    from mrflow.offloading import choose
 
-
-def _free_memory(place: torch.device) -> int:
-    import psutil
-    import torch
-
-    if place.type == "cuda":
-        return int(torch.cuda.mem_get_info(place)[0])
-    return int(psutil.virtual_memory().available)  # a Mac's GPU has the same
+    found = choose(costs, place, quantize)
+    told = f"{found}, on {place}" + (f"; faster: {found.faster}" if found.faster else "")
+    if not found.fits:
+        return Finding(
+            "note" if found.faster else "no", "memory", f"does not fit {told}. Or a smaller size or model"
+        )
+    return Finding("ok" if found.offload == "none" and not found.tiled else "note", "memory", f"fits {told}")
 
 
 def _upscaler() -> Finding:

@@ -105,7 +105,8 @@ def _arguments(command: str) -> ArgumentCollection:
 
 
 def _names(arguments: Iterable[Argument]) -> set[str]:
-    return {name for each in arguments for name in each.names if name.startswith("--")}
+    typed = [each for each in arguments if each.parameter.parse is not False]
+    return {name for each in typed for name in each.names if name.startswith("--")}
 
 
 def _common_options() -> set[str]:

@@ -113,7 +113,7 @@ def _table(found: Estimate, ways: Sequence[Way], allowed: int | None) -> Table:
     for held in BITS:
         peaks = [max(found.memory(way, held).values()) for way in ways]
         table.add_row(f"memory, weights {held}, GB", *map(gigabytes, peaks))
-    peaks = [max(found.memory(way, offload=True).values()) for way in ways]
+    peaks = [max(found.memory(way, offload="model").values()) for way in ways]
     table.add_row("memory with model offload, GB", *map(gigabytes, peaks))
     if allowed:
         within = [found.within(way, allowed) for way in ways]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -39,6 +40,7 @@ def generate(
       mrflow generate "a desert at noon" --compare --stages --out desert.png
     """
     wanted = pictures.of(prompt)
+    model = replace(model, **{side: wanted.arguments[side] for side in ("width", "height")})
     if native:
         plans.check_native({"--compare": compare, "--stages": output.stages})
     if compare:

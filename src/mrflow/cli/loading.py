@@ -14,6 +14,7 @@ from mrflow import vista
 from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import ModelError, RequestError
+from mrflow.hub import has_revision
 from mrflow.jobs import parse_bytes
 from mrflow.known_models import full_name, is_file
 from mrflow.known_upscalers import KNOWN, METHODS
@@ -45,8 +46,23 @@ _Upscaler = Annotated[
         show_default="the model's own, else Real-ESRGAN",
     ),
 ]
-_Device = Annotated[
-    str | None, Parameter(help="cpu, cuda, cuda:1, mps.", show_default="cuda where there is one, else cpu")
+DEVICE = "cuda or mps where there is one, else cpu"
+_Device = Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps.", show_default=DEVICE)]
+_Quantize = Annotated[
+    str | None,
+    Parameter(
+        help="int8, fp8 (half the memory) or nf4 (a quarter, CUDA alone), of the transformer and large text "
+        "encoders.",
+        show_default="none",
+    ),
+]
+_Offload = Annotated[
+    str | None,
+    Parameter(
+        help="Move weights to the GPU as they are needed: none, model, group, sequential, or auto, the first of "
+        "these that fits.",
+        show_default="auto",
+    ),
 ]
 _Dtype = Annotated[
     str | None, Parameter(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16")
@@ -56,8 +72,8 @@ _Memory = Annotated[
     Parameter(
         metavar="SIZE",
         show_default="no bound",
-        help="Memory for the work, such as 24GB: larger pictures are made in tiles, on a GPU networks take "
-        "turns where they must.",
+        help="Memory for the work, such as 24GB: larger pictures are made in tiles, on a GPU weights are "
+        "offloaded where they must be.",
     ),
 ]
 _Lora = Annotated[
@@ -99,7 +115,8 @@ class ModelOptions:
     """The options that choose a model; None where a default is to be found.
 
     recorded: a picture names the model, not the user. Pictures come from anywhere: on their word nothing is
-    downloaded, only what is on this machine already is loaded.
+    downloaded, only what is on this machine already is loaded. revision: the recorded one, where it is here.
+    width, height: of the pictures, for --offload auto.
     """
 
     model: _Model = "vista"
@@ -108,16 +125,21 @@ class ModelOptions:
     upscaler: _Upscaler = None
     device: _Device = None
     dtype: _Dtype = None
+    quantize: _Quantize = None
+    offload: _Offload = None
     max_memory: _Memory = None
     lora: _Lora = ()
     loras_dir: _LorasDir = ()
     recorded: Annotated[bool, _NO_OPTION] = False
+    revision: Annotated[str | None, _NO_OPTION] = None
+    width: Annotated[int | None, _NO_OPTION] = None
+    height: Annotated[int | None, _NO_OPTION] = None
 
     def load(self) -> MrFlow:
         """Return the model, ready to run. Raises ModelError, UpscalerError or DeviceError.
 
-        Unlike in Python, where None is the CPU, a CUDA device is used where there is one: whoever types a
-        command wants the picture, and can say --device cpu.
+        Unlike in Python, where None is the CPU, a GPU is used where there is one: whoever types a command wants
+        the picture, and can say --device cpu.
         """
         self.check_loras()
         allowed = parse_bytes(self.max_memory, "--max-memory")
@@ -137,18 +159,13 @@ class ModelOptions:
         with _loading(base or source):
             from mrflow import MrFlow
 
-            local: dict[str, Any] = {"local_files_only": True} if self.recorded else {}
-            device = self.device or best_device()
+            names = ("upscaler", "dtype", "quantize", "offload", "width", "height")
+            told: dict[str, Any] = {name: getattr(self, name) for name in names}
+            told |= {"base": base, "device": self.device or best_device(), "max_memory": allowed}
+            told |= {"local_files_only": True} if self.recorded else {}
+            told |= {"revision": self.revision} if self.revision else {}
             try:
-                fast = MrFlow.from_pretrained(
-                    source,
-                    base=base,
-                    upscaler=self.upscaler,
-                    device=device,
-                    dtype=self.dtype,
-                    max_memory=allowed,
-                    **local,
-                )
+                fast = MrFlow.from_pretrained(source, **told)
             except ModelError as error:
                 if not self.recorded:
                     raise
@@ -199,7 +216,8 @@ class RecordedModel(ModelOptions):
         from mrflow.loading import find_model
 
         found = find_model(recipe.model, recipe.revision, self.models_dir) if self.models_dir else None
-        return replace(self, model=found or recipe.model, recorded=True)
+        revision = recipe.revision if not found and has_revision(recipe.model, recipe.revision) else None
+        return replace(self, model=found or recipe.model, recorded=True, revision=revision)
 
 
 @Parameter(name="*", group=MODEL)
@@ -210,14 +228,20 @@ class ReplayModel(RecordedModel):
     upscaler: Annotated[_Upscaler, RECORDED] = None
     device: Annotated[_Device, RECORDED] = None
     dtype: Annotated[_Dtype, RECORDED] = None
+    quantize: Annotated[_Quantize, RECORDED] = None
 
     def of(self, recipe: Recipe) -> ModelOptions:
         """Return what the picture is made with; raises RequestError for an upscaler that cannot be found."""
+        from mrflow.offloading import quantized_as
+
         return replace(
             self.named(recipe),
+            quantize=self.quantize or quantized_as(recipe.conditions.get("weights", "").split(", ")),
             upscaler=_recorded_upscaler(recipe) if self.upscaler is None else self.upscaler,
             device=self.device or recipe.device,
             dtype=self.dtype or recipe.dtype,
+            width=recipe.width,
+            height=recipe.height,
         )
 
 
@@ -234,7 +258,7 @@ class ServedModel(ModelOptions):
     device: Annotated[str | None, _NO_OPTION] = None
     devices: Annotated[
         tuple[str, ...],
-        Parameter(name="--device", metavar="DEVICE", show_default="cuda where there is one, else cpu"),
+        Parameter(name="--device", metavar="DEVICE", show_default=DEVICE),
     ] = ()
     alias: Annotated[tuple[str, ...], Parameter(metavar="NAME", show_default=False)] = ()
 
@@ -256,7 +280,7 @@ def _loading(name: str) -> AbstractContextManager[Any]:
 
 
 def best_device() -> str:
-    """Return "cuda" where there is one, else "cpu"."""
+    """Return "cuda" or, on Apple's, "mps" where there is one, else "cpu"."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from mrflow.cli.options import RAY, Count
 from mrflow.errors import RequestError
+from mrflow.jobs import split_weight
 
 if TYPE_CHECKING:
     from mrflow.batch.cluster import Cluster
@@ -129,7 +132,9 @@ class ReplicaOptions(RayOptions):
 
 
 def _loader(model: ModelOptions) -> partial[MrFlow]:
-    return partial(_load, model)
+    """Return what loads the model in a worker, which may work in another folder: LoRAs have whole paths."""
+    loras = (os.path.abspath(each) if os.path.exists(split_weight(each)[0]) else each for each in model.lora)
+    return partial(_load, replace(model, lora=tuple(loras), loras_dir=tuple(map(Path.absolute, model.loras_dir))))
 
 
 def _load(model: ModelOptions, device: str) -> MrFlow:
