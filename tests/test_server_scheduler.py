@@ -97,7 +97,7 @@ def test_native_pictures_are_those_of_the_plain_pipeline() -> None:
     with scheduling(model) as scheduler:
         one = ticket(model, todo=["native"], plan=Plan(steps=3))
         one.job = replace(
-            one.job, plan=replace(one.job.plan, refine_true_cfg_scale=None)
+            one.job, plan=replace(one.job.plan, refine_true_cfg_scale=None, noise="own")
         )  # as native runs have it
         scheduler.submit([one])
         made = one.future.result(60)
