@@ -148,8 +148,8 @@ def test_every_number_of_a_plan_that_has_options_is_one_of_each_command_that_mak
     for name, about in ABOUT.items():
         for option in about.options:
             text, value = values.get(about.kind, about.choices[:1] * 2) if name != "scale" else ("1.5", 1.5)
-            if name == "scales":
-                text, value = "2+1.5", (2.0, 1.5)
+            if name in ("scales", "tile"):
+                text, value = {"scales": ("2+1.5", (2.0, 1.5)), "tile": ("512", 512)}[name]
             for command in (
                 ["generate", "a"],
                 ["draft", "a"],

@@ -88,7 +88,7 @@ def test_a_name_stands_for_its_id_and_a_wrong_one_for_the_nearest(monkeypatch: p
         asked.append(path)
         raise ModelNameError("enough")
 
-    monkeypatch.setattr("mrflow.loading._load_pipeline", loaded)
+    monkeypatch.setattr("mrflow.loading._fetch", loaded)
     with pytest.raises(ModelNameError, match="enough"):
         load_model("flux2-klein-4b", upscaler="bicubic")
     assert asked == ["black-forest-labs/FLUX.2-klein-4B"]

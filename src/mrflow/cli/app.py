@@ -164,7 +164,7 @@ def _explain_unknown(error: UnknownCommandError | UnknownOptionError) -> str:
         hint = f'Did you mean "{meant}"?' if meant else f"There are {', '.join(commands)}."
         return f'Unknown command "{word:.80}". {hint}'
     word = error.token.keyword or error.token.value
-    names = [name for each in error.argument_collection for name in each.names]
+    names = [name for each in error.argument_collection if each.parse for name in each.names]
     if word == "--prompt" and "PROMPT" in names:
         return "Unknown option: --prompt. The prompt stands alone, in quotes."
     meant = suggest(word, [name for name in names if name.startswith("--")], OPTIONS)

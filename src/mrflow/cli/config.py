@@ -105,8 +105,7 @@ def _arguments(command: str) -> ArgumentCollection:
 
 
 def _names(arguments: Iterable[Argument]) -> set[str]:
-    typed = [each for each in arguments if each.parameter.parse is not False]
-    return {name for each in typed for name in each.names if name.startswith("--")}
+    return {name for each in arguments if each.parse for name in each.names if name.startswith("--")}
 
 
 def _common_options() -> set[str]:
