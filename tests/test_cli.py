@@ -96,6 +96,7 @@ def test_wrong_usage_exits_with_2_and_an_empty_stdout(arguments):
         (["generate", "a lake", "--cfg-scale", "4"], "Did you mean --guidance?"),
         (["generate", "a lake", "--neg", "fog"], "Unknown option: --neg. Did you mean --negative?"),
         (["finish", "a.png", "--width", "512"], "Unknown option: --width. See:"),
+        (["generate", "a lake", "--tile", "whale"], "'whale' is no whole number, nor 'whole'."),
         (["generate", "--prompt", "a lake"], "The prompt stands alone, in quotes."),
         (["generate"], "Missing argument PROMPT. See: mrflow generate --help"),
         (["estimate"], "Missing argument MODEL. See: mrflow estimate --help"),

@@ -20,21 +20,22 @@ _T = TypeVar("_T", bound="_PlanOptions")
 
 
 def _option(about: About) -> Any:
-    kind: Any = about.typed(Whole if about.kind is int else about.kind)
-    if about.each:  # cyclopts holds what the converter makes against the type where pydantic is loaded
+    kind: Any = Whole if about.kind is int else about.kind
+    read = about.each or (about.choices and about.kind is not str)
+    if read:  # cyclopts holds what the converter makes against the type where pydantic is loaded
         kind = Any
     default = "the model's" if about.absent is None else "the plan's"
     more = Parameter(name=about.options, metavar=about.metavar, help=about.text, show_default=default)
-    several = Parameter(converter=partial(_to_several, about)) if about.each else None
-    return Annotated[kind | None, more, several]
+    return Annotated[kind | None, more, Parameter(converter=partial(_to_value, about)) if read else None]
 
 
-def _to_several(about: About, _kind: type, tokens: Sequence[Token]) -> Any:
+def _to_value(about: About, _kind: type, tokens: Sequence[Token]) -> Any:
     try:
         return about.read(tokens[0].value)
     except ValueError:
-        kind = "whole number" if about.kind is int else "number"
-        raise ValueError(f"{tokens[0].value[:80]!r} is no {kind}, nor one for each level, as in 1+2.") from None
+        kinds = ["whole number" if about.kind is int else "number"]
+        kinds += [*(["one for each level, as in 1+2"] if about.each else []), *map(repr, about.choices)]
+        raise ValueError(f"{tokens[0].value[:80]!r} is no {', nor '.join(kinds)}.") from None
 
 
 _OPTIONS: dict[str, Any] = {
