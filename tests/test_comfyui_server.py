@@ -244,7 +244,7 @@ def test_the_sampler_gives_what_a_call_gives(
     nodes = {"plan": plan(**numbers), "sigmas": node("TestSigmas", sigmas=json.dumps(sigmas))}
     saved = {"saved": save("sampler", 1), "draft": save("sampler", 2), "lifted": save("sampler", 3)}
     outputs = server.run(graph(server, family, **nodes, sampler=sampler(sigmas=["sigmas", 0]), **saved))
-    usual = {"steps": 3, "refine_sigma": 0.25, "true_cfg_scale": 1.0}
+    usual = {"steps": 3, "refine_sigma": 0.25, "true_cfg_scale": 1.0, "noise": "own"}
     guided = numbers.get("true_cfg_scale", 1.0) > 1
     asked = {"negative_prompt": NEGATIVE} if guided else {}
     ours = stages(fast, fast, prompt=PROMPT, plan=Plan(**{**usual, **numbers}), **asked)
@@ -264,7 +264,7 @@ def test_a_switch_goes_on_as_a_call_does(server: ComfyUI, models: dict[str, MrFl
     numbers = {name: [name, 0] for name in wired}
     nodes = {"plan": plan(steps=3, refine_steps=1, switch=True), **wired, "sampler": sampler(**numbers)}
     outputs = server.run(graph(server, family, **nodes, saved=save("sampler", 1), draft=save("sampler", 2)))
-    ours = stages(fast, fast, prompt=PROMPT, plan=replace(get_plan("3/4"), true_cfg_scale=1.0))
+    ours = stages(fast, fast, prompt=PROMPT, plan=replace(get_plan("3/4"), true_cfg_scale=1.0, noise="own"))
     assert_same(server.pictures(outputs["draft"]), ours["decode_draft"])
     assert_same(server.pictures(outputs["saved"]), ours["decode"])
 
