@@ -114,10 +114,12 @@ def shrink_noise(noise: Tensor, height: int, width: int) -> Tensor:
 def keep_colors(pixels: Tensor, draft: Tensor, share: float) -> Tensor:
     """Return pixels (B, 3, H, W) with the low frequencies of a draft (B, 3, h, w), the mean among them.
 
-    Both in [0, 1], float32; the result too. share: in (0, 1], of the draft's frequencies along each side, rounded
+    Both in [0, 1], float32; the result too. share: in [0, 1], of the draft's frequencies along each side, rounded
     up: those of the orthonormal cosine transform, of which the first is the mean. What is finer is left as it is,
-    but for what leaves [0, 1].
+    but for what leaves [0, 1]; with 0 the pixels are returned themselves.
     """
+    if not share:
+        return pixels
     counts = [math.ceil(share * min(sides)) for sides in zip(draft.shape[-2:], pixels.shape[-2:], strict=True)]
     (down, across), (rows, columns) = (
         [_cosines(side)[:count].to(each) for side, count in zip(each.shape[-2:], counts, strict=True)]

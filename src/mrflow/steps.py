@@ -273,13 +273,7 @@ def _run_without_a_step(run: Run, asked: _Pass, more: Mapping[str, Any]) -> Tens
 def upscale(run: Run, batch: Batch, pixels: Tensor, size: Size) -> Tensor:
     """Return pixels (B, 3, height, width) of exactly `size` from smaller ones, (B, 3, h, w)."""
     larger = run.model.lift(batch.plan).upscale(pixels, *size, tile=batch.plan.cut(*size))
-    return _guarded(batch, larger, pixels)
-
-
-def _guarded(batch: Batch, pixels: Tensor, drafts: Tensor) -> Tensor:
-    """Return pixels with the colours of drafts, as far as the plan wants it."""
-    guard = batch.plan.color_guard
-    return keep_colors(pixels, drafts, guard) if guard else pixels
+    return keep_colors(larger, pixels, batch.plan.color_guard)
 
 
 def _unpack(run: Run, kept: Tensor, drafts: Tensor) -> Tensor:
@@ -362,7 +356,7 @@ def _decode(run: Run, batch: Batch, latents: Tensor, size: Size, drafts: Tensor 
     latents = latents.to(autoencoder_device(run.model.pipe, run.clock.device))
     with _autoencoder(run, batch, size):
         pixels = run.model.backbone.decode(run.model.pipe, latents, *size).to(run.clock.device)
-    return pixels if drafts is None else _guarded(batch, pixels, drafts)
+    return pixels if drafts is None else keep_colors(pixels, drafts, batch.plan.color_guard)
 
 
 decode_draft = timed("decode_draft")(_decode)

@@ -54,7 +54,7 @@ def run_unrefined(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
         size = (draft.base_recipe.width, draft.base_recipe.height)
         with torch.no_grad(), clock.stage("upscale") as stage:
             larger = upscaler.upscale(draft.pixels, *size)
-            stage.pixels = keep_colors(larger, draft.pixels, plan.color_guard) if plan.color_guard else larger
+            stage.pixels = keep_colors(larger, draft.pixels, plan.color_guard)
         images += to_pil(stage.pixels)
     later = clock.totals()
     total = drafts.seconds["total"] + later["total"]

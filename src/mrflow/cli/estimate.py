@@ -111,9 +111,9 @@ def _table(found: Estimate, ways: Sequence[Way], allowed: int | None) -> Table:
     table.add_row("total", *(f"{way.operations / 1e12:,.1f}" for way in ways), style="bold")
     table.add_row("times fewer operations", *(f"{found.speedup(way):.2f}" for way in ways), style="bold")
     for held in BITS:
-        peaks = [max(found.memory(way, held).values()) for way in ways]
+        peaks = [found.peak(way, held) for way in ways]
         table.add_row(f"memory, weights {held}, GB", *map(gigabytes, peaks))
-    peaks = [max(found.memory(way, offload="model").values()) for way in ways]
+    peaks = [found.peak(way, offload=True) for way in ways]
     table.add_row("memory with model offload, GB", *map(gigabytes, peaks))
     if allowed:
         within = [found.within(way, allowed) for way in ways]
