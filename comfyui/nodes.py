@@ -10,6 +10,7 @@ from typing import Any
 import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -150,6 +151,7 @@ class Refine(io.ComfyNode):
                 _number("true_cfg_scale", 1.0),
                 io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler"),
                 _negative(),
+                _number("tile", passes.USUAL["tile"]),
             ],
             outputs=[io.Latent.Output(), io.Image.Output()],
         )
@@ -168,7 +170,7 @@ class Refine(io.ComfyNode):
     ) -> io.NodeOutput:
         """Return the refined latents and pictures."""
         way = _Sampling(model, positive, negative, vae, sampler_name, _seeds(seed, len(image)))
-        latents = way.refine(way.encode(image), Plan(**numbers))
+        latents = way.refine(way.encode(image), passes.make_plan(**numbers))
         return io.NodeOutput({"samples": latents}, way.decode(latents))
 
 
@@ -302,7 +304,7 @@ class _Sampling:
             sigmas = refine_sigmas(plan.refine_sigma, plan.refine_steps)
             levels = passes.levels(sigmas, flow, float(getattr(law, "sigma_data", 1.0)))
         noise = passes.refine_noise(self.seeds, latents.shape[1:])
-        return self._denoise(latents, noise, levels, passes.scales(plan)[1])
+        return self._denoise(latents, noise, levels, passes.scales(plan)[1], tile=plan.tile)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return latents as pictures (B, h, w, 3)."""
@@ -310,10 +312,18 @@ class _Sampling:
         return made.reshape(-1, *made.shape[-3:])
 
     def _denoise(
-        self, latents: Tensor, noise: Tensor, sigmas: Tensor, scale: float, above: float = -1.0
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        sigmas: Tensor,
+        scale: float,
+        above: float = -1.0,
+        tile: int | None = None,
     ) -> Tensor:
         passes.check_guidance(scale, self._negative)
-        guider = _Guider(self.model)
+        guider = _Guider(
+            _in_tiles(self.model, tile, self.vae.spacial_compression_encode()) if tile else self.model
+        )
         guider.set_conds(self._positive, self._negative or self._positive)
         guider.scale, guider.above = scale, above
         cuda = [self.model.load_device] if self.model.load_device.type == "cuda" else []
@@ -338,6 +348,20 @@ class _Guider(comfy.samplers.CFGGuider):
     def predict_noise(self, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.set_cfg(self.scale if float(timestep.max()) > self.above else 1.0)
         return super().predict_noise(x, timestep, *args, **kwargs)
+
+
+def _in_tiles(model: Any, tile: int, cells: int) -> Any:
+    """Return a clone of a model that answers in tiles of `tile` pixels a side, and asks for the memory of one."""
+    model, patch = model.clone(), max(passes.MULTIPLE // cells, 1)
+    within = model.model_options.get("model_function_wrapper")
+    model.set_model_unet_function_wrapper(passes.Tiles(tile // (patch * cells), patch, within))
+
+    def prepare(run: Any, patcher: Any, shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+        return run(patcher, [*shape[:-2], *(min(side, tile // cells) for side in shape[-2:])], *args, **kwargs)
+
+    kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
+    comfy.patcher_extension.add_wrapper(kind, prepare, model.model_options, is_model_options=True)
+    return model
 
 
 def _sampler(name: str, like: Tensor, sigmas: Tensor, seeds: Sequence[int]) -> Any:

@@ -6,7 +6,7 @@ where the autoencoder is one of videos.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from mrflow.errors import MrFlowError, PlanError
 from mrflow.jobs import check_size
 from mrflow.plan import ABOUT, DEFAULT_PLAN, NATIVE, PRESETS, SWITCH, About, Plan
 from mrflow.sampling import draft_generators, make_noise, refine_generators, shrink_noise
+from mrflow.tiles import in_tiles
 
 MULTIPLE = 16  # pixels of a patch in nearly all families; ComfyUI itself pads for those of 32
 OWN_NUMBERS = "the numbers below"
@@ -24,10 +25,9 @@ ELSEWHERE = {
     "guidance_scale": "FluxGuidance",
     "solver": "sampler_name",
     "scales": "MrFlowLift and MrFlowRefine again",
-    "tile": "VAE Decode (Tiled)",
 }
 """Numbers of a plan that ComfyUI has a place for already."""
-USUAL = {"true_cfg_scale": 1.0, "guidance_stop": 1.0}
+USUAL = {"true_cfg_scale": 1.0, "guidance_stop": 1.0, "tile": 0}
 """What stands in a widget where a plan's None is the model's own, which no node can know."""
 SINGLE = {name: preset for name, preset in PRESETS.items() if preset.plan.scales is None}
 """The presets of one lift."""
@@ -63,13 +63,18 @@ def make_target(
     """
     check_size(width, height, MULTIPLE)
     usual = {name: default for name, _, default in numbers()}
-    plan = Plan(**{**usual, **given, **({"refine_sigma": SWITCH} if switch else {})})
+    plan = make_plan(**{**usual, **given, **({"refine_sigma": SWITCH} if switch else {})})
     if preset != OWN_NUMBERS:
         named = SINGLE[preset].plan
         other = {name for name in ABOUT if getattr(named, name) != getattr(DEFAULT_PLAN, name)}
         said = {"steps", "refine_steps", "refine_sigma", *other}
         plan = replace(plan, **{name: getattr(named, name) for name in said})
     return Target(plan, width, height)
+
+
+def make_plan(*, tile: int = 0, **numbers: Any) -> Plan:
+    """Return the plan of a node's numbers, whose 0 for `tile` cuts nothing; raises PlanError."""
+    return Plan(tile=tile or None, **numbers)
 
 
 def scales(plan: Plan) -> tuple[float, float]:
@@ -137,6 +142,78 @@ def stream_seeds(seeds: Sequence[int]) -> list[int]:
     return [generator.initial_seed() for generator in refine_generators(seeds)]
 
 
+class Tiles:
+    """Has a model answer in tiles, as ComfyUI's wrapper of a model's function.
+
+    All of the text and the references is every tile's; of a ControlNet's answers and of what is concatenated each
+    has its own part. Models that know `rope_options` (FLUX, Z-Image, Lumina, Wan) are told where a tile lies; for
+    others positions begin anew.
+
+    side: of a tile, in patches. patch: latents of a patch. within: another wrapper, to go on with.
+    """
+
+    def __init__(self, side: int, patch: int, within: Callable[..., Tensor] | None = None) -> None:
+        self._side, self._patch, self._within = side, patch, within
+
+    def __call__(self, apply: Callable[..., Tensor], given: Mapping[str, Any]) -> Tensor:
+        """Return what the model answers for given["input"] (B, C, h, w) or (B, C, 1, h, w)."""
+        conditions, down, across = given["c"], *(side // self._patch for side in given["input"].shape[-2:])
+        options = conditions.get("transformer_options", {})
+        rope = options.get("rope_options", {})
+        maps = any(value.ndim == 4 for value in _tensors(conditions.get("control")))  # at an eighth of the latents
+
+        def part(rows: slice, columns: slice) -> Tensor:
+            place = {
+                f"shift_{axis}": rope.get(f"shift_{axis}", 0.0) + rope.get(f"scale_{axis}", 1.0) * span.start
+                for axis, span in (("y", rows), ("x", columns))
+            }
+            taken = {
+                name: _take(value, rows, columns, down, across) if name in _SPATIAL else value
+                for name, value in conditions.items()
+            }
+            taken["transformer_options"] = {**options, "rope_options": {**rope, **place}}
+            latents = _take(given["input"], rows, columns, down, across)
+            if self._within is not None:
+                return self._within(apply, {**given, "input": latents, "c": taken})
+            return apply(latents, given["timestep"], **taken)
+
+        return in_tiles(part, down, across, self._side, max(self._side // 4, 2), 4 if maps else 1)
+
+    def to(self, device: Any) -> Tiles:
+        """Move another wrapper, if it is one to be moved, as ComfyUI does with models."""
+        if hasattr(self._within, "to"):
+            self._within = self._within.to(device)
+        return self
+
+
+_SPATIAL = ("c_concat", "denoise_mask", "control")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+
+
+def _take(value: Any, rows: slice, columns: slice, down: int, across: int) -> Any:
+    """Return a tile's part of maps (..., h, w) or tokens (B, N, C) of a picture of down x across patches."""
+    if isinstance(value, dict):
+        return {name: _take(each, rows, columns, down, across) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_take(each, rows, columns, down, across) for each in value)
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim == 3:
+        return value.unflatten(1, (down, across))[:, rows, columns].flatten(1, 2)
+    y, x = (
+        slice(span.start * have // count, span.stop * have // count)
+        for span, have, count in ((rows, value.shape[-2], down), (columns, value.shape[-1], across))
+    )
+    return value[..., y, x]
+
+
 def check_guidance(scale: float, negative: object) -> None:
     """Raise MrFlowError where guidance has nothing to guide away from."""
     if scale != 1 and negative is None:
@@ -161,7 +238,9 @@ def tooltip(about: About) -> str:
 
 
 def bounds(about: About) -> Mapping[str, float]:
-    """Return the limits and the step of a widget, within the number's own."""
+    """Return the limits and the step of a widget, within the number's own; from 0 for tiles."""
+    if about is ABOUT["tile"]:
+        return {"min": 0, "max": int(about.high), "step": MULTIPLE}
     step = 1 if about.kind is int else 0.01
     low, high = (about.low + step * (about.low in about.open), about.high - step * (about.high in about.open))
     return {"min": about.kind(low), "max": about.kind(high), "step": step}

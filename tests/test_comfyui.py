@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from comfyui import passes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools import comfyui_pack, comfyui_workflows
+from torch import Tensor
 
 import mrflow
 from mrflow import Plan
@@ -42,6 +44,7 @@ ACTS = {
     "noise",
     "lift",
     "color_guard",
+    "tile",
 }
 
 
@@ -148,8 +151,61 @@ def test_widgets_stay_within_a_numbers_own_bounds() -> None:
             continue
         limits = passes.bounds(about)
         for value in (limits["min"], limits["max"], default):
-            about.check(name, value)
+            passes.make_plan(**{name: value})
         assert passes.tooltip(about)
+
+
+class Linear:
+    """A model that adds to each latent what it is told about its place; `seen` keeps the shapes it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, latents: Tensor, timestep: Tensor, **told: Any) -> Tensor:
+        self.seen.append(tuple(latents.shape))
+        rope, control = told["transformer_options"]["rope_options"], told["control"]
+        height, width = latents.shape[-2] // 2, latents.shape[-1] // 2
+        rows = torch.linspace(rope["shift_y"], rope["shift_y"] + height - 1, height)
+        columns = torch.linspace(rope["shift_x"], rope["shift_x"] + width - 1, width)
+        tokens = control["input"][0].transpose(1, 2).unflatten(2, (height, width))
+        places = tokens + rows[:, None] + 100 * columns + told["c_crossattn"].mean()
+        return latents + told["c_concat"] + places.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_tiles_are_told_where_they_lie_and_get_their_part_of_the_rest() -> None:
+    latents, down, across = torch.randn(2, 4, 24, 44), 12, 22
+    conditions = {
+        "c_concat": torch.randn(2, 4, 24, 44),
+        "c_crossattn": torch.randn(2, down * across, 4),  # as many words as there are patches: no map of them
+        "control": {"input": [torch.randn(2, down * across, 4)]},
+        "transformer_options": {"rope_options": {"shift_x": 3.0}, "cond_or_uncond": [0, 1]},
+    }
+    whole, cut = Linear(), Linear()
+    given = {"input": latents, "timestep": torch.ones(2), "c": conditions}
+    wanted = passes.Tiles(32, 2)(whole, given)
+    made = passes.Tiles(8, 2)(cut, given)
+    assert torch.allclose(made, wanted, atol=1e-4)
+    assert whole.seen == [(2, 4, 24, 44)]
+    assert set(cut.seen) == {(2, 4, 16, 16)}
+    assert wanted[0, 0, 0, 0] != wanted[0, 0, 2, 0]
+
+
+def test_tiles_go_on_with_another_wrapper_and_cut_maps_of_every_level() -> None:
+    latents, seen = torch.randn(1, 4, 24, 48), set()
+    control = {"middle": [torch.arange(72.0).view(1, 1, 6, 12)], "output": [torch.randn(1, 1, 24, 48), None]}
+
+    def within(apply: Any, given: dict[str, Any]) -> Tensor:
+        shape, part = given["input"].shape[-2:], given["c"]["control"]
+        assert part["middle"][0].shape[-2:] == tuple(side // 4 for side in shape)
+        assert part["output"][0].shape[-2:] == shape
+        assert part["output"][1] is None
+        seen.add(float(part["middle"][0][0, 0, 0, 0]))
+        return given["input"]
+
+    assert torch.allclose(
+        passes.Tiles(8, 2, within)(None, {"input": latents, "timestep": None, "c": {"control": control}}), latents
+    )
+    assert len(seen) > 2
 
 
 # --- the workflows ---

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import diffusers as d
 import pytest
 import torch
 from diffusers import ModularPipeline
@@ -17,17 +19,23 @@ from mrflow.modular import (
     FAMILIES,
     Blocks,
     Flux2KleinBlocks,
+    Flux3Blocks,
+    Flux3DistilledBlocks,
     FluxBlocks,
     Krea2TurboBlocks,
     QwenImage21Blocks,
     StableDiffusion3Blocks,
     ZImageBlocks,
 )
+from mrflow.sampling import draft_generators, make_noise, refine_generators, refine_sigmas
 from support.families import CASES, SIGMA, SIZE, make_fast
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers calls guiders experimental, each time one is made
 PLAN = Plan(steps=3, refine_steps=2, refine_sigma=SIGMA, true_cfg_scale=1.0)
-GUIDED = [kind for kind in FAMILIES if "guider" in {each.name for each in kind().expected_components}]
+FLUX3 = (Flux3Blocks, Flux3DistilledBlocks)
+"""Which have no pipeline that MrFlow could drive."""
+BESIDE = [kind for kind in FAMILIES if kind not in FLUX3]
+GUIDED = [kind for kind in BESIDE if "guider" in {each.name for each in kind().expected_components}]
 
 
 def make(kind: type[Blocks], *, texts: bool = True) -> tuple[Any, MrFlow]:
@@ -69,7 +77,7 @@ def run(made: Any, plan: Plan, **more: Any) -> Any:
     return made(seed=7, width=SIZE[0], height=SIZE[1], plan=plan, output_type="pt", **more)
 
 
-@pytest.mark.parametrize("kind", FAMILIES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", BESIDE, ids=lambda kind: kind.__name__)
 def test_the_blocks_give_what_mrflow_gives(kind: type[Blocks]) -> None:
     texts = kind is QwenImage21Blocks  # which tells more of its texts than their embeddings, and has no template
     made, fast = make(kind, texts=texts)
@@ -82,6 +90,96 @@ def test_the_blocks_give_what_mrflow_gives(kind: type[Blocks]) -> None:
     assert (state.upscaled - expected["upscale"]).abs().max() < 1e-5
     assert (state.images[:, :3].float() - expected["decode"]).abs().max() < 1e-5
     assert state.images.std() > 0.01
+
+
+def make_flux3(kind: type[Blocks]) -> tuple[Any, Any]:
+    """Return the blocks' pipeline and diffusers' own blocks over the same components, without text encoders."""
+    torch.manual_seed(5)
+    transformer = d.Flux3Transformer2DModel(
+        in_channels=16,
+        cond_in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        axes_dims_rope=(4, 4, 4, 4),
+        flow_map=kind is Flux3DistilledBlocks,
+    )
+    parts = {"transformer": transformer.eval(), "vae": CASES["Flux2Pipeline"].make().vae}
+    made = []
+    for blocks in (kind(), getattr(d, kind.auto)()):
+        for name in ("prompt_upsampler", "text_encoder"):
+            blocks.sub_blocks.pop(name)
+        pipe = blocks.init_pipeline()
+        pipe.update_components(**parts)
+        pipe.set_progress_bar_config(disable=True)
+        made.append(pipe)
+    made[0].update_components(upscaler="bicubic")
+    return made[0], made[1]
+
+
+def refined_by_hand(pipe: Any, pixels: Tensor, plan: Plan, texts: list[Tensor], scale: float) -> Tensor:
+    """Return pictures (1, 3, H, W) after Euler steps written out, with tokens' places and times given outright."""
+    vae, rows, columns = pipe.vae, SIZE[1] // 16, SIZE[0] // 16
+    mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    patches = torch.nn.functional.pixel_unshuffle(vae.encode(pixels * 2 - 1).latent_dist.mode(), 2)
+    tokens = (patches.flatten(2).mT - mean) / std
+    noise = make_noise(patches.shape[1:], refine_generators([7])).flatten(2).mT
+    sigmas = refine_sigmas(plan.refine_sigma, plan.refine_steps)
+    x = (1 - sigmas[0]) * tokens + sigmas[0] * noise
+    zero, down, across = torch.zeros(()), torch.arange(rows) * 0.5, torch.arange(columns) * 0.5
+    places = torch.cartesian_prod(zero[None], down, across, zero[None])
+    for sigma, after in pairwise(sigmas):
+        answers = [
+            pipe.transformer(
+                hidden_states=x,
+                encoder_hidden_states=text,
+                timestep=torch.tensor([sigma]),
+                img_ids=places,
+                txt_ids=torch.cat([torch.zeros(text.shape[1], 3), torch.arange(text.shape[1])[:, None]], 1),
+                **({"target_timestep": torch.tensor([after])} if pipe.transformer.config.flow_map else {}),
+            ).sample
+            for text in texts
+        ]
+        velocity = answers[0] if scale == 1 else answers[1] + scale * (answers[0] - answers[1])
+        x = x + (after - sigma) * velocity
+    grid = (x * std + mean).mT.unflatten(2, (rows, columns))
+    return (vae.decode(torch.nn.functional.pixel_shuffle(grid, 2)).sample / 2 + 0.5).clamp(0, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("kind", FLUX3, ids=lambda kind: kind.__name__)
+def test_flux3_drafts_as_its_own_blocks_do_and_refines_as_written_out(kind: type[Blocks], scale: float) -> None:
+    distilled = kind is Flux3DistilledBlocks
+    if distilled and scale != 1:
+        pytest.skip("distilled ones have no guidance")
+    made, own = make_flux3(kind)
+    plan = replace(PLAN, noise="own", true_cfg_scale=scale)
+    texts = [torch.randn(1, 7, 12), torch.randn(1, 5, 12)]
+    given = {"prompt_embeds": texts[0]} | ({} if scale == 1 else {"negative_prompt_embeds": texts[1]})
+    state = run(made, plan, **given)
+    if not distilled:
+        own.update_components(guider=d.ClassifierFreeGuidance(guidance_scale=scale, enabled=scale > 1))
+    draft = own(
+        num_inference_steps=3,
+        generator=draft_generators([7]),
+        width=SIZE[0] // 2,
+        height=SIZE[1] // 2,
+        output_type="pt",
+        **given,
+    ).images
+    assert (state.drafts - draft).abs().max() < 1e-5
+    expected = refined_by_hand(made, state.upscaled, plan, texts, scale)
+    assert (state.images - expected).abs().max() < 1e-5
+    assert state.images.std() > 0.01
+    assert (run(made, replace(plan, noise="native"), **given).drafts - draft).abs().max() > 0.01
+
+
+def test_flux3_rewrites_prompts_first_unless_that_is_taken_out() -> None:
+    for kind in FLUX3:
+        assert list(kind().sub_blocks)[:2] == ["prompt_upsampler", "text_encoder"]
 
 
 def test_noise_of_a_drafts_own_can_be_asked_for() -> None:

@@ -136,6 +136,7 @@ def _impossible() -> Iterable[str]:
     for argument, reason in WRONG_ARGUMENTS.items():
         yield f"- Any pipeline whose call takes `{argument}=`: {reason}."
     yield "\nGive a picture that is to be changed to `enhance`, with the family's text-to-image pipeline."
+    yield "FLUX.3 has no pipeline class in diffusers: `mrflow.modular` runs it ([pipelines.md](pipelines.md))."
     yield "\n## Not yet\n"
     yield from (f"- `{pipeline}`: it has {reason}." for pipeline, reason in NOT_YET.items())
     yield "\nAny other class needs a backbone of its own: see `mrflow.backbones` and `register_backbone`."

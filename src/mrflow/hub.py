@@ -9,6 +9,8 @@ from mrflow.known_models import meant
 
 _PATIENCE = 5.0  # seconds; the hub's own client tries five times over half a minute
 
+MODULAR = "A model made for Modular Diffusers, as FLUX.3 is, runs by mrflow.modular: docs/pipelines.md."
+
 
 def is_offline() -> bool:
     """Return whether the hub is not to be asked, or does not answer one short question. Nothing is fetched."""
@@ -62,7 +64,7 @@ def explain(name: str, error: BaseException) -> str:
     if is_any(hub.EntryNotFoundError):
         return (
             f"{name} is no pipeline in diffusers' layout: it has no model_index.json, or lacks a file that this "
-            "names. Of single files download one, and give its path."
+            f"names. Of single files download one, and give its path. {MODULAR}"
         )
     if is_any(SafetensorError):
         return (

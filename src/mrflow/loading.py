@@ -29,7 +29,7 @@ from mrflow.errors import (
     reason,
     warn,
 )
-from mrflow.hub import explain, is_offline
+from mrflow.hub import MODULAR, explain, is_offline
 from mrflow.known_models import FILES, find, full_name, is_file, meant
 from mrflow.model import VAE_TILE, Model
 from mrflow.offloading import AUTO, check_offload, check_quantize, choose, place, quantization
@@ -358,7 +358,9 @@ def check_source(source: str | Path) -> str:
     path, name = Path(source), str(source)
     if name.strip() and os.path.isdir(path):  # os.path, for it takes any text, however long
         if not (path / _INDEX).is_file():
-            raise ModelError(f"The folder {path} holds no model_index.json; it must be in diffusers' layout.")
+            raise ModelError(
+                f"The folder {path} holds no model_index.json; it must be in diffusers' layout. {MODULAR}"
+            )
         return str(path.resolve())
     name = name if isinstance(source, Path) else full_name(name)
     if name.strip() and os.path.isfile(path):

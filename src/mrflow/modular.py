@@ -13,14 +13,19 @@ width, generator and latents. Scheduler and guider are exchanged for a pass and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import diffusers
 import torch
-from diffusers.modular_pipelines import ModularPipelineBlocks, SequentialPipelineBlocks
+from diffusers.modular_pipelines import (
+    LoopSequentialPipelineBlocks,
+    ModularPipelineBlocks,
+    SequentialPipelineBlocks,
+)
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ConfigSpec, InputParam, OutputParam
 from torch import Tensor
@@ -244,13 +249,25 @@ class DraftStep(_Pass):
         take_head(scheduler, 0)
         values: dict[str, Any] = {"width": native[0], "height": native[1], "latents": None}
         values["generator"] = draft_generators(state.get("seeds"))
-        with settings(components, {"scheduler": scheduler}):
-            _, inner = self.sub_blocks["denoise"](components, self.copy(state, values))
+        denoise = self.sub_blocks["denoise"]
+        with ExitStack() as stack:
+            stack.enter_context(settings(components, {"scheduler": scheduler}))
+            for loop in _loops(denoise):  # some miss what no step has left in the state
+                stack.enter_context(settings(loop, {"set_block_state": lambda *_: None}))
+            _, inner = denoise(components, self.copy(state, values))
         given = inner.get("latents")
         unpacked = backbone.unpack(pipe, given, *native) if given.ndim == 3 else given  # some unpack it themselves
         noise = unpacked.squeeze(2) if unpacked.ndim == 5 else unpacked
         rows, columns = noise.shape[-2] * size[1] // native[1], noise.shape[-1] * size[0] // native[0]
         return backbone.pack(pipe, shrink_noise(noise, rows, columns).to(given.dtype))
+
+
+def _loops(block: Any) -> Iterator[Any]:
+    """Yield the loops over steps inside a block."""
+    if isinstance(block, LoopSequentialPipelineBlocks):
+        yield block
+    for inner in block.sub_blocks.values():
+        yield from _loops(inner)
 
 
 class RefineStep(_Pass):
@@ -292,17 +309,20 @@ def _guided(components: Any, true_cfg_scale: float | None, stop: float = 1.0) ->
 class Blocks(SequentialPipelineBlocks):  # type: ignore[misc]
     """The whole method for one family, which its subclasses name.
 
-    pipeline: the family's pipeline class in diffusers. auto: its blocks; text, denoising and decoding serve here.
+    pipeline: a pipeline class in diffusers that treats latents as the family does. auto: the family's blocks, of
+        which text, denoising and decoding serve here. before: blocks of these that come first.
     """
 
     pipeline: ClassVar[str]
     auto: ClassVar[str]
+    before: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         family = getattr(diffusers, self.auto)()
         known, parts = (self.pipeline, family.model_name), family.sub_blocks
         denoise, decode = parts["denoise"], parts["decode"]
         steps = {
+            **{name: parts[name] for name in self.before},
             "text_encoder": parts["text_encoder"],
             "plan": PlanStep(*known),
             "draft": DraftStep(_Family(*known), denoise, decode),
@@ -363,6 +383,18 @@ class Flux2KleinBaseBlocks(Blocks):
     """FLUX.2 Klein Base."""
 
     pipeline, auto = "Flux2KleinPipeline", "Flux2KleinBaseAutoBlocks"
+
+
+class Flux3Blocks(Blocks):
+    """FLUX.3, which has FLUX.2's autoencoder, no pipeline beside its blocks, and a model that rewrites prompts."""
+
+    pipeline, auto, before = "Flux2Pipeline", "Flux3AutoBlocks", ("prompt_upsampler",)
+
+
+class Flux3DistilledBlocks(Blocks):
+    """FLUX.3, distilled to 16 steps, each of which is told where it ends."""
+
+    pipeline, auto, before = "Flux2Pipeline", "Flux3DistilledAutoBlocks", ("prompt_upsampler",)
 
 
 class QwenImageBlocks(Blocks):
