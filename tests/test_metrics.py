@@ -180,6 +180,31 @@ def test_blur_takes_fine_energy_and_brightness_alone_has_none() -> None:
     assert pixels.fine_energy(torch.full((1, 3, 32, 32), 0.7)).item() == pytest.approx(0, abs=1e-20)
 
 
+@pytest.mark.parametrize("period", [2.5, 8, 16])
+@pytest.mark.parametrize("across", [False, True])
+def test_stripes_along_a_side_stand_out_by_their_power(period: float, across: bool) -> None:
+    """A wave among noise: its power over the median of the noise's, which is ln 2 of the mean."""
+    side, amplitude, deviation = 512, 4 / 255, 0.1
+    grain = torch.randn(8, 1, side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    wave = amplitude * torch.sin(2 * math.pi * torch.arange(side, dtype=torch.float64) / period)
+    striped = 0.5 + deviation * grain + (wave if across else wave[:, None])
+    energy = side * 3 / 8 * deviation**2 / side  # of noise in the profile under a Hann window
+    faint = (pixels.FAINT / 255 * side / 4) ** 2
+    expected = 10 * math.log10((amplitude * side / 4) ** 2 / (math.log(2) * energy + faint))
+    assert pixels.stripes(striped.expand(-1, 3, -1, -1)).mean().item() == pytest.approx(expected, abs=1.5)
+
+
+def test_edges_diagonals_and_flat_pictures_are_no_stripes() -> None:
+    side = 256
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    diagonal = 0.5 + 0.1 * torch.sin(2 * math.pi * (rows + columns) / 8)
+    half = torch.where(columns < side // 2, 0.2, 0.8)
+    for image in (diagonal, half, torch.full((side, side), 0.5)):
+        assert pixels.stripes((image + 0.02 * noise(1, 1, side, side)).expand(1, 3, -1, -1)) < 15
+    assert pixels.stripes(torch.full((1, 3, 64, 64), 0.3)) == 0
+    assert pixels.stripes(noise(2, 3, 16, 8)).shape == (2,)
+
+
 def test_moments_and_drift_are_in_levels() -> None:
     image = torch.zeros(3, 4, 4)
     image[0] = 0.5

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 class Measurements:
     """One method's pictures, measured. Each array is (prompts, seeds, ...).
 
-    fine: energy. rings: radial power. mean: red, green, blue; contrast; both in levels of 255. psnr, ssim: to
-    the baseline, NaN for the baseline itself. hits: per attribute, NaN unasked. features, patch_features: the
-    inspector's, of whole pictures and of patches (prompts, seeds, patches, ...).
+    fine: energy. rings: radial power. stripes: in dB. mean: red, green, blue; contrast; both in levels of 255.
+    psnr, ssim: to the baseline, NaN for the baseline itself. hits: per attribute, NaN unasked. features,
+    patch_features: the inspector's, of whole pictures and of patches (prompts, seeds, patches, ...).
     learned: by metric. diversity: (prompts, 1), NaN with one seed.
     """
 
     fine: Floats
     rings: Floats
+    stripes: Floats
     mean: Floats
     contrast: Floats
     psnr: Floats
@@ -94,6 +95,7 @@ def _measure(image: Image.Image, other: Image.Image | None, question: Question, 
     return {
         "fine": float(pixels.fine_energy(tensor)[0]),
         "rings": pixels.radial_power(tensor)[0].numpy(),
+        "stripes": float(pixels.stripes(tensor)[0]),
         "mean": mean,
         "contrast": contrast,
         "psnr": None if other is None else pixels.psnr(image, other),

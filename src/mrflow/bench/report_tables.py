@@ -40,11 +40,13 @@ def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
             ],
         ),
         "More of quality": (
-            f"Changes are to the baseline{f', or to {plan}' if plan else ''}, in pairs; memory is the peak.",
+            f"Changes are to the baseline{f', or to {plan}' if plan else ''}, in pairs; memory is the peak. Stripes are waves "
+            "along a side through the whole picture; by chance some 9 dB.",
             [
                 _figure("change of composite", 3, "quality", "composite_change", signed=True),
                 _figure("change of found", 3, "quality", "found_change", "all", signed=True),
                 *(_figure(name, 3, "quality", name) for name in ("sharpness", "texture", "contrast")),
+                _figure("stripes, dB", 1, "quality", "stripes"),
                 Column("Fréchet", _frechet("frechet")),
                 _figure(f"Fréchet, to {plan}", 2, "quality", "frechet", "to_plan", signed=True),
                 Column("Fréchet of patches", _frechet("patch_frechet")),

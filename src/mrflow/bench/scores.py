@@ -154,6 +154,7 @@ def _quality(judged: _Judged, baseline: _Judged, first_plan: _Judged | None) -> 
         "sharpness": _ratio(mine.fine, base.fine),
         "texture": estimate(_rings(mine, base), _texture).to_dict(),
         "contrast": _ratio(mine.contrast, base.contrast),
+        "stripes": mean(mine.stripes).to_dict(),
         "color": {
             name: difference(mine.mean[..., k], base.mean[..., k]).to_dict()
             for k, name in enumerate(_CHANNELS)
