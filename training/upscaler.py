@@ -38,8 +38,10 @@ RUN = Path("runs/upscaler")
 WIDTH, LAYERS = 32, 8
 SIDE = 64
 """Side of the half-size crops."""
+SIZES = ((256, 256), (512, 512))
+"""Of the pictures that crops are taken from, in turn."""
 KEPT = 32
-"""Pictures, the last ones, that are not trained on."""
+"""Pictures of each size, the last ones, that are not trained on."""
 DRAFT_SHARE = 0.5
 """Share of the inputs that the flow has repainted."""
 LATENT_SHARE = 0.3
@@ -126,6 +128,15 @@ def check(network: nn.Module, small: Tensor, true: Tensor) -> dict[str, float]:
     return values
 
 
+def check_all(network: nn.Module, held_out: dict[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Return `check` for pictures of each side, which stands behind the names of all but the first."""
+    return {
+        name if side == SIZES[0][0] else f"{name}_{side}": value
+        for side, (small, true) in held_out.items()
+        for name, value in check(network, small, true).items()
+    }
+
+
 def main(
     minutes: Annotated[float, typer.Option(help="Training time; 0 only says how good the shipped one is.")] = 10,
     gan: Annotated[float, typer.Option(help="Share of the time, at the end, with the critic.")] = 0.6,
@@ -143,7 +154,8 @@ def main(
     """
     torch.manual_seed(seed)
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    pictures, captions, _ = read((256, 256))
+    painted = [read(size)[:2] for size in SIZES]
+    pictures = painted[0][0]
     vae = AutoencoderKL.from_pretrained(VAE, dtype=torch.float32).requires_grad_(False)
     vae.to(memory_format=torch.channels_last)
     projection = read_projection(vae, to_tensor(pictures[:64]))
@@ -155,24 +167,31 @@ def main(
     average = Average(network, 0.995)
     load_state(RUN, {"critic": contest.critic}, [contest.optimizer])
     eye = inspector.load(guide.FILE)
-    held_out = pairs(
-        pictures[-KEPT:], None, vae, projection, np.random.default_rng(1), torch.Generator().manual_seed(1), KEPT
-    )
+    held_out = {
+        size[0]: pairs(
+            each[-KEPT:], None, vae, projection, np.random.default_rng(1), torch.Generator().manual_seed(1), KEPT
+        )
+        for size, (each, _) in zip(SIZES, painted, strict=True)
+    }
     if not minutes:
-        print(json.dumps({name: round(value, 4) for name, value in check(network, *held_out).items()}))
+        print(json.dumps({name: round(value, 4) for name, value in check_all(network, held_out).items()}))
         return
-    pictures, repainted = pictures[:-KEPT], None
-    if drafts:
-        latents = repaint_all(pictures[:drafts], captions[:drafts], projection, True, DRAFTED, seed)
-        with torch.no_grad():
-            repainted = torch.cat([vae.decode(each).sample.clamp(-1, 1) / 2 + 0.5 for each in latents.split(32)])
+    learned: list[tuple[np.ndarray, Tensor | None]] = []
+    for each, captions in painted:
+        count, repainted = min(drafts, len(each) - KEPT), None
+        if count:
+            latents = repaint_all(each[:count], captions[:count], projection, True, DRAFTED, seed)
+            with torch.no_grad():
+                decoded = [vae.decode(part).sample.clamp(-1, 1) / 2 + 0.5 for part in latents.split(16)]
+            repainted = torch.cat(decoded)
+        learned.append((each[:-KEPT], repainted))
     log = Log("upscaler")
     start, step = time.monotonic(), 0
     while (progress := (time.monotonic() - start) / (minutes * 60)) < 1:
         set_lr(optimizers, step, progress, 50, 0.5)
         small, true = (
             x.contiguous(memory_format=torch.channels_last)
-            for x in pairs(pictures, repainted, vae, projection, rng, noise, batch)
+            for x in pairs(*learned[step % len(SIZES)], vae, projection, rng, noise, batch)
         )
         images = network(small)
         pixels, grain = pixel_loss(images, true), texture_loss(images, true)
@@ -195,8 +214,8 @@ def main(
         step += 1
         log.mean(values)
         if step % 100 == 0:
-            log.write(step, check(average.model, *held_out))
-    log.write(step, check(average.model, *held_out))
+            log.write(step, check_all(average.model, held_out))
+    log.write(step, check_all(average.model, held_out))
     FILE.parent.mkdir(parents=True, exist_ok=True)
     ended = average.model.state_dict()
     save_file({k: v.lerp(ended[k], blend).half().contiguous() for k, v in begun.items()}, FILE)
