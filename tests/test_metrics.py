@@ -14,7 +14,7 @@ from training.renders import write_renders
 from mrflow.errors import MissingExtraError, ModelError, PromptError
 from mrflow.images import to_pil
 from mrflow.metrics import attributes, pixels
-from mrflow.metrics.frechet import RENDERS, Gaussian, Reference, Renders, read_renders
+from mrflow.metrics.frechet import Gaussian, Reference, Renders, read_renders, renders_of
 from mrflow.metrics.intervals import Estimate, difference, estimate, mean, ratio_of_medians
 from mrflow.vista import inspector
 from mrflow.vista.grammar import ATTRIBUTES
@@ -131,16 +131,17 @@ def test_statistics_of_another_inspector_are_refused(tmp_path: Path) -> None:
         read_renders(network, file)
 
 
-def test_the_shipped_statistics_are_near_a_fresh_render() -> None:
+@pytest.mark.parametrize("side", [256, 512])
+def test_the_shipped_statistics_are_near_a_fresh_render(side: int) -> None:
     try:
-        renders = read_renders(inspector.FILE)
+        renders = read_renders(inspector.FILE, renders_of(side))
     except ModelError as error:
         pytest.skip(str(error))
     assert renders.pictures.count >= 1000
-    assert renders.patches.count == 16 * renders.pictures.count
+    assert renders.patches.count == (side // 64) ** 2 * renders.pictures.count
     assert renders.pictures.mean.shape == renders.patches.mean.shape == (256,)
     assert set(renders.accuracy) == set(ATTRIBUTES)
-    assert RENDERS.stat().st_size < 2**20
+    assert renders_of(side).stat().st_size < 2**20
     flat = attributes.features(inspector.load(), noise(64, 3, 64, 64))
     assert Reference(renders.pictures).distance(flat) > 1
 

@@ -24,7 +24,7 @@ from mrflow import MrFlow
 from mrflow.files import load_image, save_image
 from mrflow.images import to_tensor
 from mrflow.metrics.attributes import features, patch_features
-from mrflow.metrics.frechet import Distance, Gaussian, Reference, read_renders
+from mrflow.metrics.frechet import Distance, Gaussian, Reference, read_renders, renders_of
 from mrflow.metrics.intervals import Estimate, estimate
 from mrflow.metrics.pixels import fine_energy
 from mrflow.upscaler import Upscaler
@@ -109,7 +109,7 @@ def main(
     captions, network, fast = prompts(count, seed=SEED)[0], inspector.load(), MrFlow.from_pretrained("vista")
     fast.pipe.set_progress_bar_config(disable=True)
     plan = fast.model.resolve_plan("12+1")
-    renders = read_renders(inspector.FILE)
+    renders = read_renders(inspector.FILE, renders_of(256))
     references = {"renders": (Reference(renders.pictures), Reference(renders.patches))}
     seen: dict[str, Seen] = {}
     if native:

@@ -21,6 +21,7 @@ from mrflow.errors import ModelError, MrFlowWarning, warn
 from mrflow.files import encode_image, load_image, save_image, write_text
 
 if TYPE_CHECKING:
+    from mrflow.jobs import Size
     from mrflow.metrics.frechet import Renders
     from mrflow.metrics.learned import Score
     from mrflow.vista.inspector import Inspector
@@ -33,13 +34,13 @@ _OPEN = 3  # prompts whose pictures are seen at once
 
 
 def score_course(
-    course: Course, ledger: Ledger, learned: dict[str, Score], on_picture: OnRun, *, inspected: bool
+    course: Course, ledger: Ledger, learned: dict[str, Score], on_picture: OnRun, inspected: Size | None
 ) -> Json:
-    """Return the figures of all methods. inspected: let vista's inspector look at the pictures.
+    """Return the figures of all methods. inspected: the pictures' size, if vista's inspector is to look at them.
 
-    Warns where there are no statistics of fresh renders by this inspector; there is then no Frechet distance.
+    Warns where the statistics of fresh renders are not this inspector's; there is then no Frechet distance.
     """
-    inspector, renders = _load_inspector() if inspected else (None, None)
+    inspector, renders = _load_inspector(inspected) if inspected else (None, None)
     scores = score(course, ledger, Examiner(inspector, learned), renders, on_picture)
     return {**scores, "inspector": None if renders is None else dict(renders.accuracy)}
 
@@ -129,13 +130,15 @@ def _source(image: Image.Image, suffix: str) -> str:
     return f"data:image/{suffix[1:]};base64,{data}"
 
 
-def _load_inspector() -> tuple[Inspector, Renders | None]:
-    from mrflow.metrics.frechet import read_renders
+def _load_inspector(size: Size) -> tuple[Inspector, Renders | None]:
+    """Return the inspector and, for the sizes of which there are any, the statistics of fresh renders."""
+    from mrflow.metrics.frechet import read_renders, renders_of
     from mrflow.vista import inspector
 
-    try:
-        renders: Any = read_renders(inspector.FILE)
-    except ModelError as error:
-        warn(f"There will be no Frechet distance: {error}", MrFlowWarning)
-        renders = None
+    renders, file = None, renders_of(max(size))
+    if file.is_file():
+        try:
+            renders = read_renders(inspector.FILE, file)
+        except ModelError as error:
+            warn(f"There will be no Frechet distance: {error}", MrFlowWarning)
     return inspector.load(), renders

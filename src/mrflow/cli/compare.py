@@ -117,7 +117,7 @@ def compare(
         ledger = Ledger(out, {**head, **course.to_dict(), "methods": names})
         if not report_only:
             _make(fast, course, ledger, pixels)
-        scores = _score(fast, course, ledger, chosen)
+        scores = _score(fast, course, ledger, pixels, chosen)
     from mrflow.bench.report import write_report
 
     paths = write_report(out, course, ledger, head, scores, show)
@@ -138,7 +138,7 @@ def _make(fast: MrFlow, course: Course, ledger: Ledger, size: Pixels) -> None:
             run_turns(fast, course, ledger, turns, size, on_run)
 
 
-def _score(fast: MrFlow, course: Course, ledger: Ledger, chosen: list[Any]) -> dict[str, Any]:
+def _score(fast: MrFlow, course: Course, ledger: Ledger, size: Pixels, chosen: list[Any]) -> dict[str, Any]:
     from mrflow.bench.environment import source_commit
     from mrflow.bench.report import score_course
     from mrflow.metrics import learned
@@ -147,7 +147,7 @@ def _score(fast: MrFlow, course: Course, ledger: Ledger, chosen: list[Any]) -> d
     inspected = fast.model.name == "vista" or any(each.labels for each in course.questions)
     say("scoring")
     with run_bar(len(course.methods) * len(course.items)) as on_picture:
-        scores = score_course(course, ledger, networks, on_picture, inspected=inspected)
+        scores = score_course(course, ledger, networks, on_picture, size if inspected else None)
     return {**scores, "commit": source_commit()}
 
 

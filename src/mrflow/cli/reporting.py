@@ -47,6 +47,7 @@ def warnings_as_lines(debug: bool) -> Iterator[None]:
     if not debug:  # read by the libraries when they are imported, which happens inside
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TORCH_LOGS", "-all")  # torch 2.14 has words for torchao's enumerations
     with warnings.catch_warnings():
         warnings.simplefilter("default" if debug else "ignore")
         warnings.simplefilter("always", MrFlowWarning)

@@ -19,8 +19,6 @@ from mrflow.metrics.intervals import Estimate, Floats, interval
 ROUNDS = 100
 """Draws of an interval; each takes the roots of a D x D matrix."""
 
-RENDERS = Path(__file__).parents[1] / "vista" / "renders.safetensors"
-"""Mean and covariance of the inspector's features of fresh renders; made by `python -m training.renders`."""
 VIEWS = ("pictures", "patches")
 """What the statistics are of: whole pictures, and patches at full resolution."""
 
@@ -81,6 +79,15 @@ class Distance:
         return interval(self.value - other.value, self.drawn - other.drawn)
 
 
+def renders_of(side: int) -> Path:
+    """Return the file of the statistics of fresh renders of side x side, made by `python -m training.renders`.
+
+    Mean and covariance of the inspector's features. Patches are seen at full resolution, so that each size has its
+    own.
+    """
+    return Path(__file__).parents[1] / "vista" / f"renders-{side}.safetensors"
+
+
 def file_sha256(path: Path) -> str:
     """Return the hash of a file's bytes; raises ModelError if it cannot be read."""
     try:
@@ -101,7 +108,7 @@ class Renders:
     accuracy: Mapping[str, float]
 
 
-def read_renders(inspector: Path, path: Path = RENDERS) -> Renders:
+def read_renders(inspector: Path, path: Path) -> Renders:
     """Return the renders' statistics; raises ModelError if they are missing, damaged or of another inspector."""
     from safetensors import SafetensorError, safe_open
 
