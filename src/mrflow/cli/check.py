@@ -7,18 +7,18 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from mrflow import vista
 from mrflow.cli.loading import DEVICE, best_device
 from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes
-from mrflow.cli.reporting import FAILURE, stderr_console
+from mrflow.cli.reporting import FAILURE, stderr_console, stdout_console
 from mrflow.jobs import parse_size
 from mrflow.known_models import KnownModel, find, full_name, is_file
 from mrflow.known_upscalers import usual
@@ -69,10 +69,22 @@ def check(
     if streams.json:
         tell_json({"model": full_name(model), "runs": not bad, "findings": [asdict(each) for each in found]})
     else:
-        console = Console(highlight=False, soft_wrap=True)
         for each in found:
-            console.print(f"[{_STYLES[each.level]}]{each.level:4}[/] [bold]{each.about}[/]: {escape(each.text)}")
+            _print(each)
     return FAILURE if bad else 0
+
+
+def _print(found: Finding) -> None:
+    """Print a line; further ones begin below its text."""
+    console, head = stdout_console(), f"{found.level:4} {found.about + ':':9} "
+    hanging = TextWrapper(
+        console.width, subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
+    )
+    lines = hanging.wrap(head + found.text)
+    shown = Text("\n".join(lines))
+    shown.stylize(_STYLES[found.level], 0, 4)
+    shown.stylize("bold", 5, len(head))
+    console.print(shown, soft_wrap=True)
 
 
 def _findings(
@@ -181,7 +193,7 @@ def _memory(costs: Estimate, place: torch.device, quantize: str | None) -> Findi
     told = f"{found}, on {place}" + (f"; faster: {found.faster}" if found.faster else "")
     if not found.fits:
         return Finding(
-            "note" if found.faster else "no", "memory", f"does not fit {told}. Or a smaller size or model"
+            "note" if found.faster else "no", "memory", f"does not fit {told}. A smaller size or model may"
         )
     return Finding("ok" if found.offload == "none" and not found.tiled else "note", "memory", f"fits {told}")
 

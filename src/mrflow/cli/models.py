@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
@@ -18,13 +16,13 @@ from mrflow.backbones.checkpoints import known_defaults
 from mrflow.cli.options import Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes, print_fitting
+from mrflow.cli.reporting import stdout_console
 from mrflow.known_models import BITS, KnownModel
 from mrflow.known_models import KNOWN as KNOWN_MODELS
 from mrflow.known_upscalers import KNOWN
 from mrflow.plan import PRESETS
 
 _MODEL = ("name", "id", "pipeline", "licence", "gated", "architecture", "download")
-_FILE_WIDTH = 300  # characters of a line in a file or a pipe, where names are looked for
 _UPSCALER = ("name", "about", "licence", "url", "sha256")
 
 
@@ -72,9 +70,7 @@ def _model(known: KnownModel) -> dict[str, Any]:
 def _print(known: dict[str, Any]) -> None:
     embedded = known["embedded"]
     state = "in this installation" if embedded["available"] else "weights missing: see training/README.md"
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _FILE_WIDTH
+    console = stdout_console()
     console.print("[bold]Embedded model[/]")
     console.print(f"  vista, {state}; small landscapes, {embedded['size']}, plan {embedded['plan']}")
     console.print("[bold]Models[/], as --model; memory is that of the weights, whole, in 8 and in 4 bits")

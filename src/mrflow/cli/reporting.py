@@ -14,11 +14,20 @@ from rich.text import Text
 from mrflow.errors import MrFlowWarning
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+_FILE_WIDTH = 300
 
 
 def stderr_console() -> Console:
     """Return a console on stderr; it knows about terminals, their width and NO_COLOR."""
     return Console(stderr=True, highlight=False)
+
+
+def stdout_console() -> Console:
+    """Return one on stdout. In a file or a pipe its lines are long, for names are looked for there."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_WIDTH
+    return console
 
 
 def say(text: str, label: str = "", style: str = "") -> None:
