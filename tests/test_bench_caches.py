@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -108,12 +110,26 @@ def test_unrefined_is_the_upscaled_picture(fast: MrFlow) -> None:
     assert np.array_equal(run(fast, "2+0"), np.asarray(result.images[0]))
 
 
+def test_unrefined_it_is_upscaled_in_the_plans_tiles(fast: MrFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles, plain = list[int | None](), Upscaler.upscale
+
+    def upscale(*given: Any, tile: int | None = None) -> Any:
+        tiles.append(tile)
+        return plain(*given, tile=tile)
+
+    monkeypatch.setattr(Upscaler, "upscale", upscale)
+    for text in ("2+0", "2+0:tile=64"):
+        (method,) = read_methods([text])
+        method.run(fast, **{**SETTINGS, "width": 128})
+    assert tiles == [None, 64]
+
+
 @pytest.mark.parametrize(("text", "moved"), [("2+0", 0.1), ("2+0:color_guard=0.1", 0.0)])
 def test_unrefined_its_colours_are_guarded_too(
     fast: MrFlow, text: str, moved: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Upscaler.upscale
-    monkeypatch.setattr(Upscaler, "upscale", lambda *given: plain(*given) * 0.8 + 0.1)
+    monkeypatch.setattr(Upscaler, "upscale", lambda *given, **tiles: plain(*given, **tiles) * 0.8 + 0.1)
     drafted = np.asarray(fast.draft(plan="2+1", **SETTINGS)[0].image, dtype=float).mean((0, 1)) / 255
     means = run(fast, text).mean((0, 1)) / 255
     expected = drafted * 0.8 + 0.1 if moved else drafted

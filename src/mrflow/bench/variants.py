@@ -51,9 +51,9 @@ def run_unrefined(fast: MrFlow, plan: Plan, **settings: Any) -> Result:
     clock = Clock(fast.model.device, settings.get("callback"))
     images = []
     for draft in drafts:
-        size = (draft.base_recipe.width, draft.base_recipe.height)
+        size, tile = draft.base_recipe.size, draft.base_recipe.plan.cut(*draft.base_recipe.size)
         with torch.no_grad(), clock.stage("upscale") as stage:
-            larger = upscaler.upscale(draft.pixels, *size)
+            larger = upscaler.upscale(draft.pixels, *size, tile=tile)
             stage.pixels = keep_colors(larger, draft.pixels, plan.color_guard)
         images += to_pil(stage.pixels)
     later = clock.totals()
