@@ -184,14 +184,15 @@ def test_a_target_that_nothing_meets_writes_nothing() -> None:
         (["--at-least", "fast"], "--at-least is 'fast'", 2),
         (["--at-least", "nan"], "at_least is nan", 2),
         (["--at-most-loss", "2"], "at_most_loss is 2", 2),
-        (["--max-memory", "0"], "--max-memory is 0", 2),
+        (["--max-memory", "0"], "--max-memory is '0'", 2),
+        (["--max-memory", "12"], "at least a megabyte", 2),
         (["--at-least", "1", "1+1:upscaler=bicubic"], "more than a plan", 2),
         (["--at-least", "1", "--out", "plan.txt"], "must be .json", 2),
         (["--at-least", "1", "--than", "nowhere.json"], "no plan file", 2),
         (["--at-least", "1", "--than", "native:8"], "--than is native:8; it must be a plan", 2),
         (["--at-least", "1", "--than", "12+0"], "12+0 is more than a plan", 2),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_cannot_be_tuned_is_refused_before_the_model_is_loaded(monkeypatch, arguments, words, code) -> None:
     monkeypatch.setattr(ModelOptions, "load", lambda self: pytest.fail("the model was loaded"))

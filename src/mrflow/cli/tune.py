@@ -24,7 +24,7 @@ from mrflow.cli.report_tables import print_findings
 from mrflow.cli.reporting import FAILURE, each_warning_once, say
 from mrflow.errors import FileNameError, OutputExistsError, RequestError
 from mrflow.files import write_text
-from mrflow.jobs import make_seeds, parse_size
+from mrflow.jobs import make_seeds, parse_bytes, parse_size
 from mrflow.plan import plan_to_json
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def tune(
     *method: Annotated[str, Parameter(show_default="plans around the model's own, native runs")],
     at_least: Annotated[str | None, Parameter(metavar="1.3x", group=TARGET)] = None,
     at_most_loss: Annotated[float | None, Parameter(metavar="0.01", group=TARGET)] = None,
-    max_memory: Annotated[float | None, Parameter(metavar="GIB", group=TARGET)] = None,
+    max_memory: Annotated[str | None, Parameter(metavar="SIZE", group=TARGET)] = None,
     than: Annotated[str | None, Parameter(metavar="METHOD", group=TARGET, show_default="the model's")] = None,
     prompts: Annotated[
         Path | None,
@@ -63,7 +63,7 @@ def tune(
         method: Candidates: plans and native runs with steps, such as 8+1:solver=unipc native:8.
         at_least: Times faster than --than.
         at_most_loss: Of the composite quality, against --than.
-        max_memory: Peak of a run.
+        max_memory: Peak of a run, such as 24GB.
         than: The plan to be beaten, such as 20+1 or 12+1:solver=own.
         prompts: As for mrflow compare; take others than you will judge by.
         limit: Prompts of the last round.
@@ -84,7 +84,7 @@ def tune(
     target = Target(
         at_least=None if at_least is None else _read_factor(at_least),
         at_most_loss=at_most_loss,
-        max_memory=None if max_memory is None else _to_bytes(max_memory),
+        max_memory=parse_bytes(max_memory, "--max-memory"),
     )
     if out.suffix.lower() != ".json":
         raise FileNameError(f"{out} ends in {out.suffix!r}; it must be .json.")
@@ -189,12 +189,6 @@ def _read_factor(text: str) -> float:
         return float(text.strip().lower().removesuffix("x"))
     except ValueError:
         raise RequestError(f"--at-least is {text[:40]!r}; it must be a number such as 1.3 or 1.3x.") from None
-
-
-def _to_bytes(gibibytes: float) -> int:
-    if not 0 < gibibytes <= 2**20:
-        raise RequestError(f"--max-memory is {gibibytes}; it must be GiB above 0.")
-    return round(gibibytes * 2**30)
 
 
 def _explain(findings: list[Finding], reference: str, target: Any) -> None:
