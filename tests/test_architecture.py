@@ -25,7 +25,16 @@ HOME = {
 
 # outside library: the rooms that may import it
 OUTSIDE = {
-    "diffusers": {"offloading", "backbones", "schedulers", "loading", "progress", "modular", "bench"},
+    "diffusers": {
+        "backbones",
+        "bench",
+        "loading",
+        "modular",
+        "offloading",
+        "progress",
+        "schedulers",
+        "single_files",
+    },
     "matplotlib": {"bench"},
     "spandrel": {"upscaler"},
     "skimage": {"metrics"},

@@ -82,10 +82,10 @@ def test_a_repository_that_nobody_described(cache: Path) -> None:
 
 
 def test_a_single_file_is_as_its_base(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrflow.loading.find_base", lambda file: ID)
+    monkeypatch.setattr("mrflow.single_files.find_base", lambda file: ID)
     (cache / "flux.gguf").touch()
     said = found(str(cache / "flux.gguf"), code=1)
-    assert said["file"] == ("ok", f"flux.gguf has the transformer, the rest is of {ID}")
+    assert said["file"] == ("ok", f"flux.gguf has the transformer; the rest is of {ID}")
     assert said["model"][1].startswith(ID)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import make_pipe
-from mrflow import MrFlow, loading, read_recipe
+from mrflow import MrFlow, read_recipe, single_files
 from mrflow.errors import MissingExtraError, ModelError, ModelNameError
-from mrflow.loading import find_base, find_model, identify
+from mrflow.loading import find_model, identify
+from mrflow.single_files import find_base
 from support import families
 from support.cli import invoke
 from support.pictures import bytes_of
@@ -64,6 +66,75 @@ def test_a_checkpoint_as_comfyui_keeps_it(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "less.safetensors")
     with pytest.raises(ModelError, match=r"less.* lacks weights of the transformer"):
         load(tmp_path / "less.safetensors", tmp_path / "base")
+
+
+def as_published(vae: dict[str, torch.Tensor], levels: int) -> dict[str, torch.Tensor]:
+    """Return an autoencoder's weights under the names that its authors gave them (CompVis, latent-diffusion)."""
+    names = [
+        (r"conv_norm_out", "norm_out"),
+        (r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}"),
+        (r"mid_block\.attentions\.0\.", "mid.attn_1."),
+        (r"attn_1\.group_norm", "attn_1.norm"),
+        (r"attn_1\.to_(q|k|v)\.", r"attn_1.\1."),
+        (r"attn_1\.to_out\.0", "attn_1.proj_out"),
+        (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"up_blocks\.(\d)\.resnets\.(\d)", lambda found: f"up.{levels - 1 - int(found[1])}.block.{found[2]}"),
+        (r"up_blocks\.(\d)\.upsamplers\.0", lambda found: f"up.{levels - 1 - int(found[1])}.upsample"),
+        (r"conv_shortcut", "nin_shortcut"),
+    ]
+    made = {}
+    for name, weight in vae.items():
+        attention = "attentions" in name and weight.ndim == 2
+        for pattern, other in names:
+            name = re.sub(pattern, other, name)
+        made[name] = weight[..., None, None].clone() if attention else weight  # a convolution there
+    return made
+
+
+@pytest.mark.parametrize("kind", single_files.PARTS)
+def test_a_whole_checkpoint_brings_its_autoencoder_and_text_encoders(kind: str, tmp_path: Path) -> None:
+    case, parts = families.CASES[kind], single_files.PARTS[kind]
+    own, other = case.make(), case.make()
+    for name in ("transformer", *parts):
+        for weight in getattr(other, name).parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+    other.save_pretrained(tmp_path / "base")
+    weights = {f"model.diffusion_model.{key}": each for key, each in own.transformer.state_dict().items()}
+    for name, prefix in parts.items():
+        held = getattr(own, name).state_dict()
+        if name == "vae":
+            held = as_published(held, len(own.vae.config.block_out_channels))
+        elif "clip" in prefix:  # older transformers kept all but the projection inside a text_model
+            held = {key if key.startswith("text_") else f"text_model.{key}": each for key, each in held.items()}
+        elif "t5" in prefix:
+            held = {key: each for key, each in held.items() if key != "encoder.embed_tokens.weight"}  # shared
+        weights |= {prefix + key: each for key, each in held.items()}
+    file = tmp_path / "all.safetensors"
+    save_file(weights, file)
+    read = load(file, tmp_path / "base")
+    for name in ("transformer", *parts):
+        found, wanted = getattr(read.pipe, name).state_dict(), getattr(own, name).state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted), name
+    made, expected = (fast("a red boat", **ASKED) for fast in (read, MrFlow(own, "bicubic")))
+    assert bytes_of(made.images) == bytes_of(expected.images)
+    text = next(key for key in weights if "final_layer_norm" in key)
+    save_file({key: each for key, each in weights.items() if key != text}, file)
+    with pytest.raises(ModelError, match="lacks weights of the text_encoder"):
+        load(file, tmp_path / "base")
+
+
+def test_text_encoders_in_8_bits_are_read_in_the_models_dtype(tmp_path: Path) -> None:
+    own = families.CASES["FluxPipeline"].make()
+    own.save_pretrained(tmp_path / "base")
+    weights = {f"model.diffusion_model.{key}": each for key, each in own.transformer.state_dict().items()}
+    halved = {key: each.to(torch.float8_e4m3fn) for key, each in own.text_encoder_2.state_dict().items()}
+    halved.pop("encoder.embed_tokens.weight", None)
+    weights |= {f"text_encoders.t5xxl.transformer.{key}": each for key, each in halved.items()}
+    save_file(weights, tmp_path / "fp8.safetensors")
+    found = load(tmp_path / "fp8.safetensors", tmp_path / "base").pipe.text_encoder_2.state_dict()
+    assert all(torch.equal(found[key], each.float()) for key, each in halved.items())
 
 
 def test_a_gguf_file_is_dequantised_as_it_runs(base: Path, tmp_path: Path) -> None:
@@ -139,7 +210,7 @@ def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: 
 
 
 def test_without_gguf_the_extra_is_named(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    monkeypatch.setattr(single_files, "find_spec", lambda _: None)
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     with pytest.raises(MissingExtraError, match=r"\.\[gguf\]"):
         load(tmp_path / "a.gguf", base)

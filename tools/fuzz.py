@@ -160,7 +160,7 @@ def _read_lora(data: bytes) -> None:
 
 
 def _read_checkpoint(data: bytes) -> None:
-    from mrflow.loading import find_base
+    from mrflow.single_files import find_base
 
     find_base(_file(".gguf" if data.startswith(b"GGUF") else ".safetensors", data))
 

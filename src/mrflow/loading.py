@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from mrflow.backbones.family import Pipeline
 from mrflow.errors import (
     DeviceError,
     DeviceNameError,
-    MissingExtraError,
     ModelError,
     ModelNameError,
     MrFlowError,
@@ -30,11 +28,12 @@ from mrflow.errors import (
     warn,
 )
 from mrflow.hub import MODULAR, explain, is_offline
-from mrflow.known_models import FILES, find, full_name, is_file, meant
+from mrflow.known_models import FILES, full_name, is_file, meant
 from mrflow.model import VAE_TILE, Model
 from mrflow.offloading import AUTO, check_offload, check_quantize, choose, place, quantization
 from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
+from mrflow.single_files import find_base, is_gguf, load_parts, packed_size, parts_in
 from mrflow.upscaler import Upscaler, has_bfloat16
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INDEX = "model_index.json"
-_PREFIX = "model.diffusion_model."  # of the transformer's keys in whole checkpoints
 _HASHED = (".json", ".txt", ".model", ".safetensors", ".bin")
 _SAMPLE = 2**18  # bytes
 
@@ -63,9 +61,9 @@ def load_model(
 ) -> Model:
     """Return the pipeline named "vista", of a known name, a folder in diffusers' layout or a hub id "owner/name".
 
-    source may also be a .safetensors or .gguf file, of which the transformer is taken. base: known name, folder or
-    hub id of the model that has the rest, and the transformer's configuration; None is the known one whose weights
-    look like the file's (`find_base`).
+    source may also be a .safetensors or .gguf file: of a transformer, or of a whole checkpoint. base: known name,
+    folder or hub id of the model that has the rest, and the configurations of the file's parts; None is the known
+    one whose weights look like the file's (`single_files.find_base`).
     upscaler: see Upscaler.load; None is the model's own, else the method's, Real-ESRGAN. device: None is the CPU.
     dtype: None is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or
     float16 on GPUs that only emulate it (T4, V100, GTX 16).
@@ -83,7 +81,7 @@ def load_model(
         check_quantize(quantize, where)
     offload = offload or (AUTO if where.type not in ("cpu", "mps") else "none")
     check_offload(offload, where, quantize)
-    if quantize == "nf4" and is_file(source) and not _is_gguf(Path(source)):
+    if quantize == "nf4" and is_file(source) and not is_gguf(Path(source)):
         raise DeviceNameError(
             "quantize is nf4; of a single file that is not possible. Take int8, or a .gguf file."
         )
@@ -100,22 +98,22 @@ def load_model(
     if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
         kwargs["local_files_only"] = True  # what is cached is used, the rest is said at once
     network, file = choose_upscaler(upscaler), Path(source) if is_file(source) else None
-    folder = _fetch(path, {**kwargs, "transformer": None} if file else kwargs)
+    folder, parts = _fetch(path, kwargs, file)
 
     @cache
     def count() -> Estimate:
         from mrflow.costs import estimate
 
-        stored = {"transformer": _packed_size(file)} if file and _is_gguf(file) else {}
+        stored = {"transformer": packed_size(file)} if file and is_gguf(file) else {}
         with libraries_silent(logs=True):
             size: dict[str, Any] = {"width": width, "height": height, "upscaler": "bicubic"}  # another needs less
             return estimate(folder, **size, dtype=precision, stored=stored)
 
     if quantize:
-        parts = [part for part in count().quantised if part not in count().stored]
-        kwargs["quantization_config"] = quantization(quantize, parts, precision)
+        wanted = [part for part in count().quantised if part not in count().stored]
+        kwargs["quantization_config"] = quantization(quantize, wanted, precision)
     if file:
-        kwargs["transformer"] = _load_transformer(file, folder, precision, kwargs)
+        kwargs |= load_parts(file, parts, folder, precision, kwargs)
     pipe = _load_pipeline(path, folder, precision, kwargs)
     tiled = False
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
@@ -190,101 +188,6 @@ def find_model(name: str, revision: str | None, folders: Iterable[Path]) -> str 
     named = [path.parent for path in places if path.name == _INDEX and path.parent.name == name]
     found = (str(each) for each in (*named, *files))
     return next((each for each in found if revision is None or identify(each)[1] == revision), None)
-
-
-def find_base(file: Path) -> str:
-    """Return the hub id of the known model whose transformer has weights of these names and shapes.
-
-    Raises ModelError for a file that cannot be read, or looks like none that is known.
-    """
-    from diffusers.loaders.single_file_utils import fetch_diffusers_config
-
-    try:
-        found = str(fetch_diffusers_config(_read_header(file))["pretrained_model_name_or_path"])
-    except MrFlowError:
-        raise
-    except Exception as error:  # damaged files raise many kinds
-        raise ModelError(f"{file} cannot be read: {reason(error)}. Is its download complete?") from error
-    if (known := find(found)) is None:
-        text = f"The weights in {file.name} are of no model that is known by them; they look most like {found}"
-        raise ModelError(f"{text}. If it follows a flow, say which model has the rest, with base (--base).")
-    return known.id
-
-
-def _is_gguf(file: Path) -> bool:
-    return file.suffix.lower() == ".gguf"
-
-
-def _packed_size(file: Path) -> int:
-    """Return the bytes of the weights in a .gguf file, which stay packed in memory."""
-    _check_gguf()
-    from gguf import GGUFReader
-
-    return sum(int(each.n_bytes) for each in GGUFReader(file).tensors)
-
-
-def _read_header(file: Path) -> dict[str, torch.Tensor]:
-    """Return empty tensors of the names and shapes of a file's weights, which are not read."""
-    if _is_gguf(file):
-        _check_gguf()
-        from gguf import GGUFReader
-
-        shapes = {each.name: tuple(map(int, reversed(each.shape))) for each in GGUFReader(file).tensors}
-    else:
-        from safetensors import safe_open
-
-        with safe_open(file, "pt") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118, it is no mapping
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-
-
-def _load_transformer(file: Path, base: str, dtype: torch.dtype, kwargs: Mapping[str, Any]) -> Any:
-    """Return the transformer in a file, with the configuration that `base` has. Raises ModelError."""
-    import diffusers
-
-    hub = {name: kwargs[name] for name in ("token", "cache_dir", "local_files_only") if name in kwargs}
-    told: dict[str, Any] = {"config": base, "subfolder": "transformer", "torch_dtype": dtype}
-    if gguf := _is_gguf(file):
-        _check_gguf()
-        told["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
-    lacks = f"{file.name} lacks weights of the transformer of {base}. Is it the right base (--base)?"
-    try:
-        index = diffusers.DiffusionPipeline.load_config(base, **hub)
-        get_backbone(str(index.get("_class_name")))
-        kind = getattr(diffusers, index["transformer"][1])
-        with libraries_silent(logs=True):
-            made = kind.from_single_file(str(file) if gguf else _read_weights(file), **told, **hub)
-    except MrFlowError:
-        raise
-    except NotImplementedError as error:  # torch's, of weights that are still to be read
-        raise ModelError(lacks) from error
-    except Exception as error:  # converters trip over foreign keys in many ways
-        if not os.path.isdir(base) and (known := explain(base, error)):
-            raise ModelError(known) from error
-        text = f"{file.name} cannot be loaded as the transformer of {base}: {reason(error)}"
-        raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
-    if any(weight.is_meta for weight in made.parameters()):
-        raise ModelError(lacks)
-    configs = getattr(kwargs.get("quantization_config"), "quant_mapping", {})
-    if "transformer" in configs:  # which from_single_file (0.42.1) takes for what the file holds already
-        from torchao.quantization import quantize_
-
-        quantize_(made, configs["transformer"].quant_type)
-    return made
-
-
-def _read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """Return the transformer's weights in a safetensors file, without ComfyUI's prefix."""
-    from safetensors.torch import load_file
-
-    weights = load_file(file)
-    inner = {key.removeprefix(_PREFIX): each for key, each in weights.items() if key.startswith(_PREFIX)}
-    return inner or weights
-
-
-def _check_gguf() -> None:
-    if find_spec("gguf") is None:
-        raise MissingExtraError("gguf", "gguf")
 
 
 def wrap_pipeline(
@@ -376,20 +279,22 @@ def check_source(source: str | Path) -> str:
     return name
 
 
-def _fetch(path: str, kwargs: Mapping[str, Any]) -> str:
-    """Return the folder of a model, fetched where it is not here; components among kwargs are left out."""
+def _fetch(path: str, kwargs: Mapping[str, Any], file: Path | None) -> tuple[str, dict[str, str]]:
+    """Return the folder of a model, fetched where it is not here, and the parts that a file has, which are not."""
     from diffusers import DiffusionPipeline, ModelMixin
 
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     with _explained(path):
         config = DiffusionPipeline.load_config(path, **hub)
-        get_backbone(str(config.get("_class_name")))  # before gigabytes are read in vain
+        kind = str(config.get("_class_name"))
+        get_backbone(kind)  # before gigabytes are read in vain
+        parts = parts_in(file, kind) if file else {}
         if os.path.isdir(path):
-            return path
-        folder = str(DiffusionPipeline.download(path, **kwargs))
-        if "transformer" in kwargs:
-            ModelMixin.load_config(path, subfolder="transformer", **hub)
-        return folder
+            return path, parts
+        folder = str(DiffusionPipeline.download(path, **kwargs, **dict.fromkeys(parts)))
+        for part in parts:
+            ModelMixin.load_config(path, subfolder=part, **hub)
+        return folder, parts
 
 
 def _load_pipeline(name: str, folder: str, dtype: torch.dtype, kwargs: Mapping[str, Any]) -> Pipeline:

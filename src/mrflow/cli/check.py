@@ -90,12 +90,14 @@ def _print(found: Finding) -> None:
 def _findings(
     name: str, size: tuple[int | None, int | None], device: str | None, quantize: str | None
 ) -> Iterator[Finding]:
-    from mrflow.loading import check_device, check_dtype, find_base
+    from mrflow.loading import check_device, check_dtype
     from mrflow.offloading import check_quantize
 
     if is_file(name):
+        from mrflow.single_files import describe, find_base
+
         base = find_base(Path(name))
-        yield Finding("ok", "file", f"{Path(name).name} has the transformer, the rest is of {base}")
+        yield Finding("ok", "file", describe(Path(name), base))
         name = base
     known = find(name)
     yield from _source(name, known)

@@ -152,10 +152,10 @@ class ModelOptions:
 
             source = find_model(source, None, self.models_dir) or source
         if base is None and is_file(source):
-            from mrflow.loading import find_base
+            from mrflow.single_files import describe, find_base
 
             base = find_base(Path(source))
-            say(f"{Path(source).name} has the transformer; the rest is of {base}, unless --base says otherwise")
+            say(f"{describe(Path(source), base)}, unless --base says otherwise")
         with _loading(base or source):
             from mrflow import MrFlow
 

@@ -1,0 +1,179 @@
+"""Models in a single file: .safetensors, of a transformer or a whole checkpoint, or .gguf.
+
+What a file lacks, tokenizers always, is of its base: a model in diffusers' layout, which has the configurations of
+the file's parts, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrflow.errors import MissingExtraError, ModelError, MrFlowError, reason
+from mrflow.known_models import find
+from mrflow.progress import libraries_silent
+
+TRANSFORMER = "model.diffusion_model."
+"""What the keys of the transformer begin with in whole checkpoints."""
+_CLIP_L, _CLIP_G, _T5 = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
+PARTS = {
+    "FluxPipeline": {"vae": "vae.", "text_encoder": _CLIP_L, "text_encoder_2": _T5},
+    "StableDiffusion3Pipeline": {
+        "vae": "first_stage_model.",
+        "text_encoder": _CLIP_L,
+        "text_encoder_2": _CLIP_G,
+        "text_encoder_3": _T5,
+    },
+}
+"""What those of the others begin with, as the usual checkpoints of a family have them."""
+
+
+def find_base(file: Path) -> str:
+    """Return the hub id of the known model whose transformer has weights of these names and shapes.
+
+    Raises ModelError for a file that cannot be read, or looks like none that is known.
+    """
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+
+    header = _read_header(file)
+    try:
+        found = str(fetch_diffusers_config(header)["pretrained_model_name_or_path"])
+    except Exception as error:  # of what its tables of marks do not expect
+        raise ModelError(f"{file} is of no model that is known: {reason(error)}. Say base (--base).") from error
+    if (known := find(found)) is None:
+        text = f"The weights in {file.name} are of no model that is known by them; they look most like {found}"
+        raise ModelError(f"{text}. If it follows a flow, say which model has the rest, with base (--base).")
+    return known.id
+
+
+def is_gguf(file: Path) -> bool:
+    """Return whether a file's name says so."""
+    return file.suffix.lower() == ".gguf"
+
+
+def packed_size(file: Path) -> int:
+    """Return the bytes of the weights in a .gguf file, which stay packed in memory."""
+    _check_gguf()
+    from gguf import GGUFReader
+
+    return sum(int(each.n_bytes) for each in GGUFReader(file).tensors)
+
+
+def _read_header(file: Path) -> dict[str, torch.Tensor]:
+    """Return empty tensors of the names and shapes of a file's weights, which are not read; raises ModelError."""
+    try:
+        if is_gguf(file):
+            _check_gguf()
+            from gguf import GGUFReader
+
+            shapes = {each.name: tuple(map(int, reversed(each.shape))) for each in GGUFReader(file).tensors}
+        else:
+            from safetensors import safe_open
+
+            with safe_open(file, "pt") as opened:
+                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118, it is no mapping
+    except MrFlowError:
+        raise
+    except Exception as error:  # damaged files raise many kinds
+        raise ModelError(f"{file} cannot be read: {reason(error)}. Is its download complete?") from error
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def parts_in(file: Path, pipeline: str) -> dict[str, str]:
+    """Return the components of a pipeline class that a file holds, each with what its keys begin with.
+
+    Raises ModelError for a file that cannot be read.
+    """
+    keys = () if is_gguf(file) else _read_header(file)
+    if not any(key.startswith(TRANSFORMER) for key in keys):
+        return {"transformer": ""}
+    found = {"transformer": TRANSFORMER, **PARTS.get(pipeline, {})}
+    return {name: prefix for name, prefix in found.items() if any(key.startswith(prefix) for key in keys)}
+
+
+def describe(file: Path, base: str) -> str:
+    """Return what of a model with a known base is in a file, as a sentence; raises ModelError."""
+    known = find(base)
+    parts = ", ".join(parts_in(file, known.pipeline if known else ""))
+    return f"{file.name} has the {parts}; the rest is of {base}"
+
+
+def load_parts(
+    file: Path, parts: Mapping[str, str], base: str, dtype: torch.dtype, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return these components of a file (see `parts_in`), with the configurations in the folder `base`.
+
+    kwargs: of loading; what its quantisation says of them is done here. Raises ModelError.
+    """
+    from diffusers import DiffusionPipeline
+
+    if is_gguf(file):
+        _check_gguf()
+    index, made = DiffusionPipeline.load_config(base), dict[str, Any]()
+    configs = getattr(kwargs.get("quantization_config"), "quant_mapping", {})
+    for name, prefix in parts.items():
+        lacks = f"{file.name} lacks weights of the {name} of {base}. Is it the right base (--base)?"
+        library, kind = index[name]
+        try:
+            with libraries_silent(logs=True):
+                load = _load_text_encoder if library == "transformers" else _load_network
+                part = load(getattr(import_module(library), kind), file, prefix, base, name, dtype)
+        except NotImplementedError as error:  # torch's, of weights that are still to be read
+            raise ModelError(lacks) from error
+        except Exception as error:  # converters trip over foreign keys in many ways
+            text = f"{file.name} cannot be loaded as the {name} of {base}: {reason(error)}"
+            raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
+        if any(weight.is_meta for weight in part.parameters()):
+            raise ModelError(lacks)
+        if name in configs:  # which from_single_file (0.42.1) takes for what the file holds already
+            from torchao.quantization import quantize_
+
+            quantize_(part, configs[name].quant_type)
+        made[name] = part
+    return made
+
+
+def _load_network(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype) -> Any:
+    """Return a network of diffusers', which knows how others write its keys."""
+    from diffusers import GGUFQuantizationConfig
+
+    told: dict[str, Any] = {"config": base, "subfolder": name, "torch_dtype": dtype}
+    if is_gguf(file):
+        config = GGUFQuantizationConfig(compute_dtype=dtype)
+        return kind.from_single_file(str(file), quantization_config=config, **told)
+    return kind.from_single_file(_read_weights(file, prefix), **told)
+
+
+def _load_text_encoder(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype) -> Any:
+    """Return a network of transformers', whose keys files have as they are; they may lack CLIP-L's projection."""
+    config = kind.config_class.from_pretrained(base, subfolder=name)
+    weights = {
+        key: each.to(dtype) if each.is_floating_point() else each
+        for key, each in _read_weights(file, prefix).items()
+    }
+    if kind.__name__ == "CLIPTextModelWithProjection":
+        weights.setdefault("text_projection.weight", torch.eye(config.projection_dim, dtype=dtype))
+    told = {"config": config, "state_dict": weights, "dtype": dtype, "output_loading_info": True}
+    made, found = kind.from_pretrained(None, **told)
+    if found["missing_keys"]:
+        raise NotImplementedError  # as torch has it for diffusers' own
+    return made
+
+
+def _read_weights(file: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """Return the weights in a safetensors file whose keys begin so, without that beginning."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        keys = [key for key in opened.keys() if key.startswith(prefix)]  # noqa: SIM118, it is no mapping
+        return {key.removeprefix(prefix): opened.get_tensor(key) for key in keys}
+
+
+def _check_gguf() -> None:
+    if find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf")
