@@ -137,6 +137,35 @@ def test_text_encoders_in_8_bits_are_read_in_the_models_dtype(tmp_path: Path) ->
     assert all(torch.equal(found[key], each.float()) for key, each in halved.items())
 
 
+@pytest.mark.parametrize("names", [("scale_weight", "scale_input"), ("weight_scale", "input_scale")])
+def test_weights_in_8_bits_are_multiplied_by_their_scales(
+    names: tuple[str, str], base: Path, tmp_path: Path
+) -> None:
+    """As ComfyUI keeps fp8_scaled files: one scale a layer, or one a row; a mark that says so."""
+    own, held = make_pipe().transformer.state_dict(), {}
+    wanted = dict(own)
+    for number, (name, weight) in enumerate(own.items()):
+        layer = name.removesuffix(".weight")
+        if weight.ndim == 2 and layer != name:
+            scale = weight.abs().amax(1 if number % 2 else (0, 1)) / 448
+            rows = scale[:, None] if number % 2 else scale
+            held[name] = (weight / rows).to(torch.float8_e4m3fn)
+            held |= {f"{layer}.{names[0]}": scale, f"{layer}.{names[1]}": torch.ones(())}
+            wanted[name] = held[name].float() * rows
+        else:
+            held[name] = weight
+    held["scaled_fp8"] = torch.empty(2, dtype=torch.float8_e4m3fn)
+    save_file(held, tmp_path / "scaled.safetensors")
+    found = load(tmp_path / "scaled.safetensors", base).pipe.transformer.state_dict()
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert max(float((found[name] - own[name]).abs().max() / own[name].abs().max()) for name in own) < 0.05
+    packed = next(name for name in held if name.endswith(names[0])).removesuffix(names[0]) + "weight"
+    save_file({**held, packed: held[packed].view(torch.uint8)}, tmp_path / "packed.safetensors")
+    with pytest.raises(ModelError, match=r"in uint8 with scales, which is not read.*fp8"):
+        load(tmp_path / "packed.safetensors", base)
+
+
 def test_a_gguf_file_is_dequantised_as_it_runs(base: Path, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     (tmp_path / "none.gguf").write_bytes(b"GGUF and no more")

@@ -32,6 +32,10 @@ PARTS = {
 }
 """What those of the others begin with, as the usual checkpoints of a family have them."""
 
+_SCALES = ("scale_weight", "weight_scale")
+_MARKS = (*_SCALES, "weight_scale_2", "scale_input", "input_scale", "scaled_fp8", "comfy_quant")
+"""What weights in 8 bits have beside them, and what says that they are."""
+
 
 def find_base(file: Path) -> str:
     """Return the hub id of the known model whose transformer has weights of these names and shapes.
@@ -123,6 +127,8 @@ def load_parts(
             with libraries_silent(logs=True):
                 load = _load_text_encoder if library == "transformers" else _load_network
                 part = load(getattr(import_module(library), kind), file, prefix, base, name, dtype)
+        except MrFlowError:
+            raise
         except NotImplementedError as error:  # torch's, of weights that are still to be read
             raise ModelError(lacks) from error
         except Exception as error:  # converters trip over foreign keys in many ways
@@ -146,7 +152,7 @@ def _load_network(kind: Any, file: Path, prefix: str, base: str, name: str, dtyp
     if is_gguf(file):
         config = GGUFQuantizationConfig(compute_dtype=dtype)
         return kind.from_single_file(str(file), quantization_config=config, **told)
-    return kind.from_single_file(_read_weights(file, prefix), **told)
+    return kind.from_single_file(_read_weights(file, prefix, dtype), **told)
 
 
 def _load_text_encoder(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype) -> Any:
@@ -154,7 +160,7 @@ def _load_text_encoder(kind: Any, file: Path, prefix: str, base: str, name: str,
     config = kind.config_class.from_pretrained(base, subfolder=name)
     weights = {
         key: each.to(dtype) if each.is_floating_point() else each
-        for key, each in _read_weights(file, prefix).items()
+        for key, each in _read_weights(file, prefix, dtype).items()
     }
     if kind.__name__ == "CLIPTextModelWithProjection":
         weights.setdefault("text_projection.weight", torch.eye(config.projection_dim, dtype=dtype))
@@ -165,13 +171,33 @@ def _load_text_encoder(kind: Any, file: Path, prefix: str, base: str, name: str,
     return made
 
 
-def _read_weights(file: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """Return the weights in a safetensors file whose keys begin so, without that beginning."""
+def _read_weights(file: Path, prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the weights in a safetensors file whose keys begin so, without that beginning.
+
+    Those in 8 bits with a scale, as ComfyUI keeps them (its convert_old_quants knows both names), times their
+    scale and in `dtype`. Raises ModelError for other quantisations.
+    """
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
-        keys = [key for key in opened.keys() if key.startswith(prefix)]  # noqa: SIM118, it is no mapping
-        return {key.removeprefix(prefix): opened.get_tensor(key) for key in keys}
+        keys = {key.removeprefix(prefix): key for key in opened.keys() if key.startswith(prefix)}  # noqa: SIM118, it is no mapping
+        weights = {}
+        for name, key in keys.items():
+            layer, _, last = name.rpartition(".")
+            if last in _MARKS:
+                continue
+            weight = opened.get_tensor(key)
+            scales = [keys[f"{layer}.{each}"] for each in _SCALES if f"{layer}.{each}" in keys]
+            if last == "weight" and scales:
+                if weight.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
+                    kind = str(weight.dtype).removeprefix("torch.")
+                    text = f"{file.name} has {key} in {kind} with scales, which is not read"
+                    raise ModelError(f"{text}. Take the file in bfloat16, in fp8, or a .gguf file.")
+                scale = opened.get_tensor(scales[0]).float()
+                rows = scale.reshape(-1, *(1,) * (weight.ndim - 1)) if scale.numel() > 1 else scale
+                weight = (weight.float() * rows).to(dtype)
+            weights[name] = weight
+        return weights
 
 
 def _check_gguf() -> None:
