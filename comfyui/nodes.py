@@ -352,9 +352,11 @@ class _Guider(comfy.samplers.CFGGuider):
 
 def _in_tiles(model: Any, tile: int, cells: int) -> Any:
     """Return a clone of a model that answers in tiles of `tile` pixels a side, and asks for the memory of one."""
-    model, patch = model.clone(), max(passes.MULTIPLE // cells, 1)
+    model, usual = model.clone(), max(passes.MULTIPLE // cells, 1)
+    size = getattr(model.get_model_object("diffusion_model"), "patch_size", usual)  # an SDXL's have none
+    patch = int(size[-1] if isinstance(size, list | tuple) else size or usual)
     within = model.model_options.get("model_function_wrapper")
-    model.set_model_unet_function_wrapper(passes.Tiles(tile // (patch * cells), patch, within))
+    model.set_model_unet_function_wrapper(passes.Tiles(tile // (patch * cells) * patch, patch, within))
 
     def prepare(run: Any, patcher: Any, shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
         return run(patcher, [*shape[:-2], *(min(side, tile // cells) for side in shape[-2:])], *args, **kwargs)

@@ -149,35 +149,52 @@ class Tiles:
     has its own part. Models that know `rope_options` (FLUX, Z-Image, Lumina, Wan) are told where a tile lies; for
     others positions begin anew.
 
-    side: of a tile, in patches. patch: latents of a patch. within: another wrapper, to go on with.
+    side: of a tile, in latents. patch: latents of a patch. within: another wrapper, to go on with.
     """
 
     def __init__(self, side: int, patch: int, within: Callable[..., Tensor] | None = None) -> None:
         self._side, self._patch, self._within = side, patch, within
 
     def __call__(self, apply: Callable[..., Tensor], given: Mapping[str, Any]) -> Tensor:
-        """Return what the model answers for given["input"] (B, C, h, w) or (B, C, 1, h, w)."""
-        conditions, down, across = given["c"], *(side // self._patch for side in given["input"].shape[-2:])
+        """Return what the model answers for given["input"] (B, C, h, w) or (B, C, 1, h, w).
+
+        Raises MrFlowError for conditioning that can't be cut.
+        """
+        conditions, (height, width) = given["c"], given["input"].shape[-2:]
         options = conditions.get("transformer_options", {})
         rope = options.get("rope_options", {})
-        maps = any(value.ndim == 4 for value in _tensors(conditions.get("control")))  # at an eighth of the latents
+        control = [each for each in _leaves(conditions.get("control")) if isinstance(each, Tensor)]
+        down, across = (-(-side // self._patch) for side in (height, width))
+        _check_cut(conditions, control, down * across)
 
         def part(rows: slice, columns: slice) -> Tensor:
+            def take(value: Any) -> Any:
+                if isinstance(value, dict):
+                    return {name: take(each) for name, each in value.items()}
+                if isinstance(value, list | tuple):
+                    return type(value)(take(each) for each in value)
+                if not isinstance(value, Tensor):
+                    return value
+                if value.ndim == 3:
+                    y, x = (_scaled(span, 1, self._patch) for span in (rows, columns))
+                    return value.unflatten(1, (down, across))[:, y, x].flatten(1, 2)
+                y, x = (_scaled(rows, value.shape[-2], height), _scaled(columns, value.shape[-1], width))
+                return value[..., y, x]
+
             place = {
-                f"shift_{axis}": rope.get(f"shift_{axis}", 0.0) + rope.get(f"scale_{axis}", 1.0) * span.start
+                f"shift_{axis}": rope.get(f"shift_{axis}", 0.0)
+                + rope.get(f"scale_{axis}", 1.0) * (span.start // self._patch)
                 for axis, span in (("y", rows), ("x", columns))
             }
-            taken = {
-                name: _take(value, rows, columns, down, across) if name in _SPATIAL else value
-                for name, value in conditions.items()
-            }
+            taken = {name: take(value) if name in _SPATIAL else value for name, value in conditions.items()}
             taken["transformer_options"] = {**options, "rope_options": {**rope, **place}}
-            latents = _take(given["input"], rows, columns, down, across)
             if self._within is not None:
-                return self._within(apply, {**given, "input": latents, "c": taken})
-            return apply(latents, given["timestep"], **taken)
+                return self._within(apply, {**given, "input": take(given["input"]), "c": taken})
+            return apply(take(given["input"]), given["timestep"], **taken)
 
-        return in_tiles(part, down, across, self._side, max(self._side // 4, 2), 4 if maps else 1)
+        maps = any(each.ndim > 3 for each in control)  # some of them at an eighth of the latents
+        overlap = max(self._side // 4, 2 * self._patch)
+        return in_tiles(part, height, width, self._side, overlap, self._patch * (4 if maps else 1))
 
     def to(self, device: Any) -> Tiles:
         """Move another wrapper, if it is one to be moved, as ComfyUI does with models."""
@@ -186,32 +203,42 @@ class Tiles:
         return self
 
 
-_SPATIAL = ("c_concat", "denoise_mask", "control")
+_SPATIAL = ("c_concat", "denoise_mask", "image_cond", "control")
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what is in lists and dictionaries."""
+    if isinstance(value, dict | list | tuple):
         for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
+            yield from _leaves(each)
+    else:
+        yield value
 
 
-def _take(value: Any, rows: slice, columns: slice, down: int, across: int) -> Any:
-    """Return a tile's part of maps (..., h, w) or tokens (B, N, C) of a picture of down x across patches."""
-    if isinstance(value, dict):
-        return {name: _take(each, rows, columns, down, across) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_take(each, rows, columns, down, across) for each in value)
-    if not isinstance(value, Tensor):
-        return value
-    if value.ndim == 3:
-        return value.unflatten(1, (down, across))[:, rows, columns].flatten(1, 2)
-    y, x = (
-        slice(span.start * have // count, span.stop * have // count)
-        for span, have, count in ((rows, value.shape[-2], down), (columns, value.shape[-1], across))
-    )
-    return value[..., y, x]
+def _check_cut(conditions: Mapping[str, Any], control: Sequence[Tensor], tokens: int) -> None:
+    """Raise MrFlowError for conditioning of the whole picture that no tile can have a part of.
+
+    control: what ControlNets answered. tokens: of the whole picture.
+    """
+    patches = conditions.get("transformer_options", {}).get("patches", {})
+    mask = conditions.get("attention_mask")
+    if any(hasattr(each, "encoded_image") for each in _leaves(patches)):  # which it scales to any input's size
+        named = "A ControlNet that is a model patch"
+    elif isinstance(mask, Tensor) and mask.ndim > 2 and mask.shape[-1] > tokens:
+        named = "A style model's attention"
+    elif any(each.ndim == 3 and each.shape[1] != tokens for each in control):
+        named = "This ControlNet"
+    else:
+        return
+    raise MrFlowError(f"{named} belongs to the whole picture and can't be cut into tiles. Set tile to 0.")
+
+
+def _scaled(span: slice, have: int, length: int) -> slice:
+    """Return a span of `length` places on a map of `have`; parts of places count whole."""
+    if have >= length:
+        return slice(span.start * (have // length), span.stop * (have // length))
+    each = -(-length // have)
+    return slice(span.start // each, -(-span.stop // each))
 
 
 def check_guidance(scale: float, negative: object) -> None:

@@ -182,8 +182,8 @@ def test_tiles_are_told_where_they_lie_and_get_their_part_of_the_rest() -> None:
     }
     whole, cut = Linear(), Linear()
     given = {"input": latents, "timestep": torch.ones(2), "c": conditions}
-    wanted = passes.Tiles(32, 2)(whole, given)
-    made = passes.Tiles(8, 2)(cut, given)
+    wanted = passes.Tiles(64, 2)(whole, given)
+    made = passes.Tiles(16, 2)(cut, given)
     assert torch.allclose(made, wanted, atol=1e-4)
     assert whole.seen == [(2, 4, 24, 44)]
     assert set(cut.seen) == {(2, 4, 16, 16)}
@@ -203,9 +203,49 @@ def test_tiles_go_on_with_another_wrapper_and_cut_maps_of_every_level() -> None:
         return given["input"]
 
     assert torch.allclose(
-        passes.Tiles(8, 2, within)(None, {"input": latents, "timestep": None, "c": {"control": control}}), latents
+        passes.Tiles(16, 2, within)(None, {"input": latents, "timestep": None, "c": {"control": control}}), latents
     )
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize("side", [16, 64, 512])
+def test_latents_need_not_be_whole_patches(side: int) -> None:
+    """1000x1080 pixels are 125x135 latents: ComfyUI pads them, and what a ControlNet makes of them."""
+    latents = torch.randn(1, 4, 125, 135)
+    control = {
+        "input": [torch.randn(1, 63 * 68, 4)],
+        "output": [torch.randn(1, 4, 63, 68), torch.randn(1, 4, 16, 17)],
+    }
+    seen = set[tuple[int, ...]]()
+
+    def model(given: Tensor, _: Any, **told: Any) -> Tensor:
+        rows, columns = given.shape[-2:]
+        assert told["control"]["input"][0].shape[1] == -(-rows // 2) * -(-columns // 2)
+        assert told["control"]["output"][0].shape[-2:] == (-(-rows // 2), -(-columns // 2))
+        assert told["control"]["output"][1].shape[-2:] == (-(-rows // 8), -(-columns // 8))
+        seen.add((rows, columns))
+        return given
+
+    given = {"input": latents, "timestep": torch.ones(1), "c": {"control": control}}
+    assert torch.allclose(passes.Tiles(side, 2)(model, given), latents, atol=1e-6)
+    assert ((125, 135) in seen) == (side == 512)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        (
+            {"transformer_options": {"patches": {"double_block": [SimpleNamespace(encoded_image=1)]}}},
+            "model patch",
+        ),
+        ({"attention_mask": torch.zeros(1, 600, 600)}, "style model"),
+        ({"control": {"input": [None, torch.zeros(1, 100, 8)]}}, "This ControlNet"),
+    ],
+)
+def test_conditioning_of_the_whole_picture_is_not_given_to_tiles(conditions: dict[str, Any], words: str) -> None:
+    given = {"input": torch.zeros(1, 4, 48, 48), "timestep": torch.ones(1), "c": conditions}
+    with pytest.raises(MrFlowError, match=f"{words}.*Set tile to 0"):
+        passes.Tiles(16, 2)(lambda *_, **__: pytest.fail("it was run"), given)
 
 
 # --- the workflows ---

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mrflow import MrFlow, Plan, Progress
 from mrflow.errors import PlanError, SizeError
+from mrflow.images import to_pil
 from mrflow.modular import (
     FAMILIES,
     Blocks,
@@ -179,7 +180,31 @@ def test_flux3_drafts_as_its_own_blocks_do_and_refines_as_written_out(kind: type
 
 def test_flux3_rewrites_prompts_first_unless_that_is_taken_out() -> None:
     for kind in FLUX3:
-        assert list(kind().sub_blocks)[:2] == ["prompt_upsampler", "text_encoder"]
+        assert list(kind().sub_blocks)[:3] == ["prompt_upsampler", "text_encoder", "vae_encoder"]
+
+
+def test_a_familys_pipeline_is_that_of_its_own_blocks() -> None:
+    for kind in FAMILIES:
+        made, own = kind().init_pipeline(), getattr(d, kind.auto)().init_pipeline()
+        assert type(made) is type(own)
+
+
+@torch.no_grad()
+def test_flux3_sees_a_reference_in_both_passes() -> None:
+    """Its tokens, as its own blocks encode them, beside the picture's in every call of the transformer."""
+    made, own = make_flux3(Flux3Blocks)
+    seen: list[Tensor] = []
+    made.transformer.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["image_cond_hidden_states"]), with_kwargs=True
+    )
+    image = to_pil(torch.rand(1, 3, 48, 80, generator=torch.Generator().manual_seed(2)))[0]
+    asked = {"prompt_embeds": torch.randn(1, 7, 12), "image": image}
+    state, count = run(made, PLAN, **asked), len(seen)
+    assert state.images.shape[-2:] == (SIZE[1], SIZE[0])
+    own.update_components(guider=d.ClassifierFreeGuidance(enabled=False))
+    latents = own(num_inference_steps=1, **asked).image_cond_latents
+    assert count == 3 + 2
+    assert all(torch.allclose(each, latents[0].flatten(2).mT, atol=1e-6) for each in seen)
 
 
 def test_noise_of_a_drafts_own_can_be_asked_for() -> None:

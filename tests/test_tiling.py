@@ -21,7 +21,7 @@ from mrflow import Defaults, MrFlow, Plan, estimate, steps, vista
 from mrflow.backbones.families import FAMILIES, largest_whole
 from mrflow.costs import largest_tile
 from mrflow.errors import PlanError, RequestError, SizeError
-from mrflow.jobs import Asked
+from mrflow.jobs import Asked, parse_bytes
 from mrflow.progress import Progress
 from mrflow.tiles import in_tiles
 from mrflow.tiling import autoencoder_in_tiles, transformer_in_tiles
@@ -269,6 +269,11 @@ def test_a_bound_of_memory_sets_the_tile_and_what_does_not_fit_is_refused() -> N
     assert largest_tile(bounded.model, 10**9) > side
     with pytest.raises(RequestError, match=r"max_memory is 0.001 GB and FluxPipeline needs .* for tiles of 256"):
         MrFlow(bounded.pipe, "bicubic", max_memory=10**6)
+    texts = ("24GB", "1.5 gib", "3M", 5e6, "2Kib", "24 GBB")
+    assert [parse_bytes(text) for text in texts[:4]] == [24 * 10**9, 3 * 2**29, 3 * 10**6, 5 * 10**6]
+    for text in texts[4:]:
+        with pytest.raises(RequestError, match="at least a megabyte"):
+            parse_bytes(text)
     with pytest.raises(RequestError, match="max_memory is 'much'; it must be bytes"):
         MrFlow(bounded.pipe, "bicubic", max_memory="much")
 

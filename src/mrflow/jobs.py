@@ -289,14 +289,15 @@ def parse_size(text: str | None) -> Size | tuple[None, None]:
 
 
 def parse_bytes(given: object, name: str = "max_memory") -> int | None:
-    """Return bytes from a number, or a text such as "24GB", 10^9 to the gigabyte; None for None.
+    """Return bytes from a number, or a text such as "24GB" (10^9 each) or "24GiB" (2^30 each); None for None.
 
     Raises RequestError for what is neither, and below a megabyte.
     """
     if given is None:
         return None
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)B?", str(given).strip().upper(), flags=re.ASCII)
-    size = match and int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
+    pattern = r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([KMGT])(I?))?B?"
+    match = re.fullmatch(pattern, str(given).strip().upper(), flags=re.ASCII)
+    size = match and int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
     if not size or size < 10**6:
         raise RequestError(f"{name} is {shown(given)}; it must be bytes, at least a megabyte. Try 24GB.")
     return size

@@ -288,7 +288,8 @@ def _fetch(path: str, kwargs: Mapping[str, Any], file: Path | None) -> tuple[str
         config = DiffusionPipeline.load_config(path, **hub)
         kind = str(config.get("_class_name"))
         get_backbone(kind)  # before gigabytes are read in vain
-        parts = parts_in(file, kind) if file else {}
+        held = parts_in(file, kind) if file else {}
+        parts = {name: each for name, each in held.items() if name not in kwargs and any(config.get(name) or ())}
         if os.path.isdir(path):
             return path, parts
         folder = str(DiffusionPipeline.download(path, **kwargs, **dict.fromkeys(parts)))

@@ -310,20 +310,19 @@ class Blocks(SequentialPipelineBlocks):  # type: ignore[misc]
     """The whole method for one family, which its subclasses name.
 
     pipeline: a pipeline class in diffusers that treats latents as the family does. auto: the family's blocks, of
-        which text, denoising and decoding serve here. before: blocks of these that come first.
+        which denoising and decoding serve here, and those that come before: `own`.
     """
 
     pipeline: ClassVar[str]
     auto: ClassVar[str]
-    before: ClassVar[tuple[str, ...]] = ()
+    own: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
     def __init__(self) -> None:
         family = getattr(diffusers, self.auto)()
         known, parts = (self.pipeline, family.model_name), family.sub_blocks
         denoise, decode = parts["denoise"], parts["decode"]
         steps = {
-            **{name: parts[name] for name in self.before},
-            "text_encoder": parts["text_encoder"],
+            **{name: parts[name] for name in self.own},
             "plan": PlanStep(*known),
             "draft": DraftStep(_Family(*known), denoise, decode),
             "lift": LiftStep(*known),
@@ -331,7 +330,13 @@ class Blocks(SequentialPipelineBlocks):  # type: ignore[misc]
             "refine": RefineStep(_Family(*known), denoise, decode),
         }
         self.block_names, self.block_classes = list(steps), list(steps.values())
+        self._model_name: str = family.model_name
         super().__init__()
+
+    @property
+    def model_name(self) -> str:
+        """Return the family's, by which diffusers finds its pipeline's class."""
+        return self._model_name
 
     @property
     def description(self) -> str:
@@ -388,13 +393,14 @@ class Flux2KleinBaseBlocks(Blocks):
 class Flux3Blocks(Blocks):
     """FLUX.3, which has FLUX.2's autoencoder, no pipeline beside its blocks, and a model that rewrites prompts."""
 
-    pipeline, auto, before = "Flux2Pipeline", "Flux3AutoBlocks", ("prompt_upsampler",)
+    pipeline, auto = "Flux2Pipeline", "Flux3AutoBlocks"
+    own = ("prompt_upsampler", "text_encoder", "vae_encoder")
 
 
 class Flux3DistilledBlocks(Blocks):
     """FLUX.3, distilled to 16 steps, each of which is told where it ends."""
 
-    pipeline, auto, before = "Flux2Pipeline", "Flux3DistilledAutoBlocks", ("prompt_upsampler",)
+    pipeline, auto, own = "Flux2Pipeline", "Flux3DistilledAutoBlocks", Flux3Blocks.own
 
 
 class QwenImageBlocks(Blocks):

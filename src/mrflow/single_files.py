@@ -156,14 +156,17 @@ def _load_network(kind: Any, file: Path, prefix: str, base: str, name: str, dtyp
 
 
 def _load_text_encoder(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype) -> Any:
-    """Return a network of transformers', whose keys files have as they are; they may lack CLIP-L's projection."""
+    """Return a network of transformers', whose keys files have as they are.
+
+    CLIP-L's projection is the identity, whatever a file says: Stable Diffusion 3 was trained without one.
+    """
     config = kind.config_class.from_pretrained(base, subfolder=name)
     weights = {
         key: each.to(dtype) if each.is_floating_point() else each
         for key, each in _read_weights(file, prefix, dtype).items()
     }
-    if kind.__name__ == "CLIPTextModelWithProjection":
-        weights.setdefault("text_projection.weight", torch.eye(config.projection_dim, dtype=dtype))
+    if prefix == _CLIP_L and kind.__name__ == "CLIPTextModelWithProjection":
+        weights["text_projection.weight"] = torch.eye(config.projection_dim, config.hidden_size, dtype=dtype)
     told = {"config": config, "state_dict": weights, "dtype": dtype, "output_loading_info": True}
     made, found = kind.from_pretrained(None, **told)
     if found["missing_keys"]:

@@ -41,7 +41,7 @@ def columns_of(scores: Json) -> list[tuple[str, str, list[Column]]]:
         ),
         "More of quality": (
             f"Changes are to the baseline{f', or to {plan}' if plan else ''}, in pairs; memory is the peak. "
-            "Stripes are waves along a side through the whole picture; by chance some 9 dB.",
+            "Stripes are waves along a side through the whole picture; by chance 6 to 10 dB.",
             [
                 _figure("change of composite", 3, "quality", "composite_change", signed=True),
                 _figure("change of found", 3, "quality", "found_change", "all", signed=True),

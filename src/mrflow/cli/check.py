@@ -78,7 +78,7 @@ def _print(found: Finding) -> None:
     """Print a line; further ones begin below its text."""
     console, head = stdout_console(), f"{found.level:4} {found.about + ':':9} "
     hanging = TextWrapper(
-        console.width, subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
+        max(console.width, 40), subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
     )
     lines = hanging.wrap(head + found.text)
     shown = Text("\n".join(lines))

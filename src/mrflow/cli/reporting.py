@@ -14,7 +14,7 @@ from rich.text import Text
 from mrflow.errors import MrFlowWarning
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
-_FILE_WIDTH = 300
+_FILE_WIDTH = 1000
 
 
 def stderr_console() -> Console:
