@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mrflow.errors import MrFlowError, PlanError
 from mrflow.jobs import check_size
@@ -163,16 +164,12 @@ class Tiles:
         conditions, (height, width) = given["c"], given["input"].shape[-2:]
         options = conditions.get("transformer_options", {})
         rope = options.get("rope_options", {})
-        control = [each for each in _leaves(conditions.get("control")) if isinstance(each, Tensor)]
+        control = [each for each in tree_leaves(conditions.get("control")) if isinstance(each, Tensor)]
         down, across = (-(-side // self._patch) for side in (height, width))
         _check_cut(conditions, control, down * across)
 
         def part(rows: slice, columns: slice) -> Tensor:
             def take(value: Any) -> Any:
-                if isinstance(value, dict):
-                    return {name: take(each) for name, each in value.items()}
-                if isinstance(value, list | tuple):
-                    return type(value)(take(each) for each in value)
                 if not isinstance(value, Tensor):
                     return value
                 if value.ndim == 3:
@@ -186,8 +183,8 @@ class Tiles:
                 + rope.get(f"scale_{axis}", 1.0) * (span.start // self._patch)
                 for axis, span in (("y", rows), ("x", columns))
             }
-            taken = {name: take(value) if name in _SPATIAL else value for name, value in conditions.items()}
-            taken["transformer_options"] = {**options, "rope_options": {**rope, **place}}
+            cut = {name: tree_map(take, conditions[name]) for name in _SPATIAL & conditions.keys()}
+            taken = {**conditions, **cut, "transformer_options": {**options, "rope_options": {**rope, **place}}}
             if self._within is not None:
                 return self._within(apply, {**given, "input": take(given["input"]), "c": taken})
             return apply(take(given["input"]), given["timestep"], **taken)
@@ -203,16 +200,7 @@ class Tiles:
         return self
 
 
-_SPATIAL = ("c_concat", "denoise_mask", "image_cond", "control")
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Yield what is in lists and dictionaries."""
-    if isinstance(value, dict | list | tuple):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(each)
-    else:
-        yield value
+_SPATIAL = {"c_concat", "denoise_mask", "image_cond", "control"}
 
 
 def _check_cut(conditions: Mapping[str, Any], control: Sequence[Tensor], tokens: int) -> None:
@@ -222,7 +210,7 @@ def _check_cut(conditions: Mapping[str, Any], control: Sequence[Tensor], tokens:
     """
     patches = conditions.get("transformer_options", {}).get("patches", {})
     mask = conditions.get("attention_mask")
-    if any(hasattr(each, "encoded_image") for each in _leaves(patches)):  # which it scales to any input's size
+    if any(hasattr(each, "encoded_image") for each in tree_leaves(patches)):  # which it scales to any input's size
         named = "A ControlNet that is a model patch"
     elif isinstance(mask, Tensor) and mask.ndim > 2 and mask.shape[-1] > tokens:
         named = "A style model's attention"

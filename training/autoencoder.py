@@ -29,7 +29,7 @@ from training.latents import LATENTS, encode, project, read_projection
 from training.losses import edge_energy, look_loss, pixel_loss, strengths, texture_loss
 from training.optim import Average, make_optimizers, set_lr
 from training.redraw import DRAFTED, REFINED, repaint_all
-from training.track import Log, load_state, save_state
+from training.track import Log, by_side, load_state, save_state
 
 CHANNELS = 32
 WHITENING = 0.6
@@ -175,15 +175,6 @@ def check(vae: AutoencoderKL, decoder: nn.Module, images: Tensor) -> dict[str, f
     return {"psnr": psnr, "edges": edge_energy(decoded) / edge_energy(images), "grain": grain}
 
 
-def check_all(vae: AutoencoderKL, decoder: nn.Module, held_out: dict[int, Tensor]) -> dict[str, float]:
-    """Return `check` for pictures of each side, which stands behind the names of all but the first."""
-    return {
-        name if side == SIZES[0][0] else f"{name}_{side}": value
-        for side, images in held_out.items()
-        for name, value in check(vae, decoder, images).items()
-    }
-
-
 def main(
     minutes: Annotated[float, typer.Option(help="Time for the decoder.")] = 10,
     gan: Annotated[float, typer.Option(help="Share of the time, at the end, with the critic.")] = 0.0,
@@ -259,8 +250,8 @@ def main(
         step += 1
         log.mean(values)
         if step % 100 == 0:
-            log.write(step, check_all(vae, average.model, held_out))
-    log.write(step, check_all(vae, average.model, held_out))
+            log.write(step, by_side(lambda images: check(vae, average.model, images), held_out))
+    log.write(step, by_side(lambda images: check(vae, average.model, images), held_out))
     vae.decoder = average.model
     vae.to(torch.float16).save_pretrained(FOLDER)
     save_state(RUN, {"critic": contest.critic}, [contest.optimizer])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+T = TypeVar("T")
 LOGS = Path("training/logs")
 PAUSE = 60.0
 """Seconds between two ticks of which no more count: a training may be stopped (SIGSTOP) while others measure."""
@@ -59,6 +62,16 @@ class Log:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def by_side(look: Callable[[T], dict[str, float]], held_out: Mapping[int, T]) -> dict[str, float]:
+    """Return what `look` says of pictures of each side; the side stands behind the names of all but the first."""
+    first = next(iter(held_out))
+    return {
+        name if side == first else f"{name}_{side}": value
+        for side, pictures in held_out.items()
+        for name, value in look(pictures).items()
+    }
 
 
 def save_state(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> None:

@@ -25,23 +25,20 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 from mrflow.vista import inspector
 from training import guide
 from training.autoencoder import FOLDER as VAE
+from training.autoencoder import KEPT, SIZES
 from training.critic import Contest
 from training.data import read, to_tensor
 from training.latents import project, read_projection
 from training.losses import edge_energy, look_loss, pixel_loss, spreads, strengths, texture_loss
 from training.optim import Average, make_optimizers, set_lr
 from training.redraw import DRAFTED, repaint_all
-from training.track import Log, load_state, save_state
+from training.track import Log, by_side, load_state, save_state
 
 FILE = Path("src/mrflow/vista/upscaler/vista-x2.safetensors")
 RUN = Path("runs/upscaler")
 WIDTH, LAYERS = 32, 8
 SIDE = 64
 """Side of the half-size crops."""
-SIZES = ((256, 256), (512, 512))
-"""Of the pictures that crops are taken from, in turn."""
-KEPT = 32
-"""Pictures of each size, the last ones, that are not trained on."""
 DRAFT_SHARE = 0.5
 """Share of the inputs that the flow has repainted."""
 LATENT_SHARE = 0.3
@@ -128,15 +125,6 @@ def check(network: nn.Module, small: Tensor, true: Tensor) -> dict[str, float]:
     return values
 
 
-def check_all(network: nn.Module, held_out: dict[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Return `check` for pictures of each side, which stands behind the names of all but the first."""
-    return {
-        name if side == SIZES[0][0] else f"{name}_{side}": value
-        for side, (small, true) in held_out.items()
-        for name, value in check(network, small, true).items()
-    }
-
-
 def main(
     minutes: Annotated[float, typer.Option(help="Training time; 0 only says how good the shipped one is.")] = 10,
     gan: Annotated[float, typer.Option(help="Share of the time, at the end, with the critic.")] = 0.6,
@@ -174,7 +162,8 @@ def main(
         for size, (each, _) in zip(SIZES, painted, strict=True)
     }
     if not minutes:
-        print(json.dumps({name: round(value, 4) for name, value in check_all(network, held_out).items()}))
+        found = by_side(lambda pair: check(network, *pair), held_out)
+        print(json.dumps({name: round(value, 4) for name, value in found.items()}))
         return
     learned: list[tuple[np.ndarray, Tensor | None]] = []
     for each, captions in painted:
@@ -214,8 +203,8 @@ def main(
         step += 1
         log.mean(values)
         if step % 100 == 0:
-            log.write(step, check_all(average.model, held_out))
-    log.write(step, check_all(average.model, held_out))
+            log.write(step, by_side(lambda pair: check(average.model, *pair), held_out))
+    log.write(step, by_side(lambda pair: check(average.model, *pair), held_out))
     FILE.parent.mkdir(parents=True, exist_ok=True)
     ended = average.model.state_dict()
     save_file({k: v.lerp(ended[k], blend).half().contiguous() for k, v in begun.items()}, FILE)
