@@ -56,7 +56,7 @@ def build() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=0,  # the decoder still has one residual block a level, the encoder none: it is linear
         latent_channels=LATENTS,
-        act_fn="relu",  # SiLU takes the decoder a seventh longer; for the encoder's signals either is the identity
+        act_fn="relu",  # some 3% faster than SiLU; for the encoder's signals either is the identity
         norm_num_groups=1,  # small groups shift colours, since each is normalised by its own mean
         mid_block_add_attention=False,
         use_quant_conv=False,
