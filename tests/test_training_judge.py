@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 pytest.importorskip("numba")
 
 from training.data import to_tensor
 from training.evaluate import prompts, scenes
-from training.judge import auc, tell, views
+from training.judge import auc, read_compared, tell, views
 from training.world import ATTRIBUTES, labels, paint
+
+from mrflow.bench.ledger import folder_name
+from mrflow.bench.prompts import read_questions
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +63,23 @@ def test_a_loss_of_texture_is_told_by_patches_and_a_wrong_form_by_the_whole(rend
 def test_scenes_are_those_of_the_prompts() -> None:
     _, wanted = prompts(20, seed=4)
     assert [[labels(scene)[name] for name in ATTRIBUTES] for scene in scenes(20, 4)] == wanted.tolist()
+
+
+def test_pictures_of_a_comparison_are_judged_beside_their_own_scenes(tmp_path: Path) -> None:
+    methods = {"native": (0, 3, 5), "4:solver=unipc": (1, 3, 5)}
+    for name, items in methods.items():
+        (folder := tmp_path / "pictures" / folder_name(name)).mkdir(parents=True)
+        for item in items:
+            Image.new("RGB", (64, 64), (item, 0, 0)).save(folder / f"{item:05}.png")
+    (tmp_path / "course.json").write_text(json.dumps({"methods": list(methods)}))
+    world, pictures = read_compared(tmp_path, 256)
+    assert {name: [each.getpixel((0, 0))[0] for each in made] for name, made in pictures.items()} == {
+        name: [3, 5] for name in methods
+    }
+    asked = read_questions(None)
+    told = (
+        {name: labels(scene)[name] for name in asked[k].labels} for k, scene in zip((3, 5), world, strict=True)
+    )
+    assert [{name: ATTRIBUTES[name][value] for name, value in each.items()} for each in told] == [
+        asked[k].labels for k in (3, 5)
+    ]

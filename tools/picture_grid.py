@@ -1,6 +1,8 @@
 """Put pictures of a comparison side by side, a row a method: for pages that show them.
 
 python -m tools.picture_grid compare-vista native 12+1 --items 0,3,7 --side 256 --out docs/images/same-seed.png
+
+The method "render" is the scene that vista's own prompt is the caption of, as its world paints it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from mrflow.bench.ledger import folder_name
+from mrflow.bench.prompts import VISTA
 from mrflow.files import load_image, save_image
 
 GAP = 4  # pixels between pictures
@@ -27,10 +30,22 @@ def main() -> None:
     asked = parser.parse_args()
     items = [int(number) for number in asked.items.split(",")]
     rows = [
-        [load_image(asked.folder / "pictures" / folder_name(method) / f"{item:05}.png") for item in items]
+        renders(items, asked.side)
+        if method == "render"
+        else [load_image(asked.folder / "pictures" / folder_name(method) / f"{item:05}.png") for item in items]
         for method in asked.methods
     ]
     save_image(grid(rows, asked.side), asked.out, overwrite=True)
+
+
+def renders(items: list[int], side: int) -> list[Image.Image]:
+    """Return the scenes of vista's own prompts by number, painted by the renderer, square."""
+    from training.evaluate import scenes
+    from training.heldout import SETS
+    from training.world import paint
+
+    world = scenes(*SETS[VISTA])
+    return [Image.fromarray(each) for each in paint([world[item] for item in items], side, side)]
 
 
 def grid(rows: list[list[Image.Image]], side: int) -> Image.Image:

@@ -41,9 +41,6 @@ LOW_SIGMA = 0.3
 """A finish refines from low sigmas, which the shifted logit-normal hardly visits: above SMALL sizes
 LOW_SHARE of the timesteps are uniform below LOW_SIGMA."""
 LOW_SHARE = 0.4
-MOST_SHIFTED = 448
-"""Tokens beyond which training's sigmas are shifted no further: the scheduler's line, which knows 64 and 256
-tokens, would leave 512x512 hardly a timestep below .5."""
 SMALL, MIDDLE = 80, 256
 """Most tokens of a small and of a middle size: 128x128 and 256x256 with their neighbours."""
 OBJECT_WEIGHT = 3.0
@@ -165,7 +162,7 @@ def batches(
 
 def draw_sigmas(count: int, tokens: int, large: bool, rng: torch.Generator) -> Tensor:
     """Return training sigmas (count,): shifted logit-normal, mixed with uniform ones so that none is rare."""
-    sigmas = shift(torch.sigmoid(torch.randn(count, generator=rng)), min(tokens, MOST_SHIFTED))
+    sigmas = shift(torch.sigmoid(torch.randn(count, generator=rng)), tokens)
     uniform = torch.rand(count, generator=rng) * (LOW_SIGMA if large else 1.0)
     pick = torch.rand(count, generator=rng) < (LOW_SHARE if large else 0.12)
     return torch.where(pick, uniform, sigmas).clamp(0.003, 1.0)
@@ -243,7 +240,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Image tokens a step: 8192 are 128 pictures of 128x128.")] = 8192,
     shares: Annotated[
         tuple[float, float, float], typer.Option(help="Shares of the steps at some 128x128, 256x256 and above.")
-    ] = (0.5, 0.42, 0.08),
+    ] = (0.1, 0.6, 0.3),
     decay: Annotated[float, typer.Option(help="Share of the time, at the end, in which the rate falls.")] = 0.35,
     save_every: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,

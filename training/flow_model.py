@@ -16,9 +16,9 @@ from training.text import TextPair, make_encoders
 from training.world import MAX_TOKENS
 
 WEIGHTS = Path("src/mrflow/vista/weights")
-BASE_SHIFT, MAX_SHIFT = 0.5, 1.0
-SMALL_TOKENS, LARGE_TOKENS = 64, 256
-"""Tokens of 128x128 and of 256x256: the two ends of the resolution-dependent shift."""
+BASE_SHIFT, MAX_SHIFT = 0.5, 1.5
+SMALL_TOKENS, LARGE_TOKENS = 64, 1024
+"""Tokens of 128x128 and of 512x512: the two ends of the resolution-dependent shift."""
 
 
 def make_transformer() -> FluxTransformer2DModel:

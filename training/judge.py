@@ -2,6 +2,7 @@
 
     python -m training.judge --count 256 --methods "native 50,native 6 UniPC,12+1"
     python -m training.judge --folder runs/flow/export
+    python -m training.judge --compared compare-vista
 
 A classifier two-sample test (Lopez-Paz and Oquab, arXiv 1610.06545): it learns on one half of the pictures, is
 asked about the other, and the other way round. Its AUC is how often, of a picture and a render, it takes the
@@ -24,17 +25,22 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from PIL import Image
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate, pad
 
+from mrflow.bench.ledger import folder_name, read_course
+from mrflow.bench.prompts import VISTA
+from mrflow.files import load_image
 from mrflow.images import to_tensor as read_images
 from mrflow.vista import inspector
 from training import guide, samples
 from training.data import to_tensor
 from training.evaluate import prompts, scenes
 from training.flow_model import WEIGHTS
-from training.world import paint
+from training.heldout import SETS
+from training.world import Scene, paint
 
 SEED = 9_400_000  # of scenes that nothing else uses
 WHOLE, PATCH = 128, 64
@@ -146,6 +152,23 @@ def round_trip(fast: samples.MrFlow, images: Tensor) -> Tensor:
     return torch.cat(parts).clamp(-1, 1)
 
 
+def read_compared(folder: Path, count: int) -> tuple[list[Scene], dict[str, list[Image.Image]]]:
+    """Return scenes of vista's own prompts and each method's pictures of them, from what `mrflow compare` wrote.
+
+    Those of which every method has its picture, the first `count` of them.
+    """
+    names = (read_course(folder) or {}).get("methods", [])
+    world = scenes(*SETS[VISTA])
+    files = {
+        name: [folder / "pictures" / folder_name(name) / f"{k:05}.png" for k in range(len(world))]
+        for name in names
+    }
+    there = [k for k in range(len(world)) if all(paths[k].is_file() for paths in files.values())][:count]
+    return [world[k] for k in there], {
+        name: [load_image(paths[k]) for k in there] for name, paths in files.items()
+    }
+
+
 def main(
     folder: Annotated[Path, typer.Option(help="A pipeline's folder.")] = WEIGHTS,
     methods: Annotated[
@@ -153,18 +176,28 @@ def main(
     ] = "native 50,native 6 UniPC,12+1",
     count: Annotated[int, typer.Option(help="Scenes.")] = 256,
     side: Annotated[int, typer.Option(help="Pixels of a side.")] = 256,
+    compared: Annotated[
+        Path | None, typer.Option(help="Judge the pictures that mrflow compare left here, a seed a prompt.")
+    ] = None,
 ) -> None:
     """Print a line a method: AUC against renders, and against renders that went through the autoencoder."""
-    captions, _ = prompts(count, seed=SEED)
-    world = scenes(count, SEED)
-    real = torch.cat([to_tensor(paint(world[i : i + 32], side, side)) for i in range(0, count, 32)])
     fast = samples.load(folder)
+    painted: dict[str, list[Image.Image]] = {}
+    if compared:
+        world, painted = read_compared(compared, count)
+        if not world:
+            raise typer.BadParameter(f"{compared} has no prompt of which every method has its picture.")
+        side = next(iter(painted.values()))[0].width
+    else:
+        world, (captions, _) = scenes(count, SEED), prompts(count, seed=SEED)
+        for name in methods.split(","):
+            painted[name] = list(track(samples.paint(fast, name, captions, side), name, total=count))
+    real = torch.cat([to_tensor(paint(world[i : i + 32], side, side)) for i in range(0, len(world), 32)])
     coded = round_trip(fast, real)
-    pictures = {ROUND_TRIP: coded}
-    for name in methods.split(","):
-        images = list(track(samples.paint(fast, name, captions, side), name, total=count))
-        pictures[name] = read_images(images) * 2 - 1
-    for name, made in pictures.items():
+    for name, made in {
+        ROUND_TRIP: coded,
+        **{name: read_images(each) * 2 - 1 for name, each in painted.items()},
+    }.items():
         row = {}
         for against, others in (("renders", real), (ROUND_TRIP, coded)):
             if made is not others:

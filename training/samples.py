@@ -18,11 +18,14 @@ from mrflow import MrFlow, Plan, vista
 from mrflow.upscaler import Upscaler
 from training.flow_model import WEIGHTS
 
+_STUDENT = Plan(steps=4, true_cfg_scale=1.0, solver="own")
 METHODS: dict[str, tuple[int | None, Plan | str | None]] = {
     "native 50": (50, None),
     "native 25 UniPC": (25, Plan(solver="unipc")),
     "native 6 UniPC": (6, Plan(solver="unipc")),
     "12+1": (None, "12+1"),
+    "student 4": (4, _STUDENT),
+    "student 4+1": (None, _STUDENT),
 }
 """What can be painted: steps of a native picture, None for a staged one, and a plan."""
 PROMPTS = (
@@ -39,7 +42,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> MrFlow:
     """Return vista with the weights of another folder."""
     pipe = FluxPipeline.from_pretrained(folder, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    return MrFlow(pipe, Upscaler.load(str(vista.upscaler())), defaults=vista.DEFAULTS)
+    return MrFlow(pipe, Upscaler.load(str(vista.upscaler())), defaults=vista.DEFAULTS["vista"])
 
 
 def paint(fast: MrFlow, method: str, captions: list[str], side: int = 256) -> Iterator[Image.Image]:

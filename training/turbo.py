@@ -5,9 +5,9 @@
 Each of the student's steps stands for three of the teacher's: it learns the mean velocity with which the
 teacher crosses them, from where the teacher stood (progressive distillation, Salimans and Ho, arXiv 2202.00512,
 in one go, guidance included as in Meng et al., arXiv 2210.03142). Captions are enough, no picture is needed.
-The nodes are the steps of the pipeline's own schedule for four. At full size it learns, besides, the teacher's
-velocity at low sigmas of what the teacher made: from there a refine pass takes its one step. Text encoders are
-the teacher's and stay.
+The nodes are the steps of the pipeline's own schedule for four, at each of three sizes: of drafts, and of finished
+pictures. Of what the teacher made at the larger two it learns, besides, its velocity at low sigmas: from there a
+refine pass takes its one step. Text encoders are the teacher's and stay.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ from training.world import caption, sample_scene
 RUN = Path("runs/turbo")
 STEPS, EACH = 4, 3
 """Steps of the student, and of the teacher in each of them."""
+SHARES = {8: 0.25, 16: 0.5, 32: 0.25}
+"""Of the ways: to pictures of so many tokens a side, 16 pixels each."""
+REFINED = 16
+"""Tokens a side of the smallest pictures that are refined."""
 REFINE = (0.05, 0.3)
 """Between which sigmas a refine pass may begin."""
 KEPT = 32
@@ -134,7 +138,7 @@ class Distillation:
         guided = Plan(steps=STEPS * EACH, guidance_stop=guidance_stop).guided_steps
         steps, end = follow(teacher, noise, asked, free, guidance, guided)
         found = [Segment(x, sigma, asked, velocity, rows) for x, sigma, velocity in steps]
-        if rows >= 16:
+        if rows >= REFINED:
             sigma = (REFINE[0] + (REFINE[1] - REFINE[0]) * torch.rand(count, generator=rng)).to(self.place)
             again = torch.randn(end.shape, generator=rng).to(self.place)
             x = torch.lerp(end, again, sigma[:, None, None])
@@ -168,9 +172,6 @@ def main(
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 2e-4,
     matrix_lr: Annotated[float, typer.Option(help="Muon's learning rate.")] = 6e-4,
     tokens: Annotated[int, typer.Option(help="Image tokens a step: 2048 are 32 pictures of 128x128.")] = 2048,
-    large_share: Annotated[
-        float, typer.Option(help="Share of the ways at 256x256, where refine passes are.")
-    ] = 0.35,
     guidance: Annotated[float, typer.Option(help="Strength of the teacher's guidance.")] = 3.0,
     guidance_stop: Annotated[float, typer.Option(help="Share of the teacher's steps with guidance.")] = 0.33,
     decay: Annotated[float, typer.Option(help="Share of the time, at the end, in which the rate falls.")] = 0.4,
@@ -194,13 +195,13 @@ def main(
     signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
     saved, step = 0.0, 0
     while (progress := log.clock.seconds / (minutes * 60)) < 1 and not told:
-        rows = 16 if torch.rand((), generator=rng).item() < large_share else 8
+        rows = int(words.choice(list(SHARES), p=list(SHARES.values())))
         scenes = [sample_scene(words) for _ in range(max(1, tokens // rows**2))]
         texts = [caption(scene, words, full=bool(words.random() < 0.7)) for scene in scenes]
         set_lr(work.optimizers, step, progress, 20, decay)
         errors = work.round(work.follow(texts, rows, guidance, guidance_stop, rng), rng)
         step += 1
-        log.mean({"large" if rows == 16 else "small": sum(errors) / len(errors)})
+        log.mean({f"{16 * rows}": sum(errors) / len(errors)})
         if step % 20 == 0:
             log.write(step, {})
         if log.clock.seconds - saved > save_every * 60:

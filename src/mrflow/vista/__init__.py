@@ -1,13 +1,14 @@
 """vista: the small model inside the package, of FLUX's architecture, for seeing and measuring the method.
 
 It paints landscapes from captions of a small grammar, and nothing else; see weights/README.md, its model
-card. `MrFlow.from_pretrained("vista")` loads it.
+card. `MrFlow.from_pretrained("vista")` loads it, `"vista-turbo"` its student of four steps without guidance.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,24 +17,29 @@ from mrflow.plan import Defaults, Plan
 
 _HERE = Path(__file__).parent
 
-DEFAULTS = Defaults(
-    width=256,
-    height=256,
+_VISTA = Defaults(
+    width=512,
+    height=512,
     # Guided where it pays, in the first steps of the draft (training/README.md); each other step costs half.
     # UniPC's drafts are sharper and nearer to renders than Euler's, at the same cost (docs/log.md).
     plan=Plan(true_cfg_scale=3.0, refine_true_cfg_scale=1.0, guidance_stop=0.33, solver="unipc"),
     max_sequence_length=24,  # captions of the grammar are shorter; trained at this length
 )
+_TURBO = replace(_VISTA, plan=Plan(steps=4, true_cfg_scale=1.0), native_steps=4, learned_steps=4)
+DEFAULTS = {"vista": _VISTA, "vista-turbo": _TURBO}
+"""Of the models in this package, by name."""
+_FOLDERS = {"vista": "weights", "vista-turbo": "turbo"}
 
 
 def available() -> bool:
     """Return whether the weights are in this installation."""
-    return (_HERE / "weights" / "model_index.json").is_file() and _upscaler().is_file()
+    folders = all((_HERE / each / "model_index.json").is_file() for each in _FOLDERS.values())
+    return folders and _upscaler().is_file()
 
 
-def folder() -> Path:
-    """Return the model's folder, in diffusers' layout; raises ModelError if the weights are missing."""
-    return _present(_HERE / "weights", "model_index.json")
+def folder(name: str = "vista") -> Path:
+    """Return a model's folder, in diffusers' layout; raises ModelError if the weights are missing."""
+    return _present(_HERE / _FOLDERS[name], "model_index.json")
 
 
 def upscaler() -> Path:
@@ -50,10 +56,10 @@ def words() -> frozenset[str]:
 
 
 @cache
-def revision() -> str:
+def revision(name: str = "vista") -> str:
     """Return 12 hexadecimal digits that change whenever the model's files do."""
     digest = hashlib.sha256()
-    for path in sorted(folder().rglob("*")):
+    for path in sorted(folder(name).rglob("*")):
         if path.suffix in (".json", ".safetensors"):
             digest.update(path.relative_to(_HERE).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
