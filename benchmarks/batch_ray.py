@@ -99,7 +99,10 @@ def load(model: str, device: str) -> MrFlow:
 def make_rows(count: int) -> list[dict[str, Any]]:
     """Return so many rows from vista's world."""
     times = ("dawn", "noon", "sunset", "night")
-    return [{"id": str(k), "prompt": f"a lake at {times[k % 4]} with pines", "seed": k} for k in range(count)]
+    usual = {"width": 256, "height": 256}
+    return [
+        {"id": str(k), "prompt": f"a lake at {times[k % 4]} with pines", "seed": k, **usual} for k in range(count)
+    ]
 
 
 def measure(fast: MrFlow, cluster: Cluster, pictures: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from mrflow.bench.timing import Spread
 from mrflow.lanes import check_lanes
 from mrflow.prompt_rows import Row
 
+SIZE = {"width": 256, "height": 256}
 Way = Callable[[MrFlow, Sequence[str], Path], None]
 
 
@@ -105,13 +106,13 @@ def timed(way: Way, fast: MrFlow, prompts: Sequence[str]) -> tuple[float, dict[s
 def loop(fast: MrFlow, prompts: Sequence[str], folder: Path) -> None:
     """Make one picture after the other."""
     for number, prompt in enumerate(prompts):
-        result = fast(prompt, seed=number)
+        result = fast(prompt, seed=number, **SIZE)
         save_image(result.images[0], folder / f"{number}.png", result.recipes[0])
 
 
 def batch(fast: MrFlow, prompts: Sequence[str], folder: Path, *, lanes: int) -> None:
     """Make them as a batch."""
-    rows = (Row(k + 1, {"id": str(k), "prompt": prompt, "seed": k}) for k, prompt in enumerate(prompts))
+    rows = (Row(k + 1, {"id": str(k), "prompt": prompt, "seed": k, **SIZE}) for k, prompt in enumerate(prompts))
     summary = run_batch(fast, read_request(rows), Output(folder), lanes=lanes)
     assert summary.made == len(prompts), summary
 

@@ -137,7 +137,7 @@ def processor_seconds(pid: int) -> float:
 def body(number: int, plan: str) -> dict[str, Any]:
     """Return the request of client `number`: mixed prompts and seeds, one shape."""
     prompt = f"{PLACES[number % len(PLACES)]} {TIMES[number % len(TIMES)]} with mountains"
-    return {"prompt": prompt, "seed": number, "plan": plan}
+    return {"prompt": prompt, "seed": number, "plan": plan, "size": "256x256"}
 
 
 async def load(url: str, options: argparse.Namespace) -> list[Answer]:

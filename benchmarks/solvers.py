@@ -1,6 +1,6 @@
 """How near a draft of few steps comes to one of many, with each solver, and what the inspector finds in it.
 
-    python benchmarks/solvers.py                 # vista, 16 prompts that nothing is judged by, drafts of 128x128
+    python benchmarks/solvers.py                 # vista, 16 prompts that nothing is judged by, drafts of 256x256
     python benchmarks/solvers.py --prompts 64 --steps 4 --steps 6
 
 Guided in every step, so that all drafts of a seed follow one path: a draft of many steps of the pipeline's own

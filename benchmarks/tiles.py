@@ -2,8 +2,9 @@
 
     python -m benchmarks.tiles > benchmarks/tiles-vista-cpu.json
 
-Each way runs in a process of its own, whose memory is counted from after loading to its peak. The last line on
-stdout is JSON.
+At 2 and 4 times its size held against the whole, at 8 times in tiles alone. Each way runs in a process of its own,
+whose memory is counted from after loading to its peak; `reckoned` is what mrflow.costs says of it before. The last
+line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from torch import Tensor
 
 from mrflow.tiles import spans
 
-SIDES, TILE, SEED = (512, 1024), 256, 11
+SIDES, TILE, SEED = (1024, 2048), 512, 11
+LARGEST = 4096
+PIXEL = 12  # bytes of a picture's pixel
 PROMPT = "a lake at sunset in autumn, jagged peaks, round trees, a green house on the left, clear sky"
 
 
@@ -63,32 +67,40 @@ def elsewhere(pixels: Tensor, whole: Tensor, lines: Sequence[int]) -> list[float
 def make(side: int, tile: int | str, where: str) -> dict[str, Any]:
     """Return seconds and memory of a picture, which is saved to the file `where`."""
     from mrflow import MrFlow
+    from mrflow.costs import estimate
     from mrflow.memory import PeakMemory
 
     torch.set_num_threads(1)
     fast = MrFlow.from_pretrained("vista")
+    doublings = (side // TILE).bit_length() - 1
+    plan = replace(fast.model.resolve_plan(), tile=tile, scales=(2,) * doublings if doublings > 1 else None)
+    way = estimate("vista", width=side, height=side, plans={"": plan}, dtype=torch.float32).ways[-1]
+    reckoned = max(stage.working("cpu") for stage in way.stages.values()) + PIXEL * side**2
     fast.pipe.set_progress_bar_config(disable=True)
     gauge = PeakMemory(fast.model.device)
     gauge.reset()
     idle, started = gauge.read() or 0, time.perf_counter()
-    levels = {"scales": (2, 2)} if side == 4 * TILE else {}
-    made = fast(PROMPT, seed=SEED, width=side, height=side, tile=tile, output_type="pt", **levels)
+    made = fast(PROMPT, seed=SEED, width=side, height=side, plan=plan, output_type="pt")
     torch.save(made.images, where)
     seconds = {name: round(value, 2) for name, value in made.seconds.items()}
     peak = (gauge.read() or 0) - idle
-    return {"side": side, "tile": tile, "peak": peak, "seconds": seconds, "all": time.perf_counter() - started}
+    memory = {"peak": peak, "reckoned": reckoned}
+    return {"side": side, "tile": tile, **memory, "seconds": seconds, "all": time.perf_counter() - started}
 
 
 def main() -> None:
     """Make the pictures, compare them, and print what was found."""
     found: list[dict[str, Any]] = []
     folder = Path(tempfile.mkdtemp())
-    for side, tile in ((TILE, "whole"), *product(SIDES, ("whole", TILE, TILE * 5 // 4))):
+    ways = *product(SIDES, ("whole", TILE, TILE * 5 // 4)), (LARGEST, SIDES[0])
+    for side, tile in ((TILE, "whole"), *ways):
         where = str(folder / f"{side}-{tile}.pt")
         call = [sys.executable, "-m", "benchmarks.tiles", str(side), str(tile), where]
         found.append(
             json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         )
+        if side == LARGEST:
+            continue
         made, whole = torch.load(where), torch.load(folder / f"{side}-whole.pt")
         change = made - whole
         found[-1]["mean levels"] = float(change.mean((-1, -2)).abs().max() * 255)

@@ -90,13 +90,25 @@ def test_seconds_of_a_batch_are_divided_by_its_pictures(tmp_path):
 
 def test_at_the_door():
     text = balance(str(RECORDED), "--workers", "6", "--pictures", "1e8").stdout
-    assert "12+1 at 256x256: draft " in text
-    assert "100,000,000 pictures, 20+1 at 256x256" in text
+    cost = read_costs(RECORDED)[0]
+    split = split_workers(cost, 6)
+    title = f"12+1 at {cost.width}x{cost.height}, {split.draft_workers} + {split.finish_workers} workers"
+    assert text.startswith(f"{title}\n    draft        {cost.draft:.3f} s\n")
+    assert f"100,000,000 pictures, 20+1 at {cost.width}x{cost.height}" in text
     assert "100 of 1,000,000 rows at most" in text
     rows = json.loads(balance(str(RECORDED), "--json", "--pictures", "100").stdout)
     rows = rows["methods"]
     assert [row["method"] for row in rows] == [each.method for each in read_costs(RECORDED)]
     assert rows[0]["paper"]["pictures"] == 100
+
+
+def test_lines_are_no_longer_than_the_terminal_and_end_between_words(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    whole = balance(str(RECORDED), "--pictures", "1e8").stdout
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = balance(str(RECORDED), "--pictures", "1e8").stdout
+    assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, whole.splitlines()))
+    assert narrow.split() == whole.split()
 
 
 @pytest.mark.parametrize(

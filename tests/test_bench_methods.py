@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.bench.methods import Method, read_methods
-from mrflow.errors import PlanError, RequestError, UpscalerError
+from mrflow.bench.variants import with_model
+from mrflow.errors import ModelError, PlanError, RequestError, UpscalerError
 from mrflow.plan import ABOUT, written
 
 
@@ -125,3 +128,29 @@ def test_the_plain_pipeline_is_guided_throughout_unless_asked(pipe: Any) -> None
         for method in read_methods(["native:2", "native:2,guidance_stop=0.5", "2+1", "2+1:guidance_stop=1"])
     ]
     assert stops == [1.0, 0.5, 0.5, 1.0]
+
+
+def test_another_model_runs_beside_the_first(fast: MrFlow, pipe: Any, tmp_path: Path) -> None:
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight.neg_()
+    folder = tmp_path / "other"
+    pipe.save_pretrained(folder)
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight.neg_()
+    texts = ["native:2", f"native:2,model={folder}", "2+1", f"2+1:model={folder},upscaler=lanczos"]
+    methods = read_methods(texts)
+    assert [method.plain for method in methods] == [True, False, True, False]
+    place = {"prompt": "a boat", "seed": 1, "width": 64, "height": 64}
+    own, native, _, plan = (method.run(fast, **place) for method in methods)
+    assert [made.recipes[0].model for made in (native, plan)] == ["other", "other"]
+    assert own.recipes[0].model != "other"
+    assert own.images[0].tobytes() != native.images[0].tobytes()
+    alone = MrFlow.from_pretrained(folder).native(steps=2, plan=Plan(guidance_stop=None), **place)
+    assert native.images[0].tobytes() == alone.images[0].tobytes()
+    assert with_model(fast, str(folder)).pipe is with_model(fast, str(folder)).pipe
+
+
+def test_a_model_that_is_none_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        read_methods(["native", "4+1:model=nowhere"])
+    assert read_methods(["4+1:model=vista-turbo"])[0].model == "vista-turbo"

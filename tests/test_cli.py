@@ -236,7 +236,9 @@ def test_an_estimate_in_a_narrow_window_is_a_table_for_each_way():
 def test_models_as_json():
     result = invoke(["models", "--json"])
     known = json.loads(result.stdout)
-    assert known["embedded"]["available"] is vista.available()
+    assert {each["name"]: each["available"] for each in known["embedded"]} == dict.fromkeys(
+        ("vista", "vista-turbo"), vista.available()
+    )
     assert "FluxPipeline" in known["pipelines"]
     presets = {preset["name"]: preset for preset in known["presets"]}
     assert presets["12+1"]["steps"] == 12

@@ -83,6 +83,7 @@ def test_a_repository_that_nobody_described(cache: Path) -> None:
 
 def test_a_single_file_is_as_its_base(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mrflow.single_files.find_base", lambda file: ID)
+    monkeypatch.setattr("mrflow.single_files.parts_in", lambda file, pipeline: {"transformer": ""})
     (cache / "flux.gguf").touch()
     said = found(str(cache / "flux.gguf"), code=1)
     assert said["file"] == ("ok", f"flux.gguf has the transformer; the rest is of {ID}")
@@ -106,7 +107,7 @@ def test_names_that_are_none(name: str, said: str) -> None:
 def test_memory_says_what_loading_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `test_offloading` has it; on a CPU there is nowhere to offload to."""
     monkeypatch.setattr("mrflow.offloading.free_memory", lambda _: 10**9)
-    assert found("vista", code=0)["memory"][1].startswith("fits whole: 0.1 GB of 1.0 GB free, on cpu")
+    assert found("vista", code=0)["memory"][1].startswith("fits whole: 0.2 GB of 1.0 GB free, on cpu")
     monkeypatch.setattr("mrflow.offloading.free_memory", lambda _: 1)
     level, text = found("vista", code=1)["memory"]
     assert (level, "offload" in text) == ("no", False)

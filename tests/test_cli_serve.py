@@ -136,7 +136,7 @@ def test_a_life_on_vista() -> None:
         )
         assert [event.partial_image_index for event in partial] == [0, 1]
         recipe = read_recipe(BytesIO(base64.b64decode(last.b64_json)))
-        assert (recipe.prompt, recipe.seed, recipe.model, recipe.width) == (PROMPT, 7, "vista", 256)
+        assert (recipe.prompt, recipe.seed, recipe.model, recipe.width) == (PROMPT, 7, "vista", 512)
 
         # a stream begins when its picture is in the line, so that all four are there before the signal
         asked = [

@@ -30,7 +30,7 @@ def run(*arguments: str) -> Result:
 
 def test_generate_needs_nothing_but_a_prompt():
     (path,) = run("generate", PROMPT).stdout.splitlines()
-    assert load_image(path).size == (256, 256)
+    assert load_image(path).size == (512, 512)
     recipe = read_recipe(path)
     assert (recipe.model, recipe.revision, recipe.plan.label) == ("vista", vista.revision(), "12+1")
     assert "same pixels" in run("replay", path).stderr
@@ -53,4 +53,4 @@ def test_compare():
 def test_enhance_makes_a_draft_larger():
     (draft,) = run("draft", PROMPT, "-n", "1", "--out", "draft.png").stdout.splitlines()
     run("enhance", draft, "--prompt", PROMPT, "--out", "large.png")
-    assert load_image("large.png").size == (256, 256)
+    assert load_image("large.png").size == (512, 512)

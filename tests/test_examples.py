@@ -108,7 +108,7 @@ def test_the_notebook_runs_from_top_to_bottom_in_three_minutes(tmp_path, monkeyp
             shown.append(eval(compile(ast.Expression(last.value), NOTEBOOK.name, "eval"), names))
     assert time.process_time() - begin < 180
     assert sum(isinstance(each, Image.Image) for each in shown) == 6
-    assert load_image("chosen.png").size == (256, 256)
+    assert load_image("chosen.png").size == (512, 512)
 
 
 def cells_of(notebook):

@@ -10,7 +10,8 @@ import torch
 from conftest import make_pipe
 from mrflow import MrFlow
 from mrflow.errors import DeviceError, ModelError, UnsupportedPipelineError, UpscalerError
-from mrflow.loading import check_device, check_dtype, find_model, identify, load_model
+from mrflow.folders import find_model, identify
+from mrflow.loading import check_device, check_dtype, load_model
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_an_unknown_family_is_refused_before_its_weights_are_read(tmp_path: Path
 
 def test_missing_weights_give_one_clear_error(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_bytes((folder / "model_index.json").read_bytes())
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="has no folder scheduler"):
         MrFlow.from_pretrained(tmp_path, upscaler="bicubic")
 
 

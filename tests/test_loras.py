@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from conftest import make_fast, make_pipe
 from mrflow import Draft, MrFlow, Plan, loras, read_recipe
@@ -245,7 +246,8 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     torch.save(of_diffusers(), tmp_path / "pickle.bin")
     (tmp_path / "cut.safetensors").write_bytes(write(tmp_path / "a.safetensors").read_bytes()[:100])
     for source, text in (
-        (tmp_path / "pickle.bin", "must be a .safetensors file"),
+        (tmp_path / "pickle.bin", "pickle.bin is no .safetensors file"),
+        (f"{tmp_path / 'a.safetensors'}:much", "has the weight 'much'; it must be a number"),
         (tmp_path / "cut.safetensors", "damaged"),
         (tmp_path / "gone.safetensors", "There is no LoRA"),
         ("gone.safetensors", "There is no LoRA"),
@@ -254,12 +256,41 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             fast.load_loras(source)
     with pytest.raises(LoraNameError, match="no folder"):
         fast.load_loras(folders=[tmp_path / "none"])
+    with pytest.raises(LoraNameError, match="a is given twice"):
+        fast.load_loras(tmp_path / "a.safetensors", f"{tmp_path / 'a.safetensors'}:0.5")
+    with pytest.raises(LoraNameError, match=r"no LoRA 'aa'.*in the folder of LoRAs \(a, cut\)"):
+        fast.load_loras("aa", folders=[tmp_path])
+    lokr = {"diffusion_model.double_blocks.0.img_attn.qkv.lokr_w1": torch.ones(2, 2)}
+    save_file(lokr, tmp_path / "lokr.safetensors")
+    with pytest.raises(LoraError, match=r"It is a LoKr, which diffusers reads for FLUX\.2 and Z-Image alone"):
+        fast.load_loras(tmp_path / "lokr.safetensors")
     (tmp_path / "b").mkdir()
     with pytest.raises(LoraNameError, match="both called 'a'"):
         fast.load_loras(tmp_path / "a.safetensors", write(tmp_path / "b" / "a.safetensors"))
     monkeypatch.setattr(loras, "MAX_BYTES", 100)
     with pytest.raises(LoraError, match="at most 100"):
         fast.load_loras(tmp_path / "a.safetensors")
+
+
+def test_a_lokr_of_z_image_works_and_is_gone_again(tmp_path: Path) -> None:
+    pipe = families.CASES["ZImagePipeline"].make()
+    layers = [name for name, _ in pipe.transformer.named_modules() if name.endswith("attention.to_q")]
+    weights = {
+        f"diffusion_model.{name}.lokr_w{k}": torch.randn(s, s) for name in layers for k, s in ((1, 4), (2, 8))
+    }
+    save_file(weights, tmp_path / "kron.safetensors")
+    fast, asked = MrFlow(pipe, "bicubic"), {"width": 64, "height": 64, "plan": "1+1", "seed": 7}
+    before = bytes_of(fast("a boat", **asked).images)
+    fast.load_loras(tmp_path / "kron.safetensors")
+    assert bytes_of(fast("a boat", **asked).images) != before
+    assert bytes_of(fast("a boat", loras=[], **asked).images) == before
+
+
+def test_a_lokr_that_would_fuse_the_model_for_good_is_refused(tmp_path: Path) -> None:
+    weights = {f"diffusion_model.double_blocks.0.img_attn.qkv.lokr_w{k}": torch.ones(2, 2) for k in (1, 2)}
+    save_file(weights, tmp_path / "kron.safetensors")
+    with pytest.raises(LoraError, match="a LoKr of queries, keys and values in one"):
+        MrFlow(families.CASES["Flux2Pipeline"].make(), "bicubic").load_loras(tmp_path / "kron.safetensors")
 
 
 def test_without_peft_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,9 @@ def costs() -> Estimate:
         "stored": {},
     }
     way = Way(name="1+1", stages=stages, calls=2)
-    return Estimate(**about, parameters=sizes, linear=linear, largest=largest, ways=[way, way])
+    return Estimate(
+        **about, parameters=sizes, linear=linear, kept=dict.fromkeys(sizes, 0), largest=largest, ways=[way, way]
+    )
 
 
 # the weights are 20 + 1 + 8 + 1 GB, and most is needed to decode: 3 GB more

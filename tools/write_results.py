@@ -32,33 +32,36 @@ figures come about: [benchmarks.md](benchmarks.md).
 """
 
 # file in benchmarks/: heading, and the commands that record it
+_STUDENT = "native:model=vista-turbo native:2,model=vista-turbo 4+1:model=vista-turbo 3/4:model=vista-turbo"
 COMPARED = {
     "compare-vista-cpu.json": (
         "Quality and speed: vista on a CPU",
-        "mrflow compare native native:6,solver=unipc 12+1 12+1:solver=own,guidance_stop=1 6+1:guidance_stop=0.5 "
-        "12+1:upscaler=bicubic 12+1:upscaler=latent 12+0 native:cache=taylorseer@4 "
-        "native:cache=taylorseer@16 --out compare-vista --show 24\n"
+        "mrflow compare native native:2,solver=unipc native:3,solver=unipc native:4,solver=unipc "
+        "native:4,solver=dpm++2m native:6,solver=unipc 12+1 12+1:solver=own,guidance_stop=1 6+1:guidance_stop=0.5 "
+        f"{_STUDENT} 12+1:lift=bicubic 12+1:lift=latent 12+0 12+1:color_guard=0.0625 12+1:refine_sigma=auto "
+        "12+1:noise=own native:cache=taylorseer@4 --no-equal-time --out compare-vista --show 24\n"
         "cp compare-vista/scores.json benchmarks/compare-vista-cpu.json\n"
         "cp compare-vista/tradeoff.png docs/images/tradeoff-vista-cpu.png",
     ),
-    "compare-few-steps-vista-cpu.json": (
-        "Against few native steps: vista on a CPU",
-        "mrflow compare native native:6,solver=unipc native:5,solver=unipc native:4,solver=unipc "
-        "native:3,solver=unipc 12+1 6+1:guidance_stop=0.5 --limit 96 --out compare-few-steps\n"
-        "cp compare-few-steps/scores.json benchmarks/compare-few-steps-vista-cpu.json\n"
-        "cp compare-few-steps/tradeoff.png docs/images/tradeoff-few-steps-vista-cpu.png",
+    "compare-256-vista-cpu.json": (
+        "The same at 256x256",
+        "mrflow compare native native:4,solver=unipc native:5,solver=unipc native:6,solver=unipc 12+1 "
+        f"6+1:guidance_stop=0.5 {_STUDENT} --size 256 --limit 96 --no-equal-time --out compare-256\n"
+        "cp compare-256/scores.json benchmarks/compare-256-vista-cpu.json\n"
+        "cp compare-256/tradeoff.png docs/images/tradeoff-256-vista-cpu.png",
     ),
 }
 BENCHED = {
     "bench-vista-cpu.json": (
         "Cost: vista on a CPU",
-        "mrflow bench native native:50,guidance_stop=0.33 native:12 12+1 20+1 6+1:guidance_stop=0.5 --repeats 5 "
-        "--json > benchmarks/bench-vista-cpu.json",
+        "mrflow bench native native:50,guidance_stop=0.33 native:12 native:6,solver=unipc native:4,solver=unipc "
+        "native:3,solver=unipc native:2,solver=unipc 12+1 20+1 6+1:guidance_stop=0.5 native:model=vista-turbo "
+        "4+1:model=vista-turbo 3/4:model=vista-turbo --repeats 5 --json > benchmarks/bench-vista-cpu.json",
     ),
     "bench-sizes-vista-cpu.json": (
         "Cost over sizes, against few native steps: vista on a CPU",
-        "mrflow bench native:6,solver=unipc 12+1 --size 256,384,512 --repeats 5 --json "
-        "> benchmarks/bench-sizes-vista-cpu.json",
+        "mrflow bench native:4,solver=unipc 12+1 native:2,solver=unipc 4+1:model=vista-turbo "
+        "--size 256,512,768,1024 --repeats 3 --json > benchmarks/bench-sizes-vista-cpu.json",
     ),
     "bench-flux-dev-cuda.json": (
         "Cost: FLUX.1-dev at full size, random weights, on a GPU",

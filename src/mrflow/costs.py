@@ -96,8 +96,9 @@ class Way:
 class Estimate:
     """What a picture costs, native first, then by each plan.
 
-    parameters: of each network, those and lasting tables. linear: of these, the weights of linear layers. largest:
-    those of its largest layer. stored: bytes of networks whose files hold them quantised.
+    parameters: of each network, those and lasting tables. linear: of these, the weights of linear layers. kept: of
+    these, those that bitsandbytes leaves as they are. largest: those of its largest layer. stored: bytes of
+    networks whose files hold them quantised.
     dtype: of weights and activations.
     """
 
@@ -107,6 +108,7 @@ class Estimate:
     dtype: torch.dtype
     parameters: Mapping[str, int]
     linear: Mapping[str, int]
+    kept: Mapping[str, int]
     largest: Mapping[str, int]
     stored: Mapping[str, int]
     ways: Sequence[Way]
@@ -127,6 +129,7 @@ class Estimate:
         if part in self.stored:
             return self.stored[part]
         linear = self.linear[part] if held != "whole" and part in self.quantised else 0
+        linear -= self.kept[part] if linear and BITS[held] == 4 else 0
         scales = linear // 16 if BITS[held] == 4 else 0
         return (self.parameters[part] - linear) * self.dtype.itemsize + linear * BITS[held] // 8 + scales
 
@@ -195,12 +198,13 @@ def estimate(
 ) -> Estimate:
     """Return what a picture costs natively and by each plan; nothing is fetched, no weights are read or made.
 
-    name: a known model with an architecture, or its hub id; "vista", or a folder in diffusers' layout. plans: none
-    is the model's own; a mapping gives them names. native_steps, width, height: None is the model's own. upscaler:
-    None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations. max_memory: bytes; plans that say
-    nothing of tiles take the largest with which their weights are held best within it (`Estimate.within`).
-    stored: see Estimate.
-    Raises RequestError for a model that is not described, PlanError, SizeError, UpscalerError.
+    name: a known model with an architecture, or its hub id; "vista", "vista-turbo"; or a folder in diffusers'
+    layout. plans: none is the model's own; a mapping names them. native_steps, width, height: None is the model's
+    own. upscaler: None is vista's own, else Real-ESRGAN x2. dtype: of weights and activations. max_memory: bytes;
+    plans that say nothing of tiles take the largest with which their weights are held best within it
+    (`Estimate.within`). stored: see Estimate.
+    Raises RequestError for a model that is not described, ModelError for a folder that is broken, PlanError,
+    SizeError, UpscalerError.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # words that a tokenizer cut off, which is not the model's own
@@ -212,7 +216,9 @@ def estimate(
         plain = replace(asked, plan=replace(get_plan(), steps=steps))
         ways = [tally.way(model, f"native:{steps}", plain, plain=True)]
         about: dict[str, Any] = {"model": model.name, "width": size[0], "height": size[1], "dtype": dtype}
-        sizes: dict[str, Any] = {name: getattr(tally, name) for name in ("parameters", "linear", "largest")}
+        sizes: dict[str, Any] = {
+            name: getattr(tally, name) for name in ("parameters", "linear", "kept", "largest")
+        }
         found = Estimate(**about, **sizes, stored={**tally.stored, **(stored or {})}, ways=ways)
         for label, plan in chosen:
             sigma = plan.refine_sigma if plan.switches else 0.12  # auto is to be measured, and any costs the same
@@ -303,8 +309,8 @@ def _named(plans: Sequence[Plan | str] | Mapping[str, Plan]) -> list[tuple[str, 
 def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype) -> tuple[Model, Tally]:
     """Return a model of hollow networks, and what counts their work."""
     known = find(name)
-    if name == "vista":
-        spec, upscaler = read_folder(vista.folder()), upscaler or str(vista.upscaler())
+    if name in vista.DEFAULTS:
+        spec, upscaler = read_folder(vista.folder(name)), upscaler or str(vista.upscaler())
     elif os.path.isdir(name):
         spec = read_folder(Path(name))
     else:
@@ -322,16 +328,17 @@ def hollow_model(name: str, upscaler: Upscaler | str | None, dtype: torch.dtype)
     if lift.network is not None:
         lift = Upscaler(lift.name, _Lift(lift.network, tally, torch.float32 if lift.latents else dtype))
     name = known.id if known else name
-    defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, name)
+    defaults = vista.DEFAULTS.get(name) or checkpoint_defaults(pipe, name)
     return Model(pipe=pipe, backbone=backbone, upscaler=lift, defaults=defaults, name=name), tally
 
 
 class Tally:
-    """Counts the work of hollow networks, stage by stage. parameters, linear, largest, stored: see Estimate."""
+    """Counts the work of hollow networks by stage. parameters, linear, kept, largest, stored: see Estimate."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, int] = {}
         self.linear: dict[str, int] = {}
+        self.kept: dict[str, int] = {}
         self.largest: dict[str, int] = {}
         self.stored: dict[str, int] = {}
         self._stages: dict[str, Stage] = {}
@@ -384,8 +391,14 @@ class Tally:
         lasting = network.state_dict(keep_vars=True).values()
         self.parameters[part] = sum(each.numel() for each in {id(each): each for each in lasting}.values())
         layers = [(name, each) for name, each in network.named_modules() if not list(each.children())]
-        linear = [each for name, each in layers if isinstance(each, torch.nn.Linear) and "lm_head" not in name]
-        self.linear[part] = sum(each.weight.numel() for each in linear)
+        linear = {
+            name: each.weight.numel()
+            for name, each in layers
+            if isinstance(each, torch.nn.Linear) and "lm_head" not in name
+        }
+        self.linear[part] = sum(linear.values())
+        left = getattr(network, "_keep_in_fp32_modules", None) or ()  # of T5 the last layer of each block's MLP
+        self.kept[part] = sum(count for name, count in linear.items() if name.rpartition(".")[2] in left)
         self.largest[part] = max(sum(each.numel() for each in layer.state_dict().values()) for _, layer in layers)
 
     def run(self, part: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -207,7 +207,7 @@ def drafts_from_images(
     for k, (pixels, _) in enumerate(read):
         own = fit_size(pixels.shape[-1], pixels.shape[-2], scale, model.multiple) if width is None else None
         asked[k] = replace(asked[k], width=own[0] if own else width, height=own[1] if own else height)
-    jobs = model.resolve(asked)
+    jobs = model.resolve(asked, given=True)
     return [_from_image(model, job, *each) for job, each in zip(jobs, read, strict=True)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pickle import UnpicklingError
 
 from mrflow.known_models import meant
 
@@ -66,6 +67,8 @@ def explain(name: str, error: BaseException) -> str:
             f"{name} is no pipeline in diffusers' layout: it has no model_index.json, or lacks a file that this "
             f"names. Of single files download one, and give its path. {MODULAR}"
         )
+    if is_any(UnpicklingError) and "git-lfs" not in str(error):
+        return f"{name} has a .bin file that is damaged, or holds more than weights. Take .safetensors files."
     if is_any(SafetensorError):
         return (
             f"A file of {name} is damaged or was not downloaded to its end. Delete that file and fetch it again."

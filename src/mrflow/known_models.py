@@ -83,5 +83,5 @@ def full_name(name: str) -> str:
 
 def meant(name: str) -> str:
     """Return " Did you mean flux-dev?" with the short names that look like `name`, or nothing."""
-    names = get_close_matches(name.lower(), ("vista", *KNOWN), cutoff=0.5)
+    names = get_close_matches(name.lower(), ("vista", "vista-turbo", *KNOWN), cutoff=0.5)
     return f" Did you mean {' or '.join(names)}?" if names else ""

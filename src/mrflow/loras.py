@@ -29,7 +29,9 @@ MAX_BYTES = 4 * 2**30  # the largest published ones, of rank 256 in float32, hav
 SUFFIX = ".safetensors"
 _PREFIX = "mrflow_"  # of the names of our adapters
 _MOST_LOADED = 8  # adapters that stay in memory; a file of a large model may have a gigabyte
-_DOWN = re.compile(r"transformer\.(.+?)\.(?:lora_A|lora_down|lora\.down)\.")  # one key of each layer
+_DOWN = re.compile(
+    r"transformer\.(.+?)\.(?:(?:lora_A|lora_down|lora\.down)\.|lokr_w1(?:_a)?$)"
+)  # one key of each layer
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(/.+)?", flags=re.ASCII)
 
 
@@ -63,7 +65,9 @@ class Loras:
                 return path
         known = ", ".join(list(self.files)[:20]) or "none"
         which = f"LoRA {lora.name[:80]!r}" + (f" of the hash {lora.sha256[:12]}" if lora.sha256 else "")
-        raise LoraNameError(f"There is no {which}; known are: {known}. Load its file, or name its folder.")
+        raise LoraNameError(
+            f"There is no {which}; known are: {known}. Load its file (--lora), or name its folder (--loras-dir)."
+        )
 
 
 def find_loras(given: Iterable[str | Path], folders: Iterable[str | Path] = ()) -> Loras:
@@ -80,12 +84,14 @@ def find_loras(given: Iterable[str | Path], folders: Iterable[str | Path] = ()) 
             raise LoraNameError(f"There is no folder {folder} of LoRAs. Give one that exists.")
         found = sorted(path for path in folder.rglob(f"*{SUFFIX}") if path.is_file())
         files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in found} | files
-    usual = []
+    usual = list[Lora]()
     for source, weight in (split_weight(str(each)) for each in given):
-        name, path = (source, files[source]) if source in files else _from_source(source)
+        name, path = (source, files[source]) if source in files else _from_source(source, files)
         if files.setdefault(name, path) != path:
             raise LoraNameError(f"{path} and {files[name]} are both called {name!r}. Rename one.")
         _check_file(path)
+        if name in (lora.name for lora in usual):
+            raise LoraNameError(f"The LoRA {name} is given twice; give it once, with the sum of the weights.")
         usual.append(Lora(name=name, weight=weight, sha256=file_hash(path)))
     if files and find_spec("peft") is None:
         raise MissingExtraError("peft", "lora")
@@ -188,12 +194,17 @@ def _check_fit(pipe: Pipeline, name: str, path: Path) -> None:
     made = made if isinstance(made, dict) else made[0]
     parts = dict(pipe.transformer.named_modules())
     downs = {key: parts.get(found[1]) for key in made if (found := _DOWN.match(key))}
+    if fused := next((key for key in made if re.search(r"to_(added_)?qkv\.lokr_", key)), None):
+        text = f"The LoRA {name} is a LoKr of queries, keys and values in one ({fused!r})"
+        raise LoraError(f"{text}, for which diffusers fuses the model's own for good. Take a LoRA.")
     missing = [key for key, layer in downs.items() if layer is None]
     if len(missing) == len(downs) and not any(key.startswith("text_encoder") for key in made):
         text = f"None of the {len(weights)} keys of the LoRA {name} fits {kind}, such as {next(iter(weights))!r}"
+        if any("lokr_" in key for key in weights):
+            raise LoraError(f"{text}. It is a LoKr, which diffusers reads for FLUX.2 and Z-Image alone.")
         raise LoraError(f"{text}. It is made for another model; take one for {kind}.")
     for key, layer in downs.items():
-        width = getattr(layer, "in_features", None)
+        width = None if "lokr_" in key else getattr(layer, "in_features", None)
         if width is not None and made[key].shape[1] != width:
             text = f"the LoRA {name} expects {made[key].shape[1]} values in {key}, and the model has {width}"
             raise LoraError(f"Another size of model: {text}. Take one for this model.")
@@ -218,12 +229,18 @@ def _check_file(path: Path) -> None:
     """Raise LoraError unless the file may be a LoRA: a safetensors file, not too large, with keys of one."""
     from safetensors import safe_open
 
+    if path.suffix.lower() != SUFFIX:
+        raise LoraError(f"{path.name} is no {SUFFIX} file. Others can run code when they are read: convert it.")
     size = path.stat().st_size if path.is_file() else 0
-    if path.suffix.lower() != SUFFIX or size > MAX_BYTES:
-        raise LoraError(f"{path.name} has {size} bytes; it must be a {SUFFIX} file of at most {MAX_BYTES}.")
+    if size > MAX_BYTES:
+        raise LoraError(f"{path.name} has {size} bytes; a LoRA may have at most {MAX_BYTES}.")
     try:
+        with path.open("rb"):  # safetensors (0.6) finds no such file where reading is not allowed
+            pass
         with safe_open(path, "pt") as file:
             keys = list(file.keys())
+    except PermissionError as error:
+        raise LoraError(f"{path.name} cannot be read: {error.strerror}.") from error
     except Exception as error:  # damaged files raise safetensors' own kind and OSError
         raise LoraError(f"{path.name} cannot be read as safetensors: it is damaged. Fetch it again.") from error
     if any("hada_" in key for key in keys):
@@ -233,14 +250,17 @@ def _check_file(path: Path) -> None:
         raise LoraError(f"{path.name} is no LoRA: none of its {len(keys)} keys is one's, such as {shown}.")
 
 
-def _from_source(source: str) -> tuple[str, Path]:
-    """Return the name and path of a LoRA from a file or the hub."""
+def _from_source(source: str, known: Iterable[str]) -> tuple[str, Path]:
+    """Return the name and path of a LoRA from a file or the hub. known: names of those in folders."""
     if os.path.isfile(source):  # os.path, for it takes any text, however long
         return Path(source).stem, Path(source)
+    before, _, weight = source.rpartition(":")
+    if before in known or os.path.isfile(before):
+        raise LoraNameError(f"The LoRA {before} has the weight {weight[:40]!r}; it must be a number, such as 0.8.")
     if not _HUB_ID.fullmatch(source) or (source.endswith(SUFFIX) and source.count("/") < 2):
         raise LoraNameError(
-            f"There is no LoRA {source[:200]!r}. Give a {SUFFIX} file, the name of one in the folder of LoRAs, "
-            "or a Hugging Face id such as owner/name."
+            f"There is no LoRA {source[:200]!r}. Give a {SUFFIX} file, the name of one in the folder of LoRAs "
+            f"({', '.join(list(known)[:20]) or 'there are none'}), or a Hugging Face id such as owner/name."
         )
     from huggingface_hub import hf_hub_download
 

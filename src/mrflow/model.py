@@ -136,18 +136,24 @@ class Model:
         if found != wanted:
             raise ImageError(f"The draft's latents are {found}; of this model they are {wanted}. Draft it again.")
 
-    def resolve(self, asked: Iterable[Asked], *, native: bool = False) -> list[Job]:
+    def resolve(self, asked: Iterable[Asked], *, native: bool = False, given: bool = False) -> list[Job]:
         """Return what is asked for as jobs, everything settled for this model: plan, size, negative prompt.
 
         native: for the plain pipeline, of whose plan only steps, guidance and solver count, the last two as given.
+        given: for pictures that are there; nothing is drafted.
         Raises ModelError (see `check_parts`), PlanError, SizeError or LoraNameError. Warns (PromptWarning) of what
         the model will not take in: a text's cut-off end, words it does not know, negative prompts in a run
-        without classifier-free guidance.
+        without classifier-free guidance; and (MrFlowWarning) of steps that a distilled model has not learned.
         """
         self.check_parts()
         asked, jobs, unheard, multiple = list(asked), list[Job](), False, self.backbone.multiple(self.pipe)
         texts: dict[tuple[str, int | None], None] = {}
         plans = {each: self.resolve_plan(each, native=native) for each in dict.fromkeys(one.plan for one in asked)}
+        learned = self.defaults.learned_steps
+        for plan in plans.values():
+            if not given and learned not in (None, plan.schedule_steps):
+                text = f"{self.name} has learned to paint in {learned} steps"
+                warn(f"{text}; in {plan.schedule_steps} its pictures are worse.", MrFlowWarning)
         for one in asked:
             own, plan = self.defaults, plans[one.plan]
             plan = self.fit(plan, one.prompt)

@@ -400,6 +400,7 @@ class Defaults:
     native_steps: of the plain pipeline; 50 is the baseline of arXiv 2607.01642.
     negative_prompt: used where classifier-free guidance runs and no other is given.
     max_sequence_length: text tokens; None keeps the pipeline's default.
+    learned_steps: what a distilled model was trained to take, where others are worse; a warning says so.
     """
 
     width: int = 1024
@@ -408,6 +409,7 @@ class Defaults:
     native_steps: int = 50
     negative_prompt: str = ""
     max_sequence_length: int | None = None
+    learned_steps: int | None = None
 
 
 def get_plan(plan: Plan | str | None = None) -> Plan:

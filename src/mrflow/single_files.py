@@ -6,6 +6,7 @@ the file's parts, too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from mrflow.errors import MissingExtraError, ModelError, MrFlowError, reason
+from mrflow.folders import read_index
 from mrflow.known_models import find
 from mrflow.progress import libraries_silent
 
@@ -32,6 +34,8 @@ PARTS = {
 }
 """What those of the others begin with, as the usual checkpoints of a family have them."""
 
+_UNET = "input_blocks."
+"""What weights of Stable Diffusion 1, 2 and XL have in their names, which follow no flow."""
 _SCALES = ("scale_weight", "weight_scale")
 _MARKS = (*_SCALES, "weight_scale_2", "scale_input", "input_scale", "scaled_fp8", "comfy_quant")
 """What weights in 8 bits have beside them, and what says that they are."""
@@ -50,7 +54,9 @@ def find_base(file: Path) -> str:
     except Exception as error:  # of what its tables of marks do not expect
         raise ModelError(f"{file} is of no model that is known: {reason(error)}. Say base (--base).") from error
     if (known := find(found)) is None:
-        text = f"The weights in {file.name} are of no model that is known by them; they look most like {found}"
+        text = f"The weights in {file.name} are of no model that is known by them"
+        if any(_UNET in key for key in header):  # else it is what diffusers takes all for that it does not know
+            text += f"; they look most like {found}"
         raise ModelError(f"{text}. If it follows a flow, say which model has the rest, with base (--base).")
     return known.id
 
@@ -70,7 +76,10 @@ def packed_size(file: Path) -> int:
 
 def _read_header(file: Path) -> dict[str, torch.Tensor]:
     """Return empty tensors of the names and shapes of a file's weights, which are not read; raises ModelError."""
+    kind = file.suffix.lower()
     try:
+        with file.open("rb"):  # safetensors (0.6) finds no such file where reading is not allowed
+            pass
         if is_gguf(file):
             _check_gguf()
             from gguf import GGUFReader
@@ -83,8 +92,10 @@ def _read_header(file: Path) -> dict[str, torch.Tensor]:
                 shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118, it is no mapping
     except MrFlowError:
         raise
-    except Exception as error:  # damaged files raise many kinds
-        raise ModelError(f"{file} cannot be read: {reason(error)}. Is its download complete?") from error
+    except PermissionError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
+    except Exception as error:  # damaged files raise many kinds, none for people
+        raise ModelError(f"{file} is no whole {kind} file ({reason(error)}). Is its download complete?") from error
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
@@ -93,17 +104,18 @@ def parts_in(file: Path, pipeline: str) -> dict[str, str]:
 
     Raises ModelError for a file that cannot be read.
     """
-    keys = () if is_gguf(file) else _read_header(file)
-    if not any(key.startswith(TRANSFORMER) for key in keys):
+    keys = _read_header(file)
+    if is_gguf(file) or not any(key.startswith(TRANSFORMER) for key in keys):
         return {"transformer": ""}
     found = {"transformer": TRANSFORMER, **PARTS.get(pipeline, {})}
     return {name: prefix for name, prefix in found.items() if any(key.startswith(prefix) for key in keys)}
 
 
 def describe(file: Path, base: str) -> str:
-    """Return what of a model with a known base is in a file, as a sentence; raises ModelError."""
+    """Return what of a model with this base is in a file, as a sentence; raises ModelError."""
     known = find(base)
-    parts = ", ".join(parts_in(file, known.pipeline if known else ""))
+    folder = read_index(Path(base))["_class_name"] if os.path.isdir(base) else ""
+    parts = ", ".join(parts_in(file, known.pipeline if known else folder))
     return f"{file.name} has the {parts}; the rest is of {base}"
 
 
@@ -129,10 +141,10 @@ def load_parts(
                 part = load(getattr(import_module(library), kind), file, prefix, base, name, dtype)
         except MrFlowError:
             raise
-        except NotImplementedError as error:  # torch's, of weights that are still to be read
+        except (NotImplementedError, LookupError) as error:  # torch's, of weights still to be read; converters'
             raise ModelError(lacks) from error
         except Exception as error:  # converters trip over foreign keys in many ways
-            text = f"{file.name} cannot be loaded as the {name} of {base}: {reason(error)}"
+            text = f"{file.name} cannot be loaded as the {name} of {base}: {reason(error).rstrip('. ')}"
             raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
         if any(weight.is_meta for weight in part.parameters()):
             raise ModelError(lacks)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mrflow.errors import RequestError
+from mrflow.folders import check_parts, components, read_json
 from mrflow.known_models import KNOWN, meant
 from mrflow.upscaler import Upscaler
 
@@ -55,19 +56,22 @@ def _load(name: str) -> Spec:
 
 
 def read_folder(folder: Path) -> Spec:
-    """Return the same of a pipeline in a folder in diffusers' layout, of which no weights are read."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    """Return the same of a pipeline in a folder in diffusers' layout, of which no weights are read.
+
+    Raises ModelError for a folder that cannot be read, or is none.
+    """
+    index = check_parts(folder, weights=False)
     spec: Spec = {"name": folder.name, "options": {}, "components": {}, "upscaler": _load("realesrgan-x2")}
+    spec["pipeline"] = index["_class_name"]
+    parts = components(index)
     for name, value in index.items():
-        if name == "_class_name":
-            spec["pipeline"] = value
-        elif isinstance(value, list) and value[0] is not None:
+        if name in parts:
             config = folder / name / "config.json"
-            described = {"config": json.loads(config.read_text("utf-8"))} if config.is_file() else {}
+            described: Spec = {"config": read_json(config)} if config.is_file() else {}
             if "quantization_config" in described.get("config", {}):
                 described["bytes"] = _stored(folder / name)
-            spec["components"][name] = {"class": ".".join(value), "folder": folder / name, **described}
-        elif not name.startswith("_") and not isinstance(value, list):
+            spec["components"][name] = {"class": ".".join(parts[name]), "folder": folder / name, **described}
+        elif not name.startswith("_") and value != [None, None]:
             spec["options"][name] = value
     return spec
 

@@ -112,7 +112,7 @@ def run_turns(
     items = course.items
     for method in methods.values():
         on_run("warm up")
-        _make(fast, ledger, method.shortened(), items[0], size)
+        _make(fast, ledger, method, items[0], size, warm_up=True)
     for item, group in turns:
         for method in group:
             on_run(method.name)
@@ -160,12 +160,13 @@ class Watch:
 
 
 def _make(
-    fast: MrFlow, ledger: Ledger, method: Method, item: tuple[Question, int], size: Size
+    fast: MrFlow, ledger: Ledger, method: Method, item: tuple[Question, int], size: Size, *, warm_up: bool = False
 ) -> tuple[Result, Watch] | None:
     """Return what was made; a method that memory does not suffice for is written down, and None returned."""
     (question, seed), watch = item, Watch(fast.model.device)
     settings = {"prompt": question.prompt, "seed": seed, "width": size[0], "height": size[1], "callback": watch}
-    result = attempt(lambda: method.run(fast, **settings), fast.model.device)
+    run = method.warm_up if warm_up else method.run
+    result = attempt(lambda: run(fast, **settings), fast.model.device)
     if result is None:
         ledger.add(Run(method=method.name, item=EVERY, session=ledger.session, failed="out of memory"))
         return None
@@ -181,7 +182,7 @@ def steps_of_equal_time(fast: MrFlow, method: Method, settings: dict[str, Any], 
     ways = {each.name: (lambda m=each: m.run(fast, **settings)) for each in (few, more, method)}
     for each in (few, method):
         on_run("warm up")
-        each.shortened().run(fast, **settings)
+        each.warm_up(fast, **settings)
     timed = time_in_turn(ways, _REPEATS, on_run)
     low, high, wanted = (timed[each.name].seconds["total"] for each in (few, more, method))
     step = max((high - low) / (_MORE - _FEW), 1e-9)

@@ -71,7 +71,7 @@ def measure_group(fast: MrFlow, course: Course, size: Size, batch: int, on_run: 
         """Run the method shortened; say whether its memory sufficed."""
         for _ in range(course.warm_up):
             on_run("warm up")
-            if attempt(way(method.shortened()), fast.model.device) is None:
+            if attempt(lambda: method.warm_up(batched, **settings), fast.model.device) is None:
                 return False
         return True
 

@@ -11,21 +11,24 @@ native:12,solver=unipc              with a solver of second order, as a plan may
 12+1:upscaler=bicubic               with another upscaler: bicubic, lanczos, latent, a known name or a file
 12+1:cache=taylorseer@3             with a feature cache in the draft
 12+0              not refined: the upscaled draft
+4+1:model=vista-turbo               with another model, loaded beside the first: its name, folder or hub id
 tuned.json        the plan of a file
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrflow import vista
 from mrflow.bench.caches import Cache, cached, read_cache
 from mrflow.bench.records import Json
-from mrflow.bench.variants import run_unrefined, with_upscaler
-from mrflow.errors import PlanError, RequestError
+from mrflow.bench.variants import run_unrefined, with_model, with_upscaler
+from mrflow.errors import MrFlowWarning, PlanError, RequestError
 from mrflow.plan import ABOUT, Plan, named_plan
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ class Method:
     steps, guidance_stop, solver: of the plain pipeline; None is the model's own number, guidance throughout, its
     own scheduler.
     upscaler: a name or file, or None for the model's own. refined: False ends with the upscaled draft.
-    cache: None is none.
+    cache: None is none. model: None is the one that is measured.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Method:
     upscaler: str | None = None
     refined: bool = True
     cache: Cache | None = None
+    model: str | None = None
 
     @property
     def kind(self) -> str:
@@ -62,10 +66,11 @@ class Method:
     @property
     def plain(self) -> bool:
         """Whether it is the plain pipeline and nothing else, or a plan and nothing else."""
-        return self.cache is None and self.upscaler is None and self.refined
+        return self.cache is None and self.upscaler is None and self.model is None and self.refined
 
     def run(self, fast: MrFlow, **settings: Any) -> Result:
         """Return the pictures; settings: what MrFlow's verbs take, without plan and steps."""
+        fast = with_model(fast, self.model)
         guided = self.cache is not None and fast.model.resolve_plan(self.plan).guided
         with cached(fast.pipe, self.cache, guided=guided):
             if self.plan is None:
@@ -76,11 +81,22 @@ class Method:
                 return run_unrefined(fast, self.plan, **settings)
             return fast(plan=self.plan, **settings)
 
+    def warm_up(self, fast: MrFlow, **settings: Any) -> Result:
+        """Run it shortened, without a word about so few steps; settings: as in `run`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MrFlowWarning)
+            return self.shortened().run(fast, **settings)
+
     def shortened(self) -> Method:
         """Return the same with so few steps that it warms everything up cheaply."""
         if self.plan is None:
             return replace(self, steps=min(_WARM_STEPS, self.steps or _WARM_STEPS))
         return replace(self, plan=replace(self.plan, steps=min(_WARM_STEPS, self.plan.steps)))
+
+
+def revisions(fast: MrFlow, methods: Sequence[Method]) -> dict[str, str | None]:
+    """Return the revision of each other model that methods are of, loaded here."""
+    return {one.model: with_model(fast, one.model).model.revision for one in methods if one.model}
 
 
 OF_NATIVE = [each.name for each in fields(Method) if each.name in ABOUT]
@@ -108,12 +124,12 @@ def _read(text: str) -> Method:
     if head == "native":
         if parts and "=" not in parts[0]:
             parts[0] = f"steps={_check_steps(text, parts[0])}"
-        changes, options = _read_options(text, parts, ("cache", *OF_NATIVE))
+        changes, options = _read_options(text, parts, ("cache", "model", *OF_NATIVE))
         Plan(**changes)  # which checks them
         return Method(name=text, **changes, **options)
     unrefined = re.fullmatch(r"(\d{1,4})\+0", head, flags=re.ASCII)
     plan = named_plan(f"{unrefined[1]}+1" if unrefined else head)
-    changes, options = _read_options(text, parts, ("upscaler", "cache", *ABOUT))
+    changes, options = _read_options(text, parts, ("upscaler", "cache", "model", *ABOUT))
     plan = plan.changed(**changes)
     if unrefined and "latent" in (options.get("upscaler"), plan.lift):
         raise PlanError(f"The method {text[:80]!r} enlarges latents, which want refining. Give at least 1 step.")
@@ -141,7 +157,7 @@ def _read_options(text: str, parts: Sequence[str], known: Sequence[str]) -> tupl
         if name in ABOUT:
             changes[name] = _read_number(text, name, value)
         else:
-            options[name] = read_cache(value) if name == "cache" else _read_upscaler(value)
+            options[name] = _OPTIONS[name](value)
     return changes, options
 
 
@@ -152,6 +168,14 @@ def _read_number(text: str, name: str, value: str) -> Any:
         raise PlanError(f"The method {text[:80]!r} gives {name} as {value[:40]!r}; it must be a number.") from None
 
 
+def _read_model(name: str) -> str:
+    from mrflow.loading import check_source
+
+    if name not in vista.DEFAULTS:
+        check_source(name)
+    return name
+
+
 def _read_upscaler(name: str) -> str:
     from mrflow.known_upscalers import KNOWN, METHODS
     from mrflow.upscaler import check_file
@@ -159,3 +183,7 @@ def _read_upscaler(name: str) -> str:
     if name not in (*METHODS, *KNOWN):
         check_file(Path(name))
     return name
+
+
+_OPTIONS = {"cache": read_cache, "model": _read_model, "upscaler": _read_upscaler}
+"""What reads those that are no numbers of a plan."""

@@ -116,12 +116,15 @@ def measured(scores: Json) -> list[Json]:
 
 def draw_tradeoff(scores: Json, title: str) -> Image.Image:
     """Return quality against speed-up, each with its 95% interval; native runs are joined by a line but for
-    those with another solver."""
+    those of another solver or model."""
     figure, axes = _figure((9.5, 6), title)
     rows = [method for method in measured(scores) if method["speed"]["speedup"]["value"] is not None]
     points = [(row["name"], row["speed"]["speedup"], row["quality"][_QUALITY]) for row in rows]
     looks = [look_of(row) for row in rows]
-    plain = [look == "native" and not row.get("solver") for row, look in zip(rows, looks, strict=True)]
+    plain = [
+        look == "native" and not (row.get("solver") or row.get("model"))
+        for row, look in zip(rows, looks, strict=True)
+    ]
     native = sorted((x["value"], y["value"]) for _, x, y in compress(points, plain))
     if len(native) > 1:
         axes.plot(*zip(*native, strict=True), color=LOOKS["native"][0], linewidth=1, zorder=1)

@@ -96,7 +96,9 @@ def _judge(measured: Measurements, references: Mapping[str, Reference]) -> _Judg
 
 
 def _head(method: Method) -> Json:
-    head = {name: getattr(method, name) for name in ("name", "kind", "upscaler", "refined", "steps", "solver")}
+    head = {
+        name: getattr(method, name) for name in ("name", "kind", "upscaler", "refined", "steps", "solver", "model")
+    }
     plan = asdict(method.plan) if method.plan else None
     return {**head, "cache": method.cache.kind if method.cache else None, "plan": plan}
 

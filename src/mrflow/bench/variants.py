@@ -1,4 +1,4 @@
-"""What staged sampling is compared with: its own stages left out or exchanged.
+"""What staged sampling is compared with: its own stages left out or exchanged, and other models.
 
 A draft that is only upscaled shows what refining adds. What enlarges it is a number of a plan, or an upscaler.
 """
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mrflow.errors import PlanError
 
 if TYPE_CHECKING:
+    import torch
+
     from mrflow.drafts import Result
     from mrflow.pipeline import MrFlow
     from mrflow.plan import Plan
@@ -26,6 +28,30 @@ def with_upscaler(fast: MrFlow, name: str | None) -> MrFlow:
     return MrFlow.from_pipe(
         fast, upscaler=_upscaler(name), defaults=fast.model.defaults, batch_size=fast.batch_size
     )
+
+
+def with_model(fast: MrFlow, name: str | None) -> MrFlow:
+    """Return another model, with its own upscaler, on the device and in the dtype of `fast`; None is `fast`.
+
+    Each is loaded once, and stays.
+    """
+    from mrflow.pipeline import MrFlow
+
+    if name is None:
+        return fast
+    made = _model(name, fast.model.device, fast.model.dtype)
+    return MrFlow.from_pipe(
+        made, upscaler=made.model.upscaler, defaults=made.model.defaults, batch_size=fast.batch_size
+    )
+
+
+@cache
+def _model(name: str, device: torch.device, dtype: torch.dtype) -> MrFlow:
+    from mrflow.pipeline import MrFlow
+
+    made = MrFlow.from_pretrained(name, device=device, dtype=dtype)
+    made.pipe.set_progress_bar_config(disable=True)
+    return made
 
 
 @cache

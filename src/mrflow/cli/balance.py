@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from rich.filesize import decimal
 
 from mrflow.cli.options import HOW, Streams, Whole
 from mrflow.cli.outputs import tell_json
+from mrflow.cli.reporting import hang, stdout_console
 from mrflow.errors import RequestError
 
 if TYPE_CHECKING:
@@ -58,14 +60,12 @@ def balance(
 
 
 def _print_split(cost: Cost, split: Split) -> None:
-    print(
-        f"{_title(cost)}: draft {cost.draft:.3f} s, finish {cost.finish:.3f} s, "
-        f"{cost.draft / cost.finish:.2f} draft workers for each that finishes"
-    )
-    print(
-        f"    {split.draft_workers} + {split.finish_workers} workers: "
-        f"{split.pictures_per_second:.3g} pictures a second, {split.busy:.0%} busy"
-    )
+    lines = {
+        "draft": f"{cost.draft:.3f} s",
+        "finish": f"{cost.finish:.3f} s, {cost.draft / cost.finish:.2f} draft workers for each that finishes",
+        "together": f"{split.pictures_per_second:.3g} pictures a second, {split.busy:.0%} busy",
+    }
+    _print_lines(f"{_title(cost)}, {split.draft_workers} + {split.finish_workers} workers", lines)
 
 
 def _print_paper(cost: Cost, split: Split, paper: Paper) -> None:
@@ -81,9 +81,15 @@ def _print_paper(cost: Cost, split: Split, paper: Paper) -> None:
         "resume": f"{paper.resume_hours:,.1f} hours if one disk has all, hashing {rate} a second",
         "object store": f"{paper.put_requests:,} PUT requests, and {paper.get_requests:,} GET to resume all",
     }
-    print(f"{paper.pictures:,} pictures, {_title(cost)}, {split.draft_workers} + {split.finish_workers} workers")
+    workers = f"{split.draft_workers} + {split.finish_workers} workers"
+    _print_lines(f"{paper.pictures:,} pictures, {_title(cost)}, {workers}", lines)
+
+
+def _print_lines(title: str, lines: Mapping[str, str]) -> None:
+    console = stdout_console()
+    print(hang(console, "", title))
     for name, text in lines.items():
-        print(f"    {name:13}{text}")
+        print(hang(console, f"    {name:13}", text))
 
 
 def _title(cost: Cost) -> str:

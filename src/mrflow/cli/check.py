@@ -7,18 +7,19 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.text import Text
 
 from mrflow import vista
-from mrflow.cli.loading import DEVICE, best_device
+from mrflow.cli.loading import DEVICE, Base, ModelsDir, best_device, find_local
 from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes
-from mrflow.cli.reporting import FAILURE, stderr_console, stdout_console
+from mrflow.cli.reporting import FAILURE, hang, stderr_console, stdout_console
+from mrflow.errors import ModelNameError
+from mrflow.folders import check_parts, read_index
 from mrflow.jobs import parse_size
 from mrflow.known_models import KnownModel, find, full_name, is_file
 from mrflow.known_upscalers import usual
@@ -44,6 +45,8 @@ class Finding:
 def check(
     model: str,
     *,
+    base: Annotated[Base, Parameter(group=MODEL)] = None,
+    models_dir: Annotated[ModelsDir, Parameter(group=MODEL)] = (),
     size: Annotated[str | None, Parameter(alias="-s", group=WHAT, show_default="the model's")] = None,
     device: Annotated[str | None, Parameter(group=MODEL, show_default=DEVICE)] = None,
     quantize: Annotated[str | None, Parameter(group=MODEL, show_default="none")] = None,
@@ -54,7 +57,7 @@ def check(
     Nothing is fetched. The exit code is 1 where something has to change first.
 
     Args:
-        model: vista, a name that mrflow models lists, a folder or a Hugging Face id.
+        model: vista, a name that mrflow models lists, a folder, a single file or a Hugging Face id.
         size: Pixels: 1024, or 1280x768.
         device: cpu, cuda, cuda:1, mps.
         quantize: int8, fp8 or nf4.
@@ -64,7 +67,7 @@ def check(
       mrflow check qwen-image --size 2048 --json
     """
     with stderr_console().status(f"checking {model}"):
-        found = list(_findings(model, parse_size(size), device, quantize))
+        found = list(_findings(find_local(model, models_dir), base, parse_size(size), device, quantize))
     bad = any(each.level == "no" for each in found)
     if streams.json:
         tell_json({"model": full_name(model), "runs": not bad, "findings": [asdict(each) for each in found]})
@@ -77,40 +80,44 @@ def check(
 def _print(found: Finding) -> None:
     """Print a line; further ones begin below its text."""
     console, head = stdout_console(), f"{found.level:4} {found.about + ':':9} "
-    hanging = TextWrapper(
-        max(console.width, 40), subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
-    )
-    lines = hanging.wrap(head + found.text)
-    shown = Text("\n".join(lines))
+    shown = Text(hang(console, head, found.text))
     shown.stylize(_STYLES[found.level], 0, 4)
     shown.stylize("bold", 5, len(head))
     console.print(shown, soft_wrap=True)
 
 
 def _findings(
-    name: str, size: tuple[int | None, int | None], device: str | None, quantize: str | None
+    name: str, base: str | None, size: tuple[int | None, int | None], device: str | None, quantize: str | None
 ) -> Iterator[Finding]:
-    from mrflow.loading import check_device, check_dtype
+    from mrflow.loading import check_device, check_dtype, check_source
     from mrflow.offloading import check_quantize
 
-    if is_file(name):
+    file = Path(name) if is_file(name) else None
+    if file:
         from mrflow.single_files import describe, find_base
 
-        base = find_base(Path(name))
-        yield Finding("ok", "file", describe(Path(name), base))
+        base = base or find_base(file)
+        yield Finding("ok", "file", describe(file, base))
         name = base
+    elif base is not None:
+        check_source(name)
+        raise ModelNameError(f"--base is {base}; it goes with a single file alone. Leave it out.")
     known = find(name)
-    yield from _source(name, known)
+    yield from _source(name, known, file)
     place = check_device(device or best_device())
     if quantize is not None:
         check_quantize(quantize, place)
-    slow = ": minutes to hours a picture for full-size models" if place.type == "cpu" and name != "vista" else ""
+    slow = (
+        ": minutes to hours a picture for full-size models"
+        if place.type == "cpu" and name not in vista.DEFAULTS
+        else ""
+    )
     dtype = check_dtype(None, place)
     yield Finding("note" if slow else "ok", "device", f"{place}, {str(dtype).removeprefix('torch.')}{slow}")
     costs = _costs(name, known, size, dtype)
     if costs is not None:
         yield _memory(costs, place, quantize)
-    if name != "vista":
+    if name not in vista.DEFAULTS:
         yield _upscaler()
     if costs is not None:
         plan = costs.ways[1]
@@ -119,9 +126,9 @@ def _findings(
         yield Finding("ok", "plan", f"{told}: {gain:.1f} times fewer operations than {native} native steps")
 
 
-def _source(name: str, known: KnownModel | None) -> Iterator[Finding]:
-    """Yield where the model is, or what fetching it takes."""
-    if name == "vista":
+def _source(name: str, known: KnownModel | None, file: Path | None) -> Iterator[Finding]:
+    """Yield where the model is, or what fetching it takes. file: has some of its weights."""
+    if name in vista.DEFAULTS and file is None:
         here = vista.available()
         yield Finding(
             "ok" if here else "no", "model", "in this package" if here else "missing: training/README.md"
@@ -131,9 +138,12 @@ def _source(name: str, known: KnownModel | None) -> Iterator[Finding]:
 
     from mrflow.hub import is_offline
     from mrflow.loading import check_source
+    from mrflow.single_files import parts_in
 
     hub_id = check_source(name)
     if os.path.isdir(hub_id):
+        folder = Path(hub_id)
+        check_parts(folder, parts_in(file, read_index(folder)["_class_name"]) if file else ())
         yield Finding("ok", "model", f"the folder {name}")
         return
     wanted, held = known.download if known else None, _cached(hub_id)
@@ -182,7 +192,7 @@ def _costs(
     """Return what a picture costs, None for a model on the hub whose architecture is not described."""
     from mrflow.costs import estimate
 
-    if name != "vista" and not os.path.isdir(name) and not (known and known.architecture):
+    if name not in vista.DEFAULTS and not os.path.isdir(name) and not (known and known.architecture):
         return None
     return estimate(name, width=size[0], height=size[1], dtype=dtype)
 

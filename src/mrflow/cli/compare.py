@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from mrflow import vista
 from mrflow.bench.compare import EQUAL_TIME_RUNS, Course, count_runs, missing, run_turns, steps_of_equal_time
 from mrflow.bench.environment import describe_environment
 from mrflow.bench.ledger import Ledger, read_course
-from mrflow.bench.methods import Method, read_methods
+from mrflow.bench.methods import Method, read_methods, revisions
 from mrflow.bench.plots import check_plotting
 from mrflow.bench.prompts import read_questions
 from mrflow.cli.loading import ModelOptions
@@ -106,10 +107,10 @@ def compare(
         raise OutputError(f"{out} holds no comparison to report on. Leave out --report-only to begin one.")
     fast = model.load()
     pixels = fast.model.resolve_size(*parse_size(size))
-    head = {"format": 1, **_describe(fast), "size": list(pixels)}
+    head = {"format": 1, **_describe(fast), "size": list(pixels), "models": revisions(fast, course.methods)}
     if report_only:  # of pictures as they were made, perhaps elsewhere
         begun = read_course(out) or {}
-        head |= {name: begun.get(name) for name in ("environment", "model")}
+        head |= {name: begun.get(name) for name in ("environment", "model", "models")}
     with each_warning_once():
         course, equal = _add_equal_time(fast, course, pixels, out) if equal_time else (course, None)
         head["equal_time"] = equal
@@ -144,7 +145,7 @@ def _score(fast: MrFlow, course: Course, ledger: Ledger, size: Pixels, chosen: l
     from mrflow.metrics import learned
 
     networks = {one.name: learned.load(one, fast.model.device) for one in chosen}
-    inspected = fast.model.name == "vista" or any(each.labels for each in course.questions)
+    inspected = fast.model.name in vista.DEFAULTS or any(each.labels for each in course.questions)
     say("scoring")
     with run_bar(len(course.methods) * len(course.items)) as on_picture:
         scores = score_course(course, ledger, networks, on_picture, size if inspected else None)

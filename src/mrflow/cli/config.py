@@ -67,11 +67,13 @@ def _is_common(argument: Argument) -> bool:
 def read_config() -> dict[str, Any]:
     """Return the file's content, empty without one. Raises RequestError for what no command could take."""
     path = config_file()
-    if path is None or not (path.exists() or "MRFLOW_CONFIG" in os.environ):  # a file that is named must be there
+    if path is None:
         return {}
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) and "MRFLOW_CONFIG" not in os.environ:
+            return {}  # a file that is named must be there
         raise RequestError(f"{path} is no TOML that can be read: {error}. Or set MRFLOW_CONFIG=") from None
     tables = {key: value for key, value in data.items() if isinstance(value, dict)}
     _check_names(f"{path} holds a table ", tables, _commands(), {})

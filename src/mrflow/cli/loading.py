@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ from cyclopts import Parameter
 from mrflow import vista
 from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
-from mrflow.errors import ModelError, RequestError
+from mrflow.errors import ModelError, ModelNameError, RequestError
+from mrflow.folders import find_model
 from mrflow.hub import has_revision
 from mrflow.jobs import parse_bytes
 from mrflow.known_models import full_name, is_file
@@ -29,7 +31,7 @@ _Model = Annotated[
         alias="-m", help="vista, a name that mrflow models lists, a folder, a Hugging Face id, or a single file."
     ),
 ]
-_Base = Annotated[
+Base = Annotated[
     str | None,
     Parameter(
         metavar="MODEL",
@@ -95,7 +97,7 @@ _LorasDir = Annotated[
         help="LoRAs that may be named by --lora, by rows and requests, and by a picture's recipe.",
     ),
 ]
-_ModelsDir = Annotated[
+ModelsDir = Annotated[
     tuple[Path, ...],
     Parameter(
         name="--models-dir",
@@ -120,8 +122,8 @@ class ModelOptions:
     """
 
     model: _Model = "vista"
-    base: _Base = None
-    models_dir: _ModelsDir = ()
+    base: Base = None
+    models_dir: ModelsDir = ()
     upscaler: _Upscaler = None
     device: _Device = None
     dtype: _Dtype = None
@@ -143,14 +145,12 @@ class ModelOptions:
         """
         self.check_loras()
         allowed = parse_bytes(self.max_memory, "--max-memory")
-        if self.model == "vista":  # found missing before torch is imported, which takes seconds
-            vista.folder()
+        if self.model in vista.DEFAULTS:  # found missing before torch is imported, which takes seconds
+            vista.folder(self.model)
             vista.upscaler()
         source, base = self.model, self.base
-        if self.models_dir and not self.recorded and source != "vista" and not Path(source).exists():
-            from mrflow.loading import find_model
-
-            source = find_model(source, None, self.models_dir) or source
+        if not self.recorded:
+            source = find_local(source, self.models_dir)
         if base is None and is_file(source):
             from mrflow.single_files import describe, find_base
 
@@ -213,11 +213,9 @@ class RecordedModel(ModelOptions):
         """Return these options with the recorded model, unless one was given."""
         if self.model:
             return self
-        from mrflow.loading import find_model
-
-        found = find_model(recipe.model, recipe.revision, self.models_dir) if self.models_dir else None
-        revision = recipe.revision if not found and has_revision(recipe.model, recipe.revision) else None
-        return replace(self, model=found or recipe.model, recorded=True, revision=revision)
+        found = find_local(recipe.model, self.models_dir, recipe.revision)
+        cached = found == recipe.model and has_revision(recipe.model, recipe.revision)
+        return replace(self, model=found, recorded=True, revision=recipe.revision if cached else None)
 
 
 @Parameter(name="*", group=MODEL)
@@ -263,17 +261,31 @@ class ServedModel(ModelOptions):
     alias: Annotated[tuple[str, ...], Parameter(metavar="NAME", show_default=False)] = ()
 
 
+def find_local(name: str, folders: Sequence[Path], revision: str | None = None) -> str:
+    """Return the folder or file of that name in one of these folders, else the name.
+
+    Raises ModelNameError for a folder that there is not.
+    """
+    if name in vista.DEFAULTS or (revision is None and os.path.exists(name)):
+        return name
+    for folder in folders:
+        if not folder.is_dir():
+            where = "--models-dir or MRFLOW_MODELS_DIR"
+            raise ModelNameError(f"There is no folder {folder} of models ({where}). Give one that exists.")
+    return find_model(name, revision, folders) or name
+
+
 def _recorded_upscaler(recipe: Recipe) -> str | None:
     if recipe.upscaler is None or recipe.upscaler in (*METHODS, *KNOWN):
         return recipe.upscaler or "bicubic"  # drafts and native pictures are not upscaled: any will do
-    if recipe.model == "vista":
+    if recipe.model in vista.DEFAULTS:
         return None  # its own
     raise RequestError(f"The picture was upscaled with {recipe.upscaler}. Give that file as --upscaler.")
 
 
 def _loading(name: str) -> AbstractContextManager[Any]:
     """Say what is loaded: by a spinner, but by a line where the hub's own download bars may follow."""
-    if "/" in (full := full_name(name)) and not Path(name).is_dir():
+    if "/" in (full := full_name(name)) and not Path(name).exists():
         say(f"loading {full}")
         return nullcontext()
     return stderr_console().status(f"loading {name}")

@@ -42,12 +42,15 @@ def models(streams: Streams = Streams()) -> None:
 
 def _known() -> dict[str, Any]:
     return {
-        "embedded": {
-            "name": "vista",
-            "available": vista.available(),
-            "size": f"{vista.DEFAULTS.width}x{vista.DEFAULTS.height}",
-            "plan": vista.DEFAULTS.plan.label,
-        },
+        "embedded": [
+            {
+                "name": name,
+                "available": vista.available(),
+                "size": f"{own.width}x{own.height}",
+                "plan": own.plan.label,
+            }
+            for name, own in vista.DEFAULTS.items()
+        ],
         "models": [_model(known) for known in KNOWN_MODELS.values()],
         "pipelines": list(supported()),
         "upscalers": [{name: getattr(each, name) for name in _UPSCALER} for each in KNOWN.values()],
@@ -68,11 +71,11 @@ def _model(known: KnownModel) -> dict[str, Any]:
 
 
 def _print(known: dict[str, Any]) -> None:
-    embedded = known["embedded"]
-    state = "in this installation" if embedded["available"] else "weights missing: see training/README.md"
+    state = "in this installation" if vista.available() else "weights missing: see training/README.md"
     console = stdout_console()
-    console.print("[bold]Embedded model[/]")
-    console.print(f"  vista, {state}; small landscapes, {embedded['size']}, plan {embedded['plan']}")
+    console.print(f"[bold]Embedded models[/] of small landscapes, {state}")
+    for own in known["embedded"]:
+        console.print(f"  {own['name']}, {own['size']}, plan {own['plan']}")
     console.print("[bold]Models[/], as --model; memory is that of the weights, whole, in 8 and in 4 bits")
     print_fitting(_table(known["models"]), lambda: _list(known["models"]), console=console)
     console.print("[bold]Pipelines of diffusers[/], as --model with a folder or a Hugging Face id")

@@ -1,11 +1,13 @@
-"""What a person is told on stderr: lines, warnings among them. And the exit codes."""
+"""What a person is told, on stderr above all: lines, warnings among them. And the exit codes."""
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import TextWrapper
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +30,14 @@ def stdout_console() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _FILE_WIDTH
     return console
+
+
+def hang(console: Console, head: str, text: str) -> str:
+    """Return both in lines of the console's width, further ones below the text; no word or number is broken."""
+    lines = TextWrapper(
+        max(console.width, 40), subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines.wrap(head + text))
 
 
 def say(text: str, label: str = "", style: str = "") -> None:
@@ -56,6 +66,7 @@ def warnings_as_lines(debug: bool) -> Iterator[None]:
     if not debug:  # read by the libraries when they are imported, which happens inside
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which wants another package on a CPU
         os.environ.setdefault("TORCH_LOGS", "-all")  # torch 2.14 has words for torchao's enumerations
     with warnings.catch_warnings():
         warnings.simplefilter("default" if debug else "ignore")

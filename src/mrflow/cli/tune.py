@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from mrflow import vista
 from mrflow.bench.compare import Course
 from mrflow.bench.environment import describe_environment
 from mrflow.bench.ledger import Ledger
@@ -180,7 +181,7 @@ def _examiner(fast: MrFlow, course: Course) -> Any:
     from mrflow.bench.measurements import Examiner
     from mrflow.vista import inspector
 
-    inspected = fast.model.name == "vista" or any(each.labels for each in course.questions)
+    inspected = fast.model.name in vista.DEFAULTS or any(each.labels for each in course.questions)
     return Examiner(inspector.load() if inspected else None, {})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
+from mrflow import vista
 from mrflow.jobs import MAX_LORA_WEIGHT
 from mrflow.plan import ABOUT, PRESETS, About
 from mrflow.server.information import render
@@ -61,10 +62,11 @@ def _page(service: Service) -> str:
         max_weight=MAX_LORA_WEIGHT,
         sizes=_sizes(service),
         speeds=[
-            (name, label, f"{steps_of(own.plan, name if name in QUALITY else 'medium')} steps")
+            (name, label, f"{steps_of(own, name if name in QUALITY else 'medium')} steps")
             for name, label in _CARE.items()
+            if name == "auto" or not own.learned_steps
         ],
-        words=words if model.name == "vista" else {},
+        words=words if model.name in vista.DEFAULTS else {},
     )
 
 

@@ -44,7 +44,7 @@ from mrflow.jobs import (
     read_loras,
 )
 from mrflow.model import Model
-from mrflow.plan import ABOUT, FINISHING, About, Plan, get_plan
+from mrflow.plan import ABOUT, FINISHING, About, Defaults, Plan, get_plan
 from mrflow.server import errors
 from mrflow.server.errors import ApiError
 from mrflow.server.other_names import translate
@@ -355,16 +355,18 @@ def _plan(model: Model, body: PromptBody, settings: Settings) -> Plan:
     numbers, plan = plan_numbers(body), model.defaults.plan if body.plan is None else get_plan(body.plan)
     quality = body.quality or "auto"
     if body.plan is None and "steps" not in numbers and quality != "auto":
-        plan = replace(plan, steps=steps_of(plan, quality))
+        plan = replace(plan, steps=steps_of(model.defaults, quality))
     plan = plan.changed(**numbers)
     _check_steps(plan, settings)
     return plan
 
 
-def steps_of(plan: Plan, quality: str) -> int:
-    """Return the draft steps of a quality."""
+def steps_of(own: Defaults, quality: str) -> int:
+    """Return the draft steps of a quality; those that a distilled model has learned are its best."""
+    if own.learned_steps:
+        return own.plan.steps
     share = QUALITY[OLDER_QUALITY.get(quality, quality)]
-    return math.ceil(round(plan.steps * share, 6))
+    return math.ceil(round(own.plan.steps * share, 6))
 
 
 def _check_steps(plan: Plan, settings: Settings) -> None:

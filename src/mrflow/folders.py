@@ -1,0 +1,132 @@
+"""Folders in diffusers' layout: read and checked before any weights are, told apart, and found by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mrflow.errors import ModelError
+from mrflow.known_models import FILES
+
+INDEX = "model_index.json"
+_WEIGHTS = (".safetensors", ".bin")
+_HASHED = (".json", ".txt", ".model", *_WEIGHTS)
+_SAMPLE = 2**18  # bytes
+_AGAIN = "Is its download complete?"
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return what a folder's model_index.json says. Raises ModelError unless it describes a pipeline.
+
+    A component is a list of two texts, or of two None where there is none; other lists are options.
+    """
+    path = folder / INDEX
+    index = read_json(path)
+    kind = index.get("_class_name")
+    if not isinstance(kind, str):
+        raise ModelError(f"{path} names no pipeline: its _class_name is {kind!r:.80}. {_AGAIN}")
+    for name, value in index.items():
+        texts = [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+        if texts and (
+            len(texts) != 2 or len(value) != 2 or not name.isidentifier()
+        ):  # it is a folder, and no path
+            raise ModelError(f"{path} has the component {name!r:.80}: {value!r:.80}, which is none. {_AGAIN}")
+    return index
+
+
+def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return library and class of each component that an index (see `read_index`) has."""
+    lists = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    return {name: (value[0], value[1]) for name, value in lists.items() if isinstance(value[0], str)}
+
+
+def check_parts(folder: Path, given: Container[str] = (), *, weights: bool = True) -> dict[str, Any]:
+    """Return a folder's index; raises ModelError where a component of it, or its weights, is missing.
+
+    given: components that come from elsewhere. weights: False asks for configurations alone; else those in several
+    files are checked, too (`check_shards`).
+    """
+    index = read_index(folder)
+    for name, (_, kind) in components(index).items():
+        if name in given:
+            continue
+        part = folder / name
+        try:
+            files = {each.suffix for each in part.iterdir()}
+        except FileNotFoundError:
+            raise ModelError(f"{folder} has no folder {name}, which its {INDEX} names. {_AGAIN}") from None
+        except OSError as error:
+            raise ModelError(f"{part} cannot be read: {error.strerror}.") from error
+        network = (part / "config.json").is_file() and not re.search("Tokenizer|Processor|Extractor", kind)
+        if weights and network and not files.intersection(_WEIGHTS):
+            raise ModelError(f"{part} has no weights ({' or '.join(_WEIGHTS)}). {_AGAIN}")
+    if weights:
+        check_shards(folder)
+    return index
+
+
+def check_shards(folder: Path) -> None:
+    """Raise ModelError where an index of weights in several files names one outside of its own folder.
+
+    transformers (5.24) would read it.
+    """
+    for path in sorted(folder.glob("*/*.index*.json")):  # variants have names such as model.index.fp16.json
+        files = read_json(path).get("weight_map")
+        if not isinstance(files, dict):
+            raise ModelError(f"{path} is damaged: it has no weight_map. {_AGAIN}")
+        for name in files.values():
+            if not isinstance(name, str) or name in ("", ".", "..") or set("/\\").intersection(name):
+                raise ModelError(f"{path} names the file {name!r:.80}, which is not beside it. Don't trust it.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a file; raises ModelError for one that cannot be read or holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError among them
+        raise ModelError(f"{path} is damaged: it holds no JSON. {_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is damaged: it holds no JSON object. {_AGAIN}")
+    return found
+
+
+def identify(source: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Return the name and revision that recipes hold of a model, which tell no path of this machine.
+
+    Of a folder or file its own name and 12 digits of a hash: of its configuration, and of the sizes and samples of
+    its weights. Of one in the hub's cache its id and commit, of anything else `source` and `revision`.
+    """
+    folder = Path(os.path.abspath(source)) if os.path.exists(source) else None
+    if folder is None:
+        return source, revision
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
+    digest = hashlib.sha256()
+    inside = sorted(each for each in folder.rglob("*") if each.suffix in _HASHED)
+    for path in [folder] if folder.is_file() else inside:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
+        with path.open("rb") as file:
+            for begin in (0, size // 2, max(size - _SAMPLE, 0)):
+                file.seek(begin)
+                digest.update(file.read(_SAMPLE))
+    return folder.name, digest.hexdigest()[:12]
+
+
+def find_model(name: str, revision: str | None, folders: Iterable[Path]) -> str | None:
+    """Return the model of that name and revision in one of the folders, up to two levels down; else None.
+
+    Its folder, or its single file; revision None is any.
+    """
+    places = [path for each in folders for depth in ("", "*/", "*/*/") for path in each.glob(depth + "*")]
+    files = [path for path in places if path.suffix.lower() in FILES and name in (path.name, path.stem)]
+    named = [path.parent for path in places if path.name == INDEX and path.parent.name == name]
+    found = (str(each) for each in (*named, *files))
+    return next((each for each in found if revision is None or identify(each)[1] == revision), None)
