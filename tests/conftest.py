@@ -139,6 +139,14 @@ def make_fast(pipe: FluxPipeline, **options: Any) -> MrFlow:
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny pipeline, to be left as it is."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_pipe().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def network_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a .safetensors file with a tiny random x2 network that spandrel knows."""
     from safetensors.torch import save_file

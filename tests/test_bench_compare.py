@@ -331,7 +331,7 @@ def test_native_steps_of_equal_time_are_rounded_up(monkeypatch) -> None:
     monkeypatch.setattr(Method, "run", run)
     (plan,) = read_methods(["12+1"])
     runs: list[str] = []
-    assert steps_of_equal_time(None, plan, {}, runs.append) == 11  # 10.5 steps  # type: ignore[arg-type]
+    assert steps_of_equal_time(make_fast(make_pipe()), plan, {}, runs.append) == 11  # 10.5 steps
     assert len(runs) == 11
 
 

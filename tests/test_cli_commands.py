@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from conftest import make_pipe
 from mrflow import read_recipe, save_image
 from mrflow.drafts import check_input
 from mrflow.errors import ImageError
@@ -22,14 +21,6 @@ from support.cli import Result, invoke
 
 PROMPT = "a red boat at dusk"
 SMALL = ["--size", "64", "--plan", "2+1", "--upscaler", "bicubic"]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny pipeline."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    make_pipe().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import make_pipe
 from mrflow import Plan, Recipe, save_image, vista
 from mrflow.cli.loading import ModelOptions
 from support.cli import Result, invoke
@@ -37,11 +36,9 @@ def no_model(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the folder of a tiny pipeline."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    make_pipe().save_pretrained(folder)
-    return str(folder)
+def tiny(tiny: Path) -> str:
+    """Return it as it is typed."""
+    return str(tiny)
 
 
 def refuse(arguments: list[str], code: int, *words: str) -> Result:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from conftest import make_pipe
 from mrflow import MrFlow, estimate
 from mrflow.architectures import read_folder
 from mrflow.errors import ModelError, ModelNameError
@@ -23,16 +22,9 @@ from support.cli import invoke
 Break = Callable[[Path], Any]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("whole") / "tiny"
-    make_pipe().save_pretrained(place)
-    return place
-
-
 @pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "tiny"))
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "tiny"))
 
 
 def index(**changes: Any) -> Break:
@@ -119,11 +111,11 @@ def test_a_name_is_looked_for_before_its_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["check", "tiny"], ["generate", "a boat", "--model", "tiny"]])
-def test_folders_of_models_must_be_there(command: list[str], tmp_path: Path, whole: Path) -> None:
+def test_folders_of_models_must_be_there(command: list[str], tmp_path: Path, tiny: Path) -> None:
     result = invoke([*command, "--models-dir", str(tmp_path / "gone")])
     assert result.exit_code == 2
     assert "gone of models (--models-dir or MRFLOW_MODELS_DIR)" in result.stderr
-    assert invoke(["check", "tiny", "--models-dir", str(whole.parent)]).exit_code == 0
+    assert invoke(["check", "tiny", "--models-dir", str(tiny.parent)]).exit_code == 0
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of diffusers' own, when a pipeline is saved

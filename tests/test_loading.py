@@ -7,26 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import make_pipe
 from mrflow import MrFlow
 from mrflow.errors import DeviceError, ModelError, UnsupportedPipelineError, UpscalerError
 from mrflow.folders import find_model, identify
 from mrflow.loading import check_device, check_dtype, load_model
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    make_pipe().save_pretrained(path)
-    return path
-
-
 def test_a_folder_loads_silently_and_runs(
-    folder: Path, network_file: Path, capfd: pytest.CaptureFixture[str]
+    tiny: Path, network_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    fast = MrFlow.from_pretrained(str(folder), upscaler=network_file, batch_size=2)
+    fast = MrFlow.from_pretrained(str(tiny), upscaler=network_file, batch_size=2)
     assert capfd.readouterr().err == ""
-    assert fast.model.name == folder.name
+    assert fast.model.name == tiny.name
     assert len(fast.model.revision or "") == 12
     assert MrFlow(fast.pipe, "bicubic").model.revision == fast.model.revision
     assert fast.model.dtype == torch.float32
@@ -36,9 +28,9 @@ def test_a_folder_loads_silently_and_runs(
     assert image.size == (32, 32)
 
 
-def test_the_dtype_is_the_callers(folder: Path) -> None:
+def test_the_dtype_is_the_callers(tiny: Path) -> None:
     for option in ({"dtype": "bfloat16"}, {"torch_dtype": torch.bfloat16}):
-        assert load_model(folder, upscaler="bicubic", **option).dtype == torch.bfloat16
+        assert load_model(tiny, upscaler="bicubic", **option).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -79,8 +71,8 @@ def test_an_unknown_family_is_refused_before_its_weights_are_read(tmp_path: Path
         MrFlow.from_pretrained(tmp_path, upscaler="bicubic")
 
 
-def test_missing_weights_give_one_clear_error(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_bytes((folder / "model_index.json").read_bytes())
+def test_missing_weights_give_one_clear_error(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_bytes((tiny / "model_index.json").read_bytes())
     with pytest.raises(ModelError, match="has no folder scheduler"):
         MrFlow.from_pretrained(tmp_path, upscaler="bicubic")
 
@@ -90,9 +82,9 @@ def test_a_hub_model_that_cannot_be_reached_gives_one_clear_error() -> None:
         MrFlow.from_pretrained("nobody/nothing", upscaler="bicubic", local_files_only=True)
 
 
-def test_the_upscaler_is_checked_first(folder: Path) -> None:
+def test_the_upscaler_is_checked_first(tiny: Path) -> None:
     with pytest.raises(UpscalerError):
-        MrFlow.from_pretrained(folder, upscaler="none.pth")
+        MrFlow.from_pretrained(tiny, upscaler="none.pth")
 
 
 @pytest.mark.parametrize("device", ["banana", "meta", "cuda:99", ""])
@@ -110,15 +102,15 @@ def test_dtypes() -> None:
             check_dtype(dtype, torch.device("cpu"))
 
 
-def test_a_folder_is_known_by_its_name_and_content(folder: Path, tmp_path: Path) -> None:
-    copy = tmp_path / folder.name
-    shutil.copytree(folder, copy)
-    assert identify(str(copy)) == identify(str(folder))
+def test_a_folder_is_known_by_its_name_and_content(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / tiny.name
+    shutil.copytree(tiny, copy)
+    assert identify(str(copy)) == identify(str(tiny))
     weights = next(copy.rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    assert identify(str(copy)) != identify(str(folder))
-    assert find_model(*identify(str(folder)), [tmp_path]) is None
-    assert find_model(*identify(str(folder)), [tmp_path / "none", folder.parent]) == str(folder)
+    assert identify(str(copy)) != identify(str(tiny))
+    assert find_model(*identify(str(tiny)), [tmp_path]) is None
+    assert find_model(*identify(str(tiny)), [tmp_path / "none", tiny.parent]) == str(tiny)
     cached = tmp_path / "models--owner--name" / "snapshots" / "0123abc"
     cached.mkdir(parents=True)
     assert identify(str(cached)) == ("owner/name", "0123abc")

@@ -382,13 +382,6 @@ def test_a_model_with_loras_has_one_lane(folder: Path, monkeypatch: pytest.Monke
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("tiny") / "model"
-    make_pipe().save_pretrained(place)
-    return place
-
-
-@pytest.fixture(scope="module")
 def expected(tiny: Path, folder: Path) -> dict[str, bytes]:
     """Return the pictures that Python makes, by their LoRAs."""
     fast = MrFlow.from_pretrained(tiny, upscaler="bicubic")

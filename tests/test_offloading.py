@@ -90,13 +90,6 @@ def test_what_would_be_faster_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(costs(), CPU).offload == "none"
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    make_pipe().save_pretrained(path)
-    return path
-
-
 @pytest.fixture
 def placed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Return what is asked of a card that is not there."""

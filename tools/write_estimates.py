@@ -56,10 +56,12 @@ where they keep their own length, that of `--prompt` counts, about a token a wor
 
 Memory is the most that is alive at once within a network, its inputs and outputs among them, with each
 operation by itself (no compiler) and attention without its matrix; weights at 16 bits, or, in the linear layers
-of the transformer and of large text encoders, at 8, or 4 with their scales. Convolutions count three times their
-activations on a GPU, for the room that they work in. A device's libraries and the pictures between the networks
-(12 bytes a pixel) come on top. Recorded peaks of FLUX.1-dev on an H100, whole, offloaded and in 8 bits, are up to
-7% higher; its transformer alone, in nf4 and layer by layer, is within 5% (sources: `tests/test_estimate.py`).
+of the transformer and of large text encoders, at 8, or 4 with their scales (T5 keeps a fifth of its weights
+whole in 4 bits, as bitsandbytes does). Convolutions count three times their activations on a GPU, for the room
+that they work in. A device's libraries and the pictures between the networks (12 bytes a pixel) come on top.
+Recorded peaks of FLUX.1-dev on an H100, whole, offloaded and in 8 bits, are up to 7% higher; its transformer
+alone, in nf4 and layer by layer, is within 5%, all its weights in 4 bits within 2% (sources:
+`tests/test_estimate.py`).
 
 The tests hold steps of FLUX.1, Qwen-Image and Stable Diffusion 3.5, both ways of the autoencoder, T5, CLIP and
 Real-ESRGAN against formulas written out by hand, and vista against torch's counter around a real run.

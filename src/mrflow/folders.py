@@ -31,10 +31,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise ModelError(f"{path} names no pipeline: its _class_name is {kind!r:.80}. {_AGAIN}")
     for name, value in index.items():
-        texts = [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
-        if texts and (
-            len(texts) != 2 or len(value) != 2 or not name.isidentifier()
-        ):  # it is a folder, and no path
+        texts = [isinstance(each, str) for each in value] if isinstance(value, list) else []
+        named = name.isidentifier()  # for it is a folder, too, and no path
+        if any(texts) and not (named and texts == [True, True]):
             raise ModelError(f"{path} has the component {name!r:.80}: {value!r:.80}, which is none. {_AGAIN}")
     return index
 

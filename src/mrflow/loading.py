@@ -89,9 +89,7 @@ def load_model(
     elif is_file(source):
         path = check_source(base or find_base(Path(source)))
     else:
-        path = check_source(source)
-        if base is not None:
-            raise ModelNameError(f"base is {base}; it goes with a {' or '.join(FILES)} file alone. Leave it out.")
+        path = check_source(source, base)
     if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
         kwargs["local_files_only"] = True  # what is cached is used, the rest is said at once
     network, file = choose_upscaler(upscaler), Path(source) if is_file(source) else None
@@ -217,8 +215,18 @@ def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     return checked
 
 
-def check_source(source: str | Path) -> str:
-    """Return the folder or hub id; raises ModelError for what can be neither, or a folder without an index."""
+def check_source(source: str | Path, base: str | Path | None = None) -> str:
+    """Return the folder or hub id; raises ModelError for what can be neither, or a folder without an index.
+
+    And for a base beside one that is good.
+    """
+    found = _find_source(source)
+    if base is not None:
+        raise ModelNameError(f"base is {base}; it goes with a {' or '.join(FILES)} file alone. Leave it out.")
+    return found
+
+
+def _find_source(source: str | Path) -> str:
     path, name = Path(source), str(source)
     if name.strip() and os.path.isdir(path):  # os.path, for it takes any text, however long
         if not os.path.lexists(path / INDEX) and os.access(path, os.X_OK):

@@ -18,7 +18,6 @@ tuned.json        the plan of a file
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from mrflow import vista
 from mrflow.bench.caches import Cache, cached, read_cache
 from mrflow.bench.records import Json
 from mrflow.bench.variants import run_unrefined, with_model, with_upscaler
-from mrflow.errors import MrFlowWarning, PlanError, RequestError
+from mrflow.errors import PlanError, RequestError
 from mrflow.plan import ABOUT, Plan, named_plan
 
 if TYPE_CHECKING:
@@ -82,10 +81,9 @@ class Method:
             return fast(plan=self.plan, **settings)
 
     def warm_up(self, fast: MrFlow, **settings: Any) -> Result:
-        """Run it shortened, without a word about so few steps; settings: as in `run`."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MrFlowWarning)
-            return self.shortened().run(fast, **settings)
+        """Run it shortened, or as it is where a model has learned some few steps alone; settings: as in `run`."""
+        learned = with_model(fast, self.model).model.defaults.learned_steps
+        return (self if learned else self.shortened()).run(fast, **settings)
 
     def shortened(self) -> Method:
         """Return the same with so few steps that it warms everything up cheaply."""
@@ -94,9 +92,10 @@ class Method:
         return replace(self, plan=replace(self.plan, steps=min(_WARM_STEPS, self.plan.steps)))
 
 
-def revisions(fast: MrFlow, methods: Sequence[Method]) -> dict[str, str | None]:
-    """Return the revision of each other model that methods are of, loaded here."""
-    return {one.model: with_model(fast, one.model).model.revision for one in methods if one.model}
+def others(fast: MrFlow, methods: Sequence[Method]) -> Json:
+    """Return {"others": {name: revision}} of other models that methods are of, loaded here; {} where none is."""
+    found = {one.model: with_model(fast, one.model).model.revision for one in methods if one.model}
+    return {"others": found} if found else {}
 
 
 OF_NATIVE = [each.name for each in fields(Method) if each.name in ABOUT]

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from mrflow.bench.environment import describe_environment
 from mrflow.bench.measure import Course, check_batches, measure_group, missing_groups, open_report, save_report
-from mrflow.bench.methods import read_methods, revisions
+from mrflow.bench.methods import others, read_methods
 from mrflow.bench.plots import check_plotting, draw_bars
 from mrflow.cli.loading import ModelOptions, best_device
 from mrflow.cli.options import HOW, MODEL, OUTPUT, WHAT, Streams, Text, Whole
@@ -85,8 +85,8 @@ def bench(
     groups = _resolve_sizes(fast, pixels)
     head = {
         "environment": describe_environment(fast.model.device, fast.model.dtype),
-        "model": {**described, "parameters": _parameters(fast), "upscaler": fast.model.upscaler.name},
-        "models": revisions(fast, course.methods),
+        "model": {**described, "parameters": _parameters(fast), "upscaler": fast.model.upscaler.name}
+        | others(fast, course.methods),
         "course": course.to_dict(),
     }
     report = open_report(out, head)

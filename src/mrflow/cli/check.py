@@ -18,7 +18,6 @@ from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes
 from mrflow.cli.reporting import FAILURE, hang, stderr_console, stdout_console
-from mrflow.errors import ModelNameError
 from mrflow.folders import check_parts, read_index
 from mrflow.jobs import parse_size
 from mrflow.known_models import KnownModel, find, full_name, is_file
@@ -89,7 +88,7 @@ def _print(found: Finding) -> None:
 def _findings(
     name: str, base: str | None, size: tuple[int | None, int | None], device: str | None, quantize: str | None
 ) -> Iterator[Finding]:
-    from mrflow.loading import check_device, check_dtype, check_source
+    from mrflow.loading import check_device, check_dtype
     from mrflow.offloading import check_quantize
 
     file = Path(name) if is_file(name) else None
@@ -99,11 +98,8 @@ def _findings(
         base = base or find_base(file)
         yield Finding("ok", "file", describe(file, base))
         name = base
-    elif base is not None:
-        check_source(name)
-        raise ModelNameError(f"--base is {base}; it goes with a single file alone. Leave it out.")
     known = find(name)
-    yield from _source(name, known, file)
+    yield from _source(name, known, file, None if file else base)
     place = check_device(device or best_device())
     if quantize is not None:
         check_quantize(quantize, place)
@@ -126,9 +122,9 @@ def _findings(
         yield Finding("ok", "plan", f"{told}: {gain:.1f} times fewer operations than {native} native steps")
 
 
-def _source(name: str, known: KnownModel | None, file: Path | None) -> Iterator[Finding]:
+def _source(name: str, known: KnownModel | None, file: Path | None, base: str | None) -> Iterator[Finding]:
     """Yield where the model is, or what fetching it takes. file: has some of its weights."""
-    if name in vista.DEFAULTS and file is None:
+    if name in vista.DEFAULTS and file is None and base is None:
         here = vista.available()
         yield Finding(
             "ok" if here else "no", "model", "in this package" if here else "missing: training/README.md"
@@ -140,7 +136,7 @@ def _source(name: str, known: KnownModel | None, file: Path | None) -> Iterator[
     from mrflow.loading import check_source
     from mrflow.single_files import parts_in
 
-    hub_id = check_source(name)
+    hub_id = check_source(name, base)
     if os.path.isdir(hub_id):
         folder = Path(hub_id)
         check_parts(folder, parts_in(file, read_index(folder)["_class_name"]) if file else ())

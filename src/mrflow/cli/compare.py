@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from mrflow import vista
 from mrflow.bench.compare import EQUAL_TIME_RUNS, Course, count_runs, missing, run_turns, steps_of_equal_time
 from mrflow.bench.environment import describe_environment
 from mrflow.bench.ledger import Ledger, read_course
-from mrflow.bench.methods import Method, read_methods, revisions
+from mrflow.bench.methods import Method, others, read_methods
 from mrflow.bench.plots import check_plotting
 from mrflow.bench.prompts import read_questions
 from mrflow.cli.loading import ModelOptions
@@ -107,10 +108,10 @@ def compare(
         raise OutputError(f"{out} holds no comparison to report on. Leave out --report-only to begin one.")
     fast = model.load()
     pixels = fast.model.resolve_size(*parse_size(size))
-    head = {"format": 1, **_describe(fast), "size": list(pixels), "models": revisions(fast, course.methods)}
+    head = {"format": 1, **_describe(fast, course.methods), "size": list(pixels)}
     if report_only:  # of pictures as they were made, perhaps elsewhere
         begun = read_course(out) or {}
-        head |= {name: begun.get(name) for name in ("environment", "model", "models")}
+        head |= {name: begun.get(name) for name in ("environment", "model")}
     with each_warning_once():
         course, equal = _add_equal_time(fast, course, pixels, out) if equal_time else (course, None)
         head["equal_time"] = equal
@@ -178,7 +179,7 @@ def _add_equal_time(
     return replace(course, methods=[*course.methods, native]), equal
 
 
-def _describe(fast: MrFlow) -> dict[str, Any]:
+def _describe(fast: MrFlow, methods: Sequence[Method]) -> dict[str, Any]:
     model = fast.model
     return {
         "environment": describe_environment(model.device, model.dtype),
@@ -187,5 +188,6 @@ def _describe(fast: MrFlow) -> dict[str, Any]:
             "revision": model.revision,
             "upscaler": model.upscaler.name,
             "upscaler_sha256": model.upscaler.sha256,
+            **others(fast, methods),
         },
     }
