@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mrflow.bench.ledger import folder_name
+from mrflow.bench.ledger import picture_file
 from mrflow.bench.prompts import VISTA
 from mrflow.files import load_image, save_image
 
@@ -32,7 +32,7 @@ def main() -> None:
     rows = [
         renders(items, asked.side)
         if method == "render"
-        else [load_image(asked.folder / "pictures" / folder_name(method) / f"{item:05}.png") for item in items]
+        else [load_image(picture_file(asked.folder, method, item)) for item in items]
         for method in asked.methods
     ]
     save_image(grid(rows, asked.side), asked.out, overwrite=True)

@@ -18,7 +18,9 @@ network, minutes long, in .61.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +32,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate, pad
 
-from mrflow.bench.ledger import folder_name, read_course
+from mrflow.bench.ledger import picture_file, read_course
 from mrflow.bench.prompts import VISTA
 from mrflow.files import load_image
 from mrflow.images import to_tensor as read_images
@@ -152,20 +154,17 @@ def round_trip(fast: samples.MrFlow, images: Tensor) -> Tensor:
     return torch.cat(parts).clamp(-1, 1)
 
 
-def read_compared(folder: Path, count: int) -> tuple[list[Scene], dict[str, list[Image.Image]]]:
+def read_compared(folder: Path, count: int) -> tuple[list[Scene], dict[str, Iterator[Image.Image]]]:
     """Return scenes of vista's own prompts and each method's pictures of them, from what `mrflow compare` wrote.
 
-    Those of which every method has its picture, the first `count` of them.
+    Those of which every method has its picture, the first `count` of them; read one by one, as they are wanted.
     """
     names = (read_course(folder) or {}).get("methods", [])
     world = scenes(*SETS[VISTA])
-    files = {
-        name: [folder / "pictures" / folder_name(name) / f"{k:05}.png" for k in range(len(world))]
-        for name in names
-    }
-    there = [k for k in range(len(world)) if all(paths[k].is_file() for paths in files.values())][:count]
+    whole = (k for k in range(len(world)) if all(picture_file(folder, name, k).is_file() for name in names))
+    there = list(islice(whole, count))
     return [world[k] for k in there], {
-        name: [load_image(paths[k]) for k in there] for name, paths in files.items()
+        name: map(load_image, [picture_file(folder, name, k) for k in there]) for name in names
     }
 
 
@@ -182,22 +181,20 @@ def main(
 ) -> None:
     """Print a line a method: AUC against renders, and against renders that went through the autoencoder."""
     fast = samples.load(folder)
-    painted: dict[str, list[Image.Image]] = {}
     if compared:
         world, painted = read_compared(compared, count)
-        if not world:
+        if not world or not painted:
             raise typer.BadParameter(f"{compared} has no prompt of which every method has its picture.")
-        side = next(iter(painted.values()))[0].width
+        side = (read_course(compared) or {})["size"][0]
     else:
         world, (captions, _) = scenes(count, SEED), prompts(count, seed=SEED)
-        for name in methods.split(","):
-            painted[name] = list(track(samples.paint(fast, name, captions, side), name, total=count))
+        painted = {name: samples.paint(fast, name, captions, side) for name in methods.split(",")}
     real = torch.cat([to_tensor(paint(world[i : i + 32], side, side)) for i in range(0, len(world), 32)])
     coded = round_trip(fast, real)
-    for name, made in {
-        ROUND_TRIP: coded,
-        **{name: read_images(each) * 2 - 1 for name, each in painted.items()},
-    }.items():
+    for name in (ROUND_TRIP, *painted):
+        made = coded
+        if name in painted:  # a method at a time: all of them would take gigabytes
+            made = read_images(list(track(painted[name], name, total=len(world)))) * 2 - 1
         row = {}
         for against, others in (("renders", real), (ROUND_TRIP, coded)):
             if made is not others:

@@ -90,7 +90,7 @@ class Ledger:
 
     def picture(self, method: str, item: int) -> Path:
         """Return where a picture is, or would be."""
-        return self.folder / "pictures" / folder_name(method) / f"{item:05}.png"
+        return picture_file(self.folder, method, item)
 
     def _keep(self, run: Run) -> None:
         self.runs.append(run)
@@ -100,6 +100,11 @@ class Ledger:
 def read_course(folder: Path) -> Json | None:
     """Return what a folder was begun with, None if it was not; raises OutputError if that cannot be read."""
     return read_record(folder / "course.json", "is there and no comparison's. Choose another --out.")
+
+
+def picture_file(folder: Path, method: str, item: int) -> Path:
+    """Return where a comparison's folder has a picture."""
+    return folder / "pictures" / folder_name(method) / f"{item:05}.png"
 
 
 def folder_name(method: str) -> str:
