@@ -217,6 +217,7 @@ def test_models_are_whole_in_any_window_and_one_line_each_in_a_pipe(width):
     for each in KNOWN.values():
         assert any(each.id in line for line in lines)
         assert any(words[:2] == [each.name, each.id] for words in map(str.split, piped))
+    assert max(map(len, piped)) < 400  # not as wide as the console that stands for a pipe
     assert "33.7 / 17.0 / 8.6" in shown
     assert all(any(line == [name] for line in lines) for name in PRESETS)
 

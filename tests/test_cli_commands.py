@@ -310,13 +310,24 @@ def test_a_recipe_names_no_folder_and_its_model_is_found_by_name_and_hash(tiny, 
     assert recipe.model == "tiny"
     assert str(tiny.parent) not in recipe.to_json()
     monkeypatch.delenv("MRFLOW_MODELS_DIR")
-    assert "give it as --model" in run("replay", path, code=1).stderr
+    assert "give it as --model" in run("replay", path, code=2).stderr
     other = tmp_path / "others" / "tiny"
     shutil.copytree(tiny, other)
     (other / "model_index.json").write_text((other / "model_index.json").read_text() + " ")
-    assert "--models-dir" in run("replay", path, "--models-dir", other.parent, code=1).stderr
+    refused = run("replay", path, "--models-dir", other.parent, code=2).stderr
+    assert "others/tiny has that name, and other weights" in refused
     where = ["--models-dir", other.parent, "--models-dir", tiny.parent.parent]
     assert run_json("replay", path, *where)["same_pixels"]
+    shutil.copytree(tiny, tmp_path / "renamed" / "other")
+    assert run_json("replay", path, "--models-dir", tmp_path / "renamed")["same_pixels"]
+
+
+def test_what_a_linked_folder_made_is_replayed_from_there(tiny, monkeypatch, tmp_path):
+    monkeypatch.delenv("MRFLOW_MODELS_DIR")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine").symlink_to(tiny)
+    path = generate(tmp_path / "models" / "mine", "--seed", "7")
+    assert run_json("replay", path, "--models-dir", tmp_path / "models")["same_pixels"]
 
 
 def test_recipes_with_paths_still_replay(tiny, monkeypatch):

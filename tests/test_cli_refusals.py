@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import save_file
 
-from mrflow import Plan, Recipe, save_image, vista
+from mrflow import Plan, Recipe, read_recipe, save_image, vista
 from mrflow.cli.loading import ModelOptions
+from mrflow.folders import identify
 from support.cli import Result, invoke
 
 LAKE = ["generate", "a lake"]
@@ -189,7 +192,16 @@ def test_drafts_that_cannot_be_finished_together():
     [
         (["--model", "no such model"], 2, ["'no such model'", "vista"]),
         (["--model", "."], 1, ["model_index.json"]),
+        (["--model", "../nowhere"], 2, ["'../nowhere'", ".safetensors or .gguf file", "--models-dir"]),
+        (["--model", "a/b/c"], 2, ["'a/b/c'"]),
+        (["--model", "mein", "--models-dir", "here"], 2, ["'mein'", "Did you mean mine"]),
         (["--model", "TINY", "--size", "250"], 2, ["250x250", "256x256"]),
+        (["--model", "TINY", "--device", ""], 2, ["device is ''"]),
+        (["--model", "TINY", "--offload", ""], 2, ["offload is ''"]),
+        (["--model", "TINY", "--quantize", ""], 2, ["quantize is ''", "none"]),
+        (["--model", "TINY", "--dtype", ""], 2, ["dtype is ''"]),
+        (["--model", "TINY", "--upscaler", ""], 2, ["no upscaler file ''"]),
+        (["--model", "TINY", "--upscaler", "realesrgan-x2plus"], 2, ["Did you mean realesrgan-x2 "]),
         (["--model", "TINY", "--device", "quantum"], 2, ["quantum", "Try cpu"]),
         (["--model", "TINY", "--device", "cuda:99"], 1, ["not available here", "Try cpu"]),
         (["--model", "TINY", "--upscaler", "nope"], 2, ["nope", "realesrgan-x2"]),
@@ -205,10 +217,54 @@ def test_drafts_that_cannot_be_finished_together():
 )
 def test_models_devices_and_upscalers(tiny, arguments, code, words):
     Path("text.pth").write_text("no weights")
+    Path("here").mkdir()
+    Path("here/mine.safetensors").touch()
     refuse(
         [*LAKE, "--upscaler", "bicubic", *(tiny if each == "TINY" else each for each in arguments)], code, *words
     )
-    assert [path.name for path in Path().iterdir()] == ["text.pth"]
+    assert {path.name for path in Path().iterdir()} == {"text.pth", "here"}
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="has one")
+def test_a_device_that_is_not_there_is_said_in_our_words(tiny):
+    result = refuse([*LAKE, "--model", tiny, "--device", "mps"], 1, "not available here: this machine has none")
+    assert "Facebook" not in result.stderr
+
+
+def test_quantize_none_is_none_whatever_the_environment_says(tiny):
+    asked = [*LAKE, "--model", tiny, "--size", "64", "--plan", "1+1", "--upscaler", "bicubic", "--out", "a.png"]
+    result = invoke([*asked, "--quantize", "none"], env={"MRFLOW_QUANTIZE": "int8"})
+    assert result.exit_code == 0, result.stderr
+    assert not read_recipe("a.png").conditions
+
+
+@pytest.mark.parametrize("content", ["[]", '{"format": 1}'])
+def test_a_broken_recipe_names_its_file(content):
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add_text("mrflow", content)
+    Image.new("RGB", (32, 32)).save("odd.png", pnginfo=chunk)
+    result = refuse(["replay", "odd.png"], 1, "odd.png: The recipe")
+    assert "__init__" not in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_picture_that_may_not_be_read():
+    save_image(Image.new("RGB", (32, 32)), "closed.png", RECIPE)
+    Path("closed.png").chmod(0)
+    refuse(["replay", "closed.png"], 1, "closed.png cannot be read: Permission denied")
+
+
+def test_a_base_that_does_not_fit_is_not_the_pictures_word(tiny):
+    """The recorded file is here, so that nothing would be downloaded."""
+    Path("models").mkdir()
+    save_file({"a": torch.zeros(1)}, "models/mine.safetensors")
+    recipe = replace(RECIPE, model="mine.safetensors", revision=identify("models/mine.safetensors")[1])
+    save_image(Image.new("RGB", (32, 32)), "draft.png", recipe)
+    common = ["finish", "draft.png", "--models-dir", "models"]
+    result = refuse([*common, "--base", tiny], 1, "mine.safetensors lacks weights of the transformer")
+    assert "word" not in result.stderr
+    save_file({"a": torch.ones(1)}, "models/mine.safetensors")
+    refuse([*common, "--base", tiny], 2, "models/mine.safetensors has that name, and other weights", "word")
 
 
 def test_vista_without_its_weights(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from mrflow.architectures import architectures, make_component, read_architectur
 from mrflow.backbones.checkpoints import known_defaults
 from mrflow.backbones.families import FAMILIES, VARIANTS
 from mrflow.errors import ModelNameError
-from mrflow.known_models import BITS, BY_ID, KNOWN, full_name
+from mrflow.known_models import BITS, BY_ID, KNOWN, find, full_name
 from mrflow.loading import load_model
 from support.cli import invoke
 
@@ -92,7 +92,15 @@ def test_a_name_stands_for_its_id_and_a_wrong_one_for_the_nearest(monkeypatch: p
     with pytest.raises(ModelNameError, match="enough"):
         load_model("flux2-klein-4b", upscaler="bicubic")
     assert asked == ["black-forest-labs/FLUX.2-klein-4B"]
-    assert full_name("somebody/else") == "somebody/else"
+    for page in (
+        "https://huggingface.co/Qwen/Qwen-Image/",
+        "http://hf.co/Qwen/Qwen-Image/tree/main",
+        "QWEN-Image",
+    ):
+        assert full_name(page) == "Qwen/Qwen-Image"
+        assert find(page) is KNOWN["qwen-image"]
+    for other in ("somebody/else", "https://huggingface.co/datasets/a/b", "https://else.co/Qwen/Qwen-Image"):
+        assert full_name(other) == other
     with pytest.raises(ModelNameError, match=r"no model 'flux1-dev'. Did you mean flux-dev"):
         load_model("flux1-dev")
 

@@ -278,13 +278,24 @@ def test_files_and_folders_are_found_by_name(file: Path, base: Path) -> None:
     places = [file.parents[1], base.parent]
     assert find_model("mine.safetensors", None, places) == find_model("mine", None, places) == str(file)
     assert find_model("mine.safetensors", identify(str(file))[1], places) == str(file)
+    assert find_model("other.safetensors", identify(str(file))[1], places) == str(file)
+    assert find_model("other", identify(str(base))[1], places) == str(base)
     assert find_model("mine.safetensors", "0" * 12, places) is None
     assert find_model("tiny", None, places) == str(base)
 
 
+def test_a_model_that_may_not_be_read_is_not_the_one(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def identify(_: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("mrflow.folders.identify", identify)
+    assert find_model("tiny", "0" * 12, [base.parent]) is None
+
+
 def test_the_command_line_and_a_replay(file: Path, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.png"
-    common = ["--base", base, "--models-dir", file.parents[1], "--upscaler", "bicubic"]
+    places = ["--models-dir", file.parents[1], "--models-dir", base.parent]  # which have the base, too
+    common = ["--base", base.name, *places, "--upscaler", "bicubic"]
     options = ["--model", "mine", "--size", "64", "--plan", "1+1", "--seed", "7", "--out", out]
     result = invoke(["generate", "a red boat", *common, *options])
     assert result.exit_code == 0, result.stderr

@@ -73,7 +73,7 @@ def test_weights_from_a_gguf_file(tmp_path: Path) -> None:
         str(tmp_path / "tiny.gguf"),
         config=str(tmp_path / "transformer"),
         quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
-        torch_dtype=torch.float32,
+        dtype=torch.float32,
     ).eval()
     check_both_passes(pipe, "GGUF")
 

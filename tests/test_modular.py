@@ -29,6 +29,7 @@ from mrflow.modular import (
     ZImageBlocks,
 )
 from mrflow.sampling import draft_generators, make_noise, refine_generators, refine_sigmas
+from mrflow.upscaler import Upscaler
 from support.families import CASES, SIGMA, SIZE, make_fast
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers calls guiders experimental, each time one is made
@@ -264,6 +265,11 @@ def test_all_is_put_back_after_an_error() -> None:
         assert len(calls) == broken[0]
         assert (made.scheduler, made.guider) == own
         assert torch.equal(made.scheduler.sigmas, before)
+
+
+def test_unasked_they_take_the_upscaler_that_mrflow_takes() -> None:
+    made = FluxBlocks().init_pipeline()
+    assert made.config.upscaler == Upscaler.usual().name
 
 
 @pytest.mark.parametrize("kind", [FluxBlocks, ZImageBlocks], ids=lambda kind: kind.__name__)

@@ -157,7 +157,7 @@ def test_an_autoencoder_that_is_to_work_in_tiles_does_so_and_says_so() -> None:
 
 
 WRONG = [
-    ({"quantize": "int4"}, DeviceNameError, "must be one of int8, fp8, nf4"),
+    ({"quantize": "int4"}, DeviceNameError, "must be one of none, int8, fp8, nf4"),
     ({"quantize": "nf4"}, DeviceNameError, "nf4, which cpu cannot do. Try int8"),
     ({"offload": "disk"}, DeviceNameError, "must be one of none, model, group, sequential, auto"),
     ({"offload": "model"}, DeviceNameError, "cpu has the machine's own memory. Try none"),

@@ -80,8 +80,14 @@ def test_what_is_no_recipe_is_refused(text: str) -> None:
 def test_a_missing_field_is_named(missing: str) -> None:
     data = json.loads(make_recipe().to_json())
     del data[missing]
-    with pytest.raises(RecipeError, match=missing):
+    with pytest.raises(RecipeError, match=f"The recipe has no '{missing}'; it must have one"):
         Recipe.from_json(json.dumps(data))
+
+
+def test_an_incomplete_lora_is_said_without_python() -> None:
+    with pytest.raises(RecipeError, match=r"The recipe is incomplete: .*'name'") as told:
+        Recipe.from_json(json.dumps({**json.loads(make_recipe().to_json()), "loras": [{"weight": 1.0}]}))
+    assert "__init__" not in str(told.value)
 
 
 def test_differences_names_fields_and_versions() -> None:

@@ -227,6 +227,23 @@ def test_offline_the_error_says_which_file_goes_where(published: KnownUpscaler, 
     assert f"Put tiny-x2.safetensors from {published.url} into {folder()}" in str(error.value)
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_offline_what_is_installed_is_not_to_be_installed(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MRFLOW_CACHE", str(tmp_path))
+    package = SimpleNamespace(origin=str(tmp_path / "package" / "__init__.py"))
+    monkeypatch.setattr("mrflow.known_upscalers.find_spec", lambda _: package)
+    if installed:
+        KNOWN["realesrgan-x4-ncnn"].path.parent.mkdir(parents=True)
+        KNOWN["realesrgan-x4-ncnn"].path.touch()
+    with pytest.raises(UpscalerError) as error:
+        Upscaler.load("realesrgan-x2")
+    assert ("or take realesrgan-x4-ncnn" in str(error.value)) == installed
+    assert ("pip install" in str(error.value)) != installed
+
+
 def test_other_bytes_than_published_are_refused(published: KnownUpscaler, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "KNOWN", {"mine-x2": replace(published, sha256="0" * 64)})
     with pytest.raises(UpscalerError, match="invalid hash"):
@@ -238,9 +255,8 @@ def test_other_bytes_than_published_are_refused(published: KnownUpscaler, monkey
 
 
 def test_an_unknown_name_lists_those_known() -> None:
-    with pytest.raises(
-        UpscalerError, match=r"no upscaler file realesrgan-x3\..*bicubic.*realesrgan-x2.*remacri-x4"
-    ):
+    known = r"no upscaler file 'realesrgan-x3'\. Did you mean realesrgan-x.*bicubic.*realesrgan-x2.*remacri-x4"
+    with pytest.raises(UpscalerError, match=known):
         Upscaler.load("realesrgan-x3")
 
 

@@ -125,7 +125,10 @@ def read_recipe(path: str | Path | IO[bytes]) -> Recipe:
         text = text.removeprefix(_PREFIX) if text.startswith(_PREFIX) else None
     if not isinstance(text, str):
         raise RecipeError(f"{_name(path)} holds no recipe. Only pictures saved by mrflow carry one.")
-    return Recipe.from_json(text)
+    try:
+        return Recipe.from_json(text)
+    except RecipeError as error:
+        raise RecipeError(f"{_name(path)}: {error}") from error
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
@@ -316,6 +319,8 @@ def _opened(source: str | Path | IO[bytes] | Image.Image, max_pixels: int = MAX_
         image = Image.open(source, formats=_READABLE)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name} is too large: {error}") from None
+    except PermissionError as error:
+        raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
     except Exception as error:  # truncated headers raise many kinds
         raise ImageError(f"{name} is no image that can be read ({', '.join(_READABLE)}).") from error
     with image:

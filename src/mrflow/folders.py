@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,21 @@ def identify(source: str, revision: str | None = None) -> tuple[str, str | None]
 
 
 def find_model(name: str, revision: str | None, folders: Iterable[Path]) -> str | None:
-    """Return the model of that name and revision in one of the folders, up to two levels down; else None.
+    """Return the model of that name in one of the folders, up to two levels down; else None.
 
-    Its folder, or its single file; revision None is any.
+    Its folder, or its single file. revision: that it has, whatever its name then; None is any.
     """
+    found = models_in(folders)
+    named = [path for path in found if name in (path.name, path.stem if path.is_file() else "")]
+    for each in (*named, *(found if len(revision or "") == 12 else ())):  # of `identify`: the hub's are longer
+        with suppress(OSError):  # whoever may not read it has another
+            if revision is None or identify(str(each))[1] == revision:
+                return str(each)
+    return None
+
+
+def models_in(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders in diffusers' layout and the single files in these folders, up to two levels down."""
     places = [path for each in folders for depth in ("", "*/", "*/*/") for path in each.glob(depth + "*")]
-    files = [path for path in places if path.suffix.lower() in FILES and name in (path.name, path.stem)]
-    named = [path.parent for path in places if path.name == INDEX and path.parent.name == name]
-    found = (str(each) for each in (*named, *files))
-    return next((each for each in found if revision is None or identify(each)[1] == revision), None)
+    files = [path for path in places if path.suffix.lower() in FILES and path.is_file()]
+    return [*(path.parent for path in places if path.name == INDEX), *files]

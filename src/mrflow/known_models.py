@@ -6,8 +6,9 @@ Everybody who takes the name of a model asks here. No torch, and nothing is fetc
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -66,9 +67,13 @@ FILES = (".safetensors", ".gguf")
 """What the names of single files end in, of transformers or whole checkpoints."""
 
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+_ADDRESS = re.compile(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({HUB_ID.pattern})(?:/tree/main)?/?", re.ASCII)
+
+
 def find(name: str) -> KnownModel | None:
     """Return the model of a short name or a hub id."""
-    return KNOWN.get(name) or BY_ID.get(name.lower())
+    return BY_ID.get(full_name(name).lower())
 
 
 def is_file(source: str | Path) -> bool:
@@ -77,11 +82,12 @@ def is_file(source: str | Path) -> bool:
 
 
 def full_name(name: str) -> str:
-    """Return the hub id of a short name; anything else as it is."""
-    return KNOWN[name].id if name in KNOWN else name
+    """Return the hub id of a short name or of a page's address; anything else as it is."""
+    name = found[1] if (found := _ADDRESS.fullmatch(name)) else name
+    return KNOWN[name.lower()].id if name.lower() in KNOWN else name
 
 
-def meant(name: str) -> str:
-    """Return " Did you mean flux-dev?" with the short names that look like `name`, or nothing."""
-    names = get_close_matches(name.lower(), ("vista", "vista-turbo", *KNOWN), cutoff=0.5)
+def meant(name: str, known: Iterable[str] = ("vista", "vista-turbo", *KNOWN)) -> str:
+    """Return " Did you mean flux-dev?" with those of the known names that look like `name`, or nothing."""
+    names = get_close_matches(name.lower(), known, cutoff=0.5)
     return f" Did you mean {' or '.join(names)}?" if names else ""

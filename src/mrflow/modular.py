@@ -3,7 +3,7 @@
     from mrflow.modular import FluxBlocks
 
     pipe = FluxBlocks().init_pipeline("black-forest-labs/FLUX.1-dev")
-    pipe.load_components(torch_dtype=torch.bfloat16)
+    pipe.load_components(dtype=torch.bfloat16)
     image = pipe(prompt="a lighthouse at dusk", width=1024, height=1024, seed=7, plan="12+1").images[0]
 
 Both passes run diffusers' own blocks of the family, each on a copy of the state: one state has a single height,
@@ -35,6 +35,7 @@ from mrflow.backbones.family import Backbone
 from mrflow.borrowing import settings
 from mrflow.errors import PlanError
 from mrflow.jobs import Size, check_size, make_seeds
+from mrflow.known_upscalers import usual
 from mrflow.plan import NATIVE, UPSCALER, Plan, get_plan
 from mrflow.sampling import draft_generators, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head
@@ -125,7 +126,7 @@ class LiftStep(_Family):
     def expected_configs(self) -> list[ConfigSpec]:
         """Return the upscaler."""
         text = "A file, a known name or a method, as for MrFlow."
-        return [ConfigSpec("upscaler", default="bicubic", description=text)]
+        return [ConfigSpec("upscaler", default=usual().name, description=text)]
 
     @property
     def inputs(self) -> list[InputParam]:

@@ -47,15 +47,21 @@ class Holding:
         return f"{OFFLOADS[self.offload]}{tiles}: {self.bytes / 1e9:.1f} GB of {self.free / 1e9:.1f} GB free"
 
 
-def check_quantize(kind: str, device: torch.device) -> None:
-    """Raise DeviceError for a quantisation that there is not, or not on this device; MissingExtraError."""
+def check_quantize(kind: str | None, device: torch.device) -> str | None:
+    """Return a way to quantise, None for "none".
+
+    Raises DeviceError for one that there is not, or not on this device; MissingExtraError.
+    """
+    if kind in (None, "none"):
+        return None
     if kind not in QUANTIZATIONS:
-        raise DeviceNameError(f"quantize is {kind!r:.80}; it must be one of {', '.join(QUANTIZATIONS)}.")
+        raise DeviceNameError(f"quantize is {kind!r:.80}; it must be one of none, {', '.join(QUANTIZATIONS)}.")
     if (kind == "nf4" and device.type != "cuda") or (kind == "fp8" and device.type == "mps"):
         raise DeviceNameError(f"quantize is {kind}, which {device} cannot do. Try int8.")
     package = "bitsandbytes" if kind == "nf4" else "torchao"
     if find_spec(package) is None:
         raise MissingExtraError(package, "quantization")
+    return kind
 
 
 def check_offload(offload: str, device: torch.device, quantize: str | None = None) -> None:

@@ -125,16 +125,16 @@ class Recipe(Job):
         _check_range("format", values.pop("format", None), 1, FORMAT, hint=_LATER)
         if unknown := sorted(set(values) - {item.name for item in fields(cls)}):
             raise RecipeError(f"The recipe has {unknown[0][:80]!r}, which this mrflow does not know. {_LATER}")
+        if lost := sorted({each.name for each in fields(cls) if each.default is each.default_factory} - {*values}):
+            raise RecipeError(f"The recipe has no {lost[0]!r}; it must have one.")
         try:
             values["plan"] = Plan.from_dict(values["plan"])
             values["loras"] = _read_loras(values.get("loras", []))
             _check("references", values.setdefault("references", []), list)
             values["references"] = tuple(map(Reference, values["references"]))
             return cls(**values)
-        except KeyError as error:
-            raise RecipeError(f"The recipe has no {error.args[0]!r}; it must have one.") from None
         except TypeError as error:
-            raise RecipeError(f"The recipe is incomplete: {error}.") from None
+            raise RecipeError(f"The recipe is incomplete: {str(error).rpartition('() ')[2]}.") from None
         except RecipeError:
             raise
         except MrFlowError as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mrflow.errors import UpscalerError, UpscalerNameError
 from mrflow.jobs import Size
+from mrflow.known_models import meant
 from mrflow.known_upscalers import KNOWN, METHODS, KnownUpscaler, check, fetch, usual
 from mrflow.latent_upscaler import LatentNetwork, is_latent_network
 from mrflow.ncnn import read_ncnn
@@ -211,7 +212,8 @@ def _lanczos_weights(before: int, after: int) -> Tensor:
 def check_file(path: Path) -> None:
     """Raise UpscalerError unless `path` may be a weights file: there, of a known kind, not too large."""
     if not os.path.isfile(path):  # os.path, for it takes any text, however long
-        raise UpscalerNameError(f"There is no upscaler file {path}. Give a .safetensors or .pth file. {_NAMES}")
+        known = f"{meant(path.name, KNOWN)} Give a .safetensors or .pth file. {_NAMES}"
+        raise UpscalerNameError(f"There is no upscaler file {str(path) * bool(path.name)!r}.{known}")
     ncnn = path.suffix == ".bin" and path.with_suffix(".param").is_file()
     if path.suffix.lower() not in (".safetensors", ".pth") and not ncnn:
         raise UpscalerNameError(

@@ -33,7 +33,7 @@ def load_piflow(model: str, adapter: str, subfolder: str, steps: int = 4, **kwar
 
     model: "black-forest-labs/FLUX.1-dev" or "Qwen/Qwen-Image". adapter, subfolder: "Lakonik/pi-FLUX.1" and
     "gmflux_k8_piid_4step", say; a subfolder that begins with "dx" is of the DX policy, others of GMFlow.
-    steps: those the adapter was distilled for. kwargs: for the pipeline's from_pretrained, such as torch_dtype.
+    steps: those the adapter was distilled for. kwargs: for the pipeline's from_pretrained, such as dtype.
     Raises ModelError without LakonLab, and for another model.
     """
     if model not in _PIPELINES:

@@ -15,10 +15,10 @@ from mrflow import vista
 from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import ModelError, ModelNameError, RequestError
-from mrflow.folders import find_model
+from mrflow.folders import find_model, models_in
 from mrflow.hub import has_revision
 from mrflow.jobs import parse_bytes
-from mrflow.known_models import full_name, is_file
+from mrflow.known_models import HUB_ID, full_name, is_file, meant
 from mrflow.known_upscalers import KNOWN, METHODS
 from mrflow.recipe import Recipe
 
@@ -148,9 +148,8 @@ class ModelOptions:
         if self.model in vista.DEFAULTS:  # found missing before torch is imported, which takes seconds
             vista.folder(self.model)
             vista.upscaler()
-        source, base = self.model, self.base
-        if not self.recorded:
-            source = find_local(source, self.models_dir)
+        source = self.model if self.recorded else find_local(self.model, self.models_dir)
+        base = self.base if self.base is None else find_local(self.base, self.models_dir)
         if base is None and is_file(source):
             from mrflow.single_files import describe, find_base
 
@@ -161,17 +160,19 @@ class ModelOptions:
 
             names = ("upscaler", "dtype", "quantize", "offload", "width", "height")
             told: dict[str, Any] = {name: getattr(self, name) for name in names}
-            told |= {"base": base, "device": self.device or best_device(), "max_memory": allowed}
+            told |= {"base": base, "device": _first(self.device, best_device()), "max_memory": allowed}
             told |= {"local_files_only": True} if self.recorded else {}
             told |= {"revision": self.revision} if self.revision else {}
             try:
                 fast = MrFlow.from_pretrained(source, **told)
             except ModelError as error:
-                if not self.recorded:
+                if not self.recorded or os.path.exists(source):
                     raise
-                raise ModelError(
-                    f"{error} It stands in the picture, and nothing is downloaded on a picture's word: if you "
-                    "trust it, give it as --model. Or say with --models-dir where models are kept."
+                other = find_model(source, None, self.models_dir)
+                seen = f" {other} has that name, and other weights." if other else ""
+                raise type(error)(
+                    f"{error}{seen} It stands in the picture, and nothing is downloaded on a picture's word: if "
+                    "you trust it, give it as --model. Or say with --models-dir where models are kept."
                 ) from error
             if self.lora or self.loras_dir:
                 fast.load_loras(*self.lora, folders=self.loras_dir)
@@ -234,10 +235,10 @@ class ReplayModel(RecordedModel):
 
         return replace(
             self.named(recipe),
-            quantize=self.quantize or quantized_as(recipe.conditions.get("weights", "").split(", ")),
+            quantize=_first(self.quantize, quantized_as(recipe.conditions.get("weights", "").split(", "))),
             upscaler=_recorded_upscaler(recipe) if self.upscaler is None else self.upscaler,
-            device=self.device or recipe.device,
-            dtype=self.dtype or recipe.dtype,
+            device=_first(self.device, recipe.device),
+            dtype=_first(self.dtype, recipe.dtype),
             width=recipe.width,
             height=recipe.height,
         )
@@ -272,7 +273,11 @@ def find_local(name: str, folders: Sequence[Path], revision: str | None = None) 
         if not folder.is_dir():
             where = "--models-dir or MRFLOW_MODELS_DIR"
             raise ModelNameError(f"There is no folder {folder} of models ({where}). Give one that exists.")
-    return find_model(name, revision, folders) or name
+    found = find_model(name, revision, folders)
+    here = [] if found or revision or HUB_ID.fullmatch(full_name(name)) else models_in(folders)
+    if hint := meant(name, [path.stem if path.is_file() else path.name for path in here]):
+        raise ModelNameError(f"There is no model {name[:200]!r} in the folders of --models-dir.{hint}")
+    return found or name
 
 
 def _recorded_upscaler(recipe: Recipe) -> str | None:
@@ -285,10 +290,14 @@ def _recorded_upscaler(recipe: Recipe) -> str | None:
 
 def _loading(name: str) -> AbstractContextManager[Any]:
     """Say what is loaded: by a spinner, but by a line where the hub's own download bars may follow."""
-    if "/" in (full := full_name(name)) and not Path(name).exists():
+    if HUB_ID.fullmatch(full := full_name(name)) and not Path(name).exists():
         say(f"loading {full}")
         return nullcontext()
     return stderr_console().status(f"loading {name}")
+
+
+def _first(given: str | None, usual: str | None) -> str | None:
+    return usual if given is None else given
 
 
 def best_device() -> str:
