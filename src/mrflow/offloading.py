@@ -85,7 +85,8 @@ def quantization(kind: str, parts: Iterable[str], dtype: torch.dtype) -> Any:
         from torchao import quantization as torchao
 
         int8 = kind == "int8"  # its version 1 is what torchao 0.17 still has by default, and says that it goes
-        told = {"quant_type": torchao.Int8WeightOnlyConfig(version=2) if int8 else torchao.Float8WeightOnlyConfig()}
+        config = torchao.Int8WeightOnlyConfig(version=2) if int8 else torchao.Float8WeightOnlyConfig()
+        told = {"quant_type": config}
         name = "TorchAoConfig"
     mapping = {}
     for part in parts:
