@@ -18,7 +18,7 @@ INDEX = "model_index.json"
 _WEIGHTS = (".safetensors", ".bin")
 _HASHED = (".json", ".txt", ".model", *_WEIGHTS)
 _SAMPLE = 2**18  # bytes
-_AGAIN = "Is its download complete?"
+AGAIN = "Is its download complete?"
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -30,12 +30,12 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = read_json(path)
     kind = index.get("_class_name")
     if not isinstance(kind, str):
-        raise ModelError(f"{path} names no pipeline: its _class_name is {kind!r:.80}. {_AGAIN}")
+        raise ModelError(f"{path} names no pipeline: its _class_name is {kind!r:.80}. {AGAIN}")
     for name, value in index.items():
         texts = [isinstance(each, str) for each in value] if isinstance(value, list) else []
         named = name.isidentifier()  # for it is a folder, too, and no path
         if any(texts) and not (named and texts == [True, True]):
-            raise ModelError(f"{path} has the component {name!r:.80}: {value!r:.80}, which is none. {_AGAIN}")
+            raise ModelError(f"{path} has the component {name!r:.80}: {value!r:.80}, which is none. {AGAIN}")
     return index
 
 
@@ -59,12 +59,12 @@ def check_parts(folder: Path, given: Container[str] = (), *, weights: bool = Tru
         try:
             files = {each.suffix for each in part.iterdir()}
         except FileNotFoundError:
-            raise ModelError(f"{folder} has no folder {name}, which its {INDEX} names. {_AGAIN}") from None
+            raise ModelError(f"{folder} has no folder {name}, which its {INDEX} names. {AGAIN}") from None
         except OSError as error:
             raise ModelError(f"{part} cannot be read: {error.strerror}.") from error
         network = (part / "config.json").is_file() and not re.search("Tokenizer|Processor|Extractor", kind)
         if weights and network and not files.intersection(_WEIGHTS):
-            raise ModelError(f"{part} has no weights ({' or '.join(_WEIGHTS)}). {_AGAIN}")
+            raise ModelError(f"{part} has no weights ({' or '.join(_WEIGHTS)}). {AGAIN}")
     if weights:
         check_shards(folder)
     return index
@@ -78,7 +78,7 @@ def check_shards(folder: Path) -> None:
     for path in sorted(folder.glob("*/*.index*.json")):  # variants have names such as model.index.fp16.json
         files = read_json(path).get("weight_map")
         if not isinstance(files, dict):
-            raise ModelError(f"{path} is damaged: it has no weight_map. {_AGAIN}")
+            raise ModelError(f"{path} is damaged: it has no weight_map. {AGAIN}")
         for name in files.values():
             if not isinstance(name, str) or name in ("", ".", "..") or set("/\\").intersection(name):
                 raise ModelError(f"{path} names the file {name!r:.80}, which is not beside it. Don't trust it.")
@@ -91,9 +91,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError among them
-        raise ModelError(f"{path} is damaged: it holds no JSON. {_AGAIN}") from error
+        raise ModelError(f"{path} is damaged: it holds no JSON. {AGAIN}") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path} is damaged: it holds no JSON object. {_AGAIN}")
+        raise ModelError(f"{path} is damaged: it holds no JSON object. {AGAIN}")
     return found
 
 

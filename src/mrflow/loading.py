@@ -39,7 +39,6 @@ from mrflow.upscaler import Upscaler, has_bfloat16
 if TYPE_CHECKING:
     from mrflow.costs import Estimate
 
-_NO_FLOW = re.compile(r"(stabilityai/)?(stable-diffusion-xl-|sdxl)[\w.-]*", re.ASCII | re.IGNORECASE)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -76,8 +75,7 @@ def load_model(
     where = check_device("cpu" if device is None else device)
     precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, where)
     quantize = check_quantize(quantize, where)
-    usual = "none" if where.type in ("cpu", "mps") else AUTO
-    offload = usual if offload is None else offload
+    offload = ("none" if where.type in ("cpu", "mps") else AUTO) if offload is None else offload
     check_offload(offload, where, quantize)
     if quantize == "nf4" and is_file(source) and not is_gguf(Path(source)):
         raise DeviceNameError(
@@ -247,7 +245,7 @@ def _find_source(source: str | Path) -> str:
             f"{name} ends in {path.suffix[:20]!r}; a single file must be one of {', '.join(FILES)}. Others can "
             "run code when they are read: take one of these, or convert it."
         )
-    if _NO_FLOW.fullmatch(name):
+    if re.fullmatch(r"(stabilityai/)?(stable-diffusion-xl-|sdxl)[\w.-]*", name, flags=re.ASCII | re.IGNORECASE):
         get_backbone("StableDiffusionXLPipeline")  # which says so
     if name in vista.DEFAULTS:
         raise ModelNameError(f"{name} is in this package, whole; no file goes with it. Give another model.")

