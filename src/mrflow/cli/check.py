@@ -18,7 +18,7 @@ from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes
 from mrflow.cli.reporting import FAILURE, hang, stderr_console, stdout_console
-from mrflow.folders import check_parts, read_index
+from mrflow.folders import read_index
 from mrflow.jobs import parse_size
 from mrflow.known_models import KnownModel, find, full_name, is_file
 from mrflow.known_upscalers import usual
@@ -134,12 +134,16 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
 
     from mrflow.hub import is_offline
     from mrflow.loading import check_source
-    from mrflow.single_files import parts_in
+    from mrflow.single_files import check_file, parts_in
+    from mrflow.weights import check_folder
 
     hub_id = check_source(name, base)
     if os.path.isdir(hub_id):
         folder = Path(hub_id)
-        check_parts(folder, parts_in(file, read_index(folder)["_class_name"]) if file else ())
+        parts = parts_in(file, read_index(folder)["_class_name"]) if file else {}
+        check_folder(folder, parts)
+        if file:
+            check_file(file, parts, hub_id)
         yield Finding("ok", "model", f"the folder {name}")
         return
     wanted, held = known.download if known else None, _cached(hub_id)
