@@ -34,6 +34,7 @@ OUTSIDE = {
         "progress",
         "schedulers",
         "single_files",
+        "weights",
     },
     "matplotlib": {"bench"},
     "spandrel": {"upscaler"},

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import make_pipe
-from mrflow import MrFlow, read_recipe, single_files
+from mrflow import MrFlow, read_recipe, single_files, weights
 from mrflow.errors import MissingExtraError, ModelError, ModelNameError
 from mrflow.folders import find_model, identify
 from mrflow.single_files import find_base
@@ -64,7 +64,7 @@ def test_a_checkpoint_as_comfyui_keeps_it(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], own[name]) for name in own)
     weights.popitem()
     save_file(weights, tmp_path / "less.safetensors")
-    with pytest.raises(ModelError, match=r"less.* lacks weights of the transformer"):
+    with pytest.raises(ModelError, match=r"less.*, as the transformer of .*base, lacks weights, such as"):
         load(tmp_path / "less.safetensors", tmp_path / "base")
 
 
@@ -123,7 +123,10 @@ def test_a_whole_checkpoint_brings_its_autoencoder_and_text_encoders(kind: str, 
     assert bytes_of(made.images) == bytes_of(expected.images)
     text = next(key for key in weights if "final_layer_norm" in key)
     save_file({key: each for key, each in weights.items() if key != text}, file)
-    with pytest.raises(ModelError, match="lacks weights of the text_encoder"):
+    with pytest.raises(ModelError, match=r"as the text_encoder of .*, lacks weights, such as .*final_layer_norm"):
+        load(file, tmp_path / "base")
+    save_file({key: each[:1] if "fc1.weight" in key else each for key, each in weights.items()}, file)
+    with pytest.raises(ModelError, match=r"as the text_encoder of .*fc1.weight of shape \(1, .*--base"):
         load(file, tmp_path / "base")
 
 
@@ -144,7 +147,7 @@ def test_what_the_caller_gives_or_leaves_out_is_not_read_from_a_file(tmp_path: P
     assert given.pipe.text_encoder_3 is None
     own.register_modules(text_encoder_3=None, tokenizer_3=None)
     own.save_pretrained(tmp_path / "less")
-    with pytest.raises(ModelError, match=r"expected .*text_encoder_3"):  # as diffusers wants it said
+    with pytest.raises(ModelError, match=r"has no text_encoder_3, which a StableDiffusion3Pipeline expects"):
         load(tmp_path / "all.safetensors", tmp_path / "less")
 
 
@@ -189,21 +192,18 @@ def test_weights_in_8_bits_are_multiplied_by_their_scales(
         load(tmp_path / "packed.safetensors", base)
 
 
-def test_a_gguf_file_is_dequantised_as_it_runs(base: Path, tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
-    (tmp_path / "none.gguf").write_bytes(b"GGUF and no more")
-    with pytest.raises(ModelError, match=r"no whole \.gguf file"):
-        load(tmp_path / "none.gguf", base)
-    path, writer_kind = tmp_path / "mine-Q8_0.gguf", gguf.GGMLQuantizationType.Q8_0
+def write_gguf(path: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Write weights, those that can be in 8 bits, and return them as they are then."""
+    import gguf
+
+    kind, rounded = gguf.GGMLQuantizationType.Q8_0, {}
     writer = gguf.GGUFWriter(path, "flux")
-    own = make_pipe().transformer.state_dict()
-    rounded = {}
-    for name, weight in own.items():
+    for name, weight in weights.items():
         data = weight.numpy()
         if weight.ndim == 2 and weight.shape[1] % 32 == 0:
-            packed = gguf.quants.quantize(data, writer_kind)
-            writer.add_tensor(name, packed, raw_dtype=writer_kind)
-            rounded[name] = torch.from_numpy(gguf.quants.dequantize(packed, writer_kind))
+            packed = gguf.quants.quantize(data, kind)
+            writer.add_tensor(name, packed, raw_dtype=kind)
+            rounded[name] = torch.from_numpy(gguf.quants.dequantize(packed, kind))
         else:
             writer.add_tensor(name, data)
             rounded[name] = weight
@@ -211,6 +211,16 @@ def test_a_gguf_file_is_dequantised_as_it_runs(base: Path, tmp_path: Path) -> No
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return rounded
+
+
+def test_a_gguf_file_is_dequantised_as_it_runs(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "none.gguf").write_bytes(b"GGUF and no more")
+    with pytest.raises(ModelError, match=r"no whole \.gguf file"):
+        load(tmp_path / "none.gguf", base)
+    path = tmp_path / "mine-Q8_0.gguf"
+    rounded = write_gguf(path, make_pipe().transformer.state_dict())
     fast = load(path, base)
     plain = make_pipe()
     plain.transformer.load_state_dict(rounded)
@@ -223,6 +233,22 @@ def test_a_gguf_file_is_dequantised_as_it_runs(base: Path, tmp_path: Path) -> No
     assert (made.images - expected.images).abs().max() < 2e-3  # diffusers multiplies in float16
     assert (made.images - expected.images).abs().mean() < 1e-4
     assert made.recipes[0].conditions == {"weights": "GGUFParameter"}
+
+
+def test_only_linear_layers_stay_packed(tmp_path: Path) -> None:
+    """Z-Image's tokens for padding are of two dimensions, too, and are put beside others."""
+    pytest.importorskip("gguf")
+    pipe = families.CASES["ZImagePipeline"].make()
+    pipe.save_pretrained(tmp_path / "base")
+    rounded = write_gguf(tmp_path / "z.gguf", {**pipe.transformer.state_dict(), "more": torch.zeros(1)})
+    found = load(tmp_path / "z.gguf", tmp_path / "base")
+    token = found.pipe.transformer.x_pad_token
+    assert type(token) is torch.nn.Parameter
+    assert torch.allclose(token.data, rounded["x_pad_token"], rtol=1e-3)  # diffusers' scales are float16
+    pipe.transformer.load_state_dict(rounded, strict=False)
+    plain = MrFlow(pipe, "bicubic")
+    asked = {**ASKED, "output_type": "pt"}
+    assert (found("a red boat", **asked).images - plain("a red boat", **asked).images).abs().max() < 5e-3
 
 
 def test_what_a_file_is_of_is_known_by_its_weights(tmp_path: Path, file: Path) -> None:
@@ -253,12 +279,14 @@ def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: 
     save_file({key: each[:1].clone() for key, each in weights.items()}, tmp_path / "other.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-1000])
     for name, text in (
-        ("less", "lacks weights of the transformer"),
-        ("other", "cannot be loaded as the transformer"),
+        ("less", rf"lacks weights, such as {first}\."),
+        ("other", r"as the transformer of .* has .* of shape \(1, .*, where .*config.json wants"),
         ("cut", "its download complete"),
     ):
-        with pytest.raises(ModelError, match=f"(?i){text}"):
+        with pytest.raises(ModelError, match=f"(?i){text}") as told:
             load(tmp_path / f"{name}.safetensors", base)
+        checked = invoke(["check", tmp_path / f"{name}.safetensors", "--base", base])
+        assert (checked.exit_code, str(told.value) in checked.stderr.replace("\n", " ")) == (1, True)
     with pytest.raises(ModelError, match="download complete"):
         load(tmp_path / "cut.safetensors")
     with pytest.raises(ModelNameError, match=r"goes with a \.safetensors or \.gguf file alone"):
@@ -267,8 +295,19 @@ def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: 
         load(Path("gone.safetensors"))
 
 
+def test_weights_that_no_network_has_are_left_out(file: Path, base: Path, tmp_path: Path) -> None:
+    """As folders have it; diffusers would take them for a checkpoint of others' making."""
+    more = {**load_file(file), "__index_timestep_zero__": torch.zeros(0)}
+    expected = load(file, base).pipe.transformer.state_dict()
+    for name, prefix in (("more", ""), ("all", "model.diffusion_model.")):
+        save_file({prefix + key: each for key, each in more.items()}, tmp_path / f"{name}.safetensors")
+        found = load(tmp_path / f"{name}.safetensors", base).pipe.transformer.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], each) for key, each in expected.items())
+
+
 def test_without_gguf_the_extra_is_named(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single_files, "find_spec", lambda _: None)
+    monkeypatch.setattr(weights, "find_spec", lambda _: None)
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     with pytest.raises(MissingExtraError, match=r"\.\[gguf\]"):
         load(tmp_path / "a.gguf", base)

@@ -15,9 +15,11 @@ from mrflow.errors import ModelError
 from mrflow.known_models import FILES
 
 INDEX = "model_index.json"
-_WEIGHTS = (".safetensors", ".bin")
-_HASHED = (".json", ".txt", ".model", *_WEIGHTS)
+WEIGHTS = (".safetensors", ".bin")
+_HASHED = (".json", ".txt", ".model", *WEIGHTS)
 _SAMPLE = 2**18  # bytes
+_READ = re.compile(r"([a-z_]*config|tokenizer|vocab|added_tokens|special_tokens_map)\.json")
+_COUNT = re.compile(r'"(\w*(?:layers|blocks|depth|experts)\w*)"\s*:\s*(\d{4,})')
 AGAIN = "Is its download complete?"
 
 
@@ -45,28 +47,30 @@ def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return {name: (value[0], value[1]) for name, value in lists.items() if isinstance(value[0], str)}
 
 
-def check_parts(folder: Path, given: Container[str] = (), *, weights: bool = True) -> dict[str, Any]:
-    """Return a folder's index; raises ModelError where a component of it, or its weights, is missing.
+def check_parts(folder: Path, given: Container[str] = ()) -> dict[str, Any]:
+    """Return a folder's index; raises ModelError where a component of it is missing, or its JSON damaged.
 
-    given: components that come from elsewhere. weights: False asks for configurations alone; else those in several
-    files are checked, too (`check_shards`).
+    given: components that come from elsewhere. Weights are left to `weights.check_folder`.
     """
     index = read_index(folder)
-    for name, (_, kind) in components(index).items():
+    for name in components(index):
         if name in given:
             continue
         part = folder / name
         try:
-            files = {each.suffix for each in part.iterdir()}
+            files = sorted(part.iterdir())
         except FileNotFoundError:
             raise ModelError(f"{folder} has no folder {name}, which its {INDEX} names. {AGAIN}") from None
         except OSError as error:
             raise ModelError(f"{part} cannot be read: {error.strerror}.") from error
-        network = (part / "config.json").is_file() and not re.search("Tokenizer|Processor|Extractor", kind)
-        if weights and network and not files.intersection(_WEIGHTS):
-            raise ModelError(f"{part} has no weights ({' or '.join(_WEIGHTS)}). {AGAIN}")
-    if weights:
-        check_shards(folder)
+        if not files:
+            raise ModelError(f"{part} is empty. {AGAIN}")
+        for path in files:
+            found = read_json(path) if _READ.fullmatch(path.name) else {}
+            if path.name == "tokenizer.json" and "model" not in found:
+                raise ModelError(f"{path} is damaged: it holds no tokenizer's model. {AGAIN}")
+            if path.name == "config.json" and (count := _COUNT.search(path.read_text(errors="replace"))):
+                raise ModelError(f"{path} has {count[1]} {count[2]}; no network has over 999. {AGAIN}")
     return index
 
 
@@ -88,6 +92,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a file; raises ModelError for one that cannot be read or holds none."""
     try:
         found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"There is no {path}. {AGAIN}") from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError among them

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pickle import UnpicklingError
 
 from mrflow.known_models import meant
 
@@ -42,7 +41,6 @@ def has_revision(name: str, revision: str | None) -> bool:
 def explain(name: str, error: BaseException) -> str:
     """Return what an error at fetching or reading `name`, a hub id or a folder, means and what helps; else ""."""
     from huggingface_hub import errors as hub
-    from safetensors import SafetensorError
 
     kinds = tuple(type(each) for each in _causes(error))
     page = f"https://huggingface.co/{name}"
@@ -66,12 +64,6 @@ def explain(name: str, error: BaseException) -> str:
         return (
             f"{name} is no pipeline in diffusers' layout: it has no model_index.json, or lacks a file that this "
             f"names. Of single files download one, and give its path. {MODULAR}"
-        )
-    if is_any(UnpicklingError) and "git-lfs" not in str(error):
-        return f"{name} has a .bin file that is damaged, or holds more than weights. Take .safetensors files."
-    if is_any(SafetensorError):
-        return (
-            f"A file of {name} is damaged or was not downloaded to its end. Delete that file and fetch it again."
         )
     return ""
 

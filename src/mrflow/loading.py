@@ -26,7 +26,7 @@ from mrflow.errors import (
     reason,
     warn,
 )
-from mrflow.folders import INDEX, check_parts, check_shards, identify, read_index
+from mrflow.folders import INDEX, identify, read_index
 from mrflow.hub import MODULAR, explain, is_offline
 from mrflow.known_models import FILES, HUB_ID, full_name, is_file, meant
 from mrflow.model import VAE_TILE, Model
@@ -35,6 +35,7 @@ from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
 from mrflow.single_files import find_base, is_gguf, load_parts, packed_size, parts_in
 from mrflow.upscaler import Upscaler, has_bfloat16
+from mrflow.weights import check_folder
 
 if TYPE_CHECKING:
     from mrflow.costs import Estimate
@@ -106,7 +107,8 @@ def load_model(
     if quantize and (wanted := [part for part in count().quantised if part not in count().stored]):
         kwargs["quantization_config"] = quantization(quantize, wanted, precision)
     if file:
-        kwargs |= load_parts(file, parts, folder, precision, kwargs)
+        with _explained(str(file)):
+            kwargs |= load_parts(file, parts, folder, precision, kwargs)
     pipe = _load_pipeline(path, folder, precision, kwargs)
     tiled = False
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
@@ -269,13 +271,12 @@ def _fetch(path: str, kwargs: Mapping[str, Any], file: Path | None) -> tuple[str
         get_backbone(kind)  # before gigabytes are read in vain
         held = parts_in(file, kind) if file else {}
         parts = {name: each for name, each in held.items() if name not in kwargs and any(config.get(name) or ())}
-        if os.path.isdir(path):
-            check_parts(Path(path), {*kwargs, *parts})
-            return path, parts
-        folder = str(DiffusionPipeline.download(path, **kwargs, **dict.fromkeys(parts)))
-        for part in parts:
-            ModelMixin.load_config(path, subfolder=part, **hub)
-        check_shards(Path(folder))
+        given, folder = {*kwargs, *parts}, path
+        if not os.path.isdir(path):
+            folder = str(DiffusionPipeline.download(path, **kwargs, **dict.fromkeys(parts)))
+            for part in parts:
+                ModelMixin.load_config(path, subfolder=part, **hub)
+        check_folder(Path(folder), given, kwargs.get("variant"))
         return folder, parts
 
 
@@ -283,14 +284,7 @@ def _load_pipeline(name: str, folder: str, dtype: torch.dtype, kwargs: Mapping[s
     from diffusers import DiffusionPipeline
 
     with _explained(name), libraries_silent(logs="quantization_config" in kwargs):
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **kwargs)
-        here = {} if "device_map" in kwargs else pipe.components  # a map may leave weights on disk
-        for part, network in here.items():  # diffusers (0.42) leaves what a file lacks without data
-            if key := next(
-                (key for key, each in getattr(network, "named_parameters", dict)() if each.is_meta), None
-            ):
-                raise ModelError(f"The {part} of {name} lacks weights, such as {key}. Is its download complete?")
-        return pipe
+        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **kwargs)
 
 
 @contextmanager

@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mrflow.errors import MissingExtraError, ModelError, MrFlowError, reason
+from mrflow.errors import ModelError, reason
 from mrflow.folders import read_index
 from mrflow.known_models import find
 from mrflow.progress import libraries_silent
+from mrflow.weights import check_fit, read_header
 
 TRANSFORMER = "model.diffusion_model."
 """What the keys of the transformer begin with in whole checkpoints."""
@@ -39,10 +39,7 @@ _UNET = "input_blocks."
 _SCALES = ("scale_weight", "weight_scale")
 _MARKS = (*_SCALES, "weight_scale_2", "scale_input", "input_scale", "scaled_fp8", "comfy_quant")
 """What weights in 8 bits have beside them, and what says that they are."""
-
-
-class _Read(torch.Tensor):
-    """A weight of a file's header, without data, unlike what a network has that no file filled."""
+_ADVICE = "Is it the right base (--base), and its download complete?"
 
 
 def find_base(file: Path) -> str:
@@ -77,31 +74,6 @@ def packed_size(file: Path) -> int:
     return sum(int(each.n_bytes) for each in GGUFReader(file).tensors)
 
 
-def read_header(file: Path) -> dict[str, torch.Tensor]:
-    """Return empty tensors of the names and shapes of a file's weights, which are not read; raises ModelError."""
-    kind = file.suffix.lower()
-    try:
-        with file.open("rb"):  # safetensors (0.6) finds no such file where reading is not allowed
-            pass
-        if is_gguf(file):
-            _check_gguf()
-            from gguf import GGUFReader
-
-            shapes = {each.name: tuple(map(int, reversed(each.shape))) for each in GGUFReader(file).tensors}
-        else:
-            from safetensors import safe_open
-
-            with safe_open(file, "pt") as opened:
-                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118, it is no mapping
-    except MrFlowError:
-        raise
-    except PermissionError as error:
-        raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
-    except Exception as error:  # damaged files raise many kinds, none for people
-        raise ModelError(f"{file} is no whole {kind} file ({reason(error)}). Is its download complete?") from error
-    return {name: torch.empty(shape, device="meta").as_subclass(_Read) for name, shape in shapes.items()}
-
-
 def parts_in(file: Path, pipeline: str) -> dict[str, str]:
     """Return the components of a pipeline class that a file holds, each with what its keys begin with.
 
@@ -122,34 +94,38 @@ def describe(file: Path, base: str) -> str:
     return f"{file.name} has the {parts}; the rest is of {base}"
 
 
+def check_file(file: Path, parts: Mapping[str, str], base: str) -> dict[str, Any]:
+    """Return these components of a file (see `parts_in`), without data, as the folder `base` configures them.
+
+    Raises ModelError unless the file's weights fit them.
+    """
+    index, header, made = read_index(Path(base)), read_header(file), dict[str, Any]()
+    for name, prefix in parts.items():
+        kind, part = getattr(import_module(index[name][0]), index[name][1]), Path(base) / name
+        weights = {key.removeprefix(prefix): each for key, each in header.items() if key.startswith(prefix)}
+        for key, each in weights.items():
+            packed = each.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2) and key.endswith(".weight")
+            if packed and any(f"{key.removesuffix('weight')}{scale}" in weights for scale in _SCALES):
+                text = f"{file.name} has {prefix}{key} in {str(each.dtype).removeprefix('torch.')} with scales"
+                raise ModelError(f"{text}, which is not read. Take the file in bfloat16, in fp8, or a .gguf file.")
+        weights = {key: each for key, each in weights.items() if key.rpartition(".")[2] not in _MARKS}
+        who = f"{file.name}, as the {name} of {base},"
+        made[name] = check_fit(kind, part, _project(weights, kind, prefix, part), who, _ADVICE, foreign=True)
+    return made
+
+
 def load_parts(
-    file: Path, parts: Mapping[str, str], base: str, dtype: torch.dtype | None, kwargs: Mapping[str, Any]
+    file: Path, parts: Mapping[str, str], base: str, dtype: torch.dtype, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return these components of a file (see `parts_in`), with the configurations in the folder `base`.
 
-    kwargs: of loading; what its quantisation says of them is done here. dtype: None reads no weights, and makes
-    networks without any, to see whether they fit. Raises ModelError.
+    kwargs: of loading; what its quantisation says of them is done here. Raises ModelError.
     """
-    from diffusers import DiffusionPipeline
-
-    index, made = DiffusionPipeline.load_config(base), dict[str, Any]()
-    configs = getattr(kwargs.get("quantization_config"), "quant_mapping", {})
-    for name, prefix in parts.items():
-        lacks = f"{file.name} lacks weights of the {name} of {base}. Is it the right base (--base)?"
-        library, kind = index[name]
-        try:
-            with libraries_silent(logs=True):
-                load = _load_text_encoder if library == "transformers" else _load_network
-                part = load(getattr(import_module(library), kind), file, prefix, base, name, dtype)
-        except MrFlowError:
-            raise
-        except (NotImplementedError, LookupError) as error:  # torch's, of weights still to be read; converters'
-            raise ModelError(lacks) from error
-        except Exception as error:  # converters trip over foreign keys in many ways
-            text = f"{file.name} cannot be loaded as the {name} of {base}: {reason(error).rstrip('. ')}"
-            raise ModelError(f"{text}. Is it the right base (--base), and its download complete?") from error
-        if any(weight.is_meta and type(weight) is not _Read for weight in part.parameters()):
-            raise ModelError(lacks)
+    made, configs = dict[str, Any](), getattr(kwargs.get("quantization_config"), "quant_mapping", {})
+    for name, network in check_file(file, parts, base).items():
+        load = _load_network if hasattr(network, "from_single_file") else _load_text_encoder
+        with libraries_silent(logs=True):
+            part = load(network, file, parts[name], Path(base) / name, dtype)
         if name in configs:  # which from_single_file (0.42.1) takes for what the file holds already
             from torchao.quantization import quantize_
 
@@ -158,45 +134,58 @@ def load_parts(
     return made
 
 
-def _load_network(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype | None) -> Any:
-    """Return a network of diffusers', which knows how others write its keys."""
-    from diffusers import GGUFQuantizationConfig
+def _load_network(network: Any, file: Path, prefix: str, part: Path, dtype: torch.dtype) -> Any:
+    """Return a network of diffusers' with a file's weights, whose names it may know as others write them.
 
-    told: dict[str, Any] = {"config": base, "subfolder": name, "dtype": dtype}
-    if is_gguf(file) and dtype:
-        config = GGUFQuantizationConfig(compute_dtype=dtype)
-        return kind.from_single_file(str(file), quantization_config=config, **told)
-    return kind.from_single_file(_read_weights(file, prefix, dtype), device=None if dtype else "meta", **told)
-
-
-def _load_text_encoder(kind: Any, file: Path, prefix: str, base: str, name: str, dtype: torch.dtype | None) -> Any:
-    """Return a network of transformers', whose keys files have as they are.
-
-    CLIP-L's projection is the identity, whatever a file says: Stable Diffusion 3 was trained without one.
+    Where all of its own are there, it (0.42) still takes one more for others' writing: that is left out.
     """
-    config = kind.config_class.from_pretrained(base, subfolder=name)
-    weights = {
-        key: each.to(dtype) if each.is_floating_point() else each
-        for key, each in _read_weights(file, prefix, dtype).items()
-    }
+    from diffusers import GGUFQuantizationConfig
+    from diffusers.models.model_loading_utils import load_gguf_checkpoint
+
+    told: dict[str, Any] = {"config": str(part), "torch_dtype": dtype}
+    weights = load_gguf_checkpoint(file) if is_gguf(file) else _read_weights(file, prefix, dtype)
+    if (own := network.state_dict().keys()) <= weights.keys():
+        weights = {key: weights[key] for key in own}
+    if not is_gguf(file):
+        return type(network).from_single_file(weights, **told)
+    packed = GGUFQuantizationConfig(compute_dtype=dtype)
+    return _unpacked(type(network).from_single_file(weights, quantization_config=packed, **told), dtype)
+
+
+def _unpacked(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Return a network of whose weights only those of linear layers are packed; others are used as they are."""
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, dequantize_gguf_tensor
+
+    for module in network.modules():
+        for name, each in list(module.named_parameters(recurse=False)):
+            if isinstance(each, GGUFParameter) and not (isinstance(module, GGUFLinear) and name == "weight"):
+                value = torch.nn.Parameter(dequantize_gguf_tensor(each).to(dtype), requires_grad=False)
+                module.register_parameter(name, value)
+    return network
+
+
+def _load_text_encoder(network: Any, file: Path, prefix: str, part: Path, dtype: torch.dtype) -> Any:
+    """Return a network of transformers', whose keys files have as they are."""
+    read = _read_weights(file, prefix, dtype)
+    weights = {key: each.to(dtype) if each.is_floating_point() else each for key, each in read.items()}
+    weights, config = _project(weights, type(network), prefix, part), network.config
+    return type(network).from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+
+
+def _project(weights: dict[str, torch.Tensor], kind: Any, prefix: str, part: Path) -> dict[str, torch.Tensor]:
+    """Return CLIP-L's weights with the identity as its projection: Stable Diffusion 3 was trained without one."""
     if prefix == _CLIP_L and kind.__name__ == "CLIPTextModelWithProjection":
-        weights["text_projection.weight"] = torch.eye(config.projection_dim, config.hidden_size, dtype=dtype)
-    told = {"config": config, "state_dict": weights, "dtype": dtype, "output_loading_info": True}
-    made, found = kind.from_pretrained(None, device_map=None if dtype else {"": "meta"}, **told)
-    if found["missing_keys"]:
-        raise NotImplementedError  # as torch has it for diffusers' own
-    return made if dtype else torch.nn.Module()
+        config = kind.config_class.from_pretrained(part)
+        weights["text_projection.weight"] = torch.eye(config.projection_dim, config.hidden_size)
+    return weights
 
 
-def _read_weights(file: Path, prefix: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+def _read_weights(file: Path, prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Return the weights in a safetensors file whose keys begin so, without that beginning.
 
     Those in 8 bits with a scale, as ComfyUI keeps them (its convert_old_quants knows both names), times their
-    scale and in `dtype`. dtype: None is the header alone. Raises ModelError for other quantisations.
+    scale and in `dtype`.
     """
-    if dtype is None:
-        found = [(key, each) for key, each in read_header(file).items() if key.rpartition(".")[2] not in _MARKS]
-        return {key.removeprefix(prefix): each for key, each in found if key.startswith(prefix)}
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
@@ -209,17 +198,8 @@ def _read_weights(file: Path, prefix: str, dtype: torch.dtype | None) -> dict[st
             weight = opened.get_tensor(key)
             scales = [keys[f"{layer}.{each}"] for each in _SCALES if f"{layer}.{each}" in keys]
             if last == "weight" and scales:
-                if weight.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
-                    kind = str(weight.dtype).removeprefix("torch.")
-                    text = f"{file.name} has {key} in {kind} with scales, which is not read"
-                    raise ModelError(f"{text}. Take the file in bfloat16, in fp8, or a .gguf file.")
                 scale = opened.get_tensor(scales[0]).float()
                 rows = scale.reshape(-1, *(1,) * (weight.ndim - 1)) if scale.numel() > 1 else scale
                 weight = (weight.float() * rows).to(dtype)
             weights[name] = weight
         return weights
-
-
-def _check_gguf() -> None:
-    if find_spec("gguf") is None:
-        raise MissingExtraError("gguf", "gguf")

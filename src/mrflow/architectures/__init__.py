@@ -60,7 +60,7 @@ def read_folder(folder: Path) -> Spec:
 
     Raises ModelError for a folder that cannot be read, or is none.
     """
-    index = check_parts(folder, weights=False)
+    index = check_parts(folder)
     spec: Spec = {"name": folder.name, "options": {}, "components": {}, "upscaler": _load("realesrgan-x2")}
     spec["pipeline"] = index["_class_name"]
     parts = components(index)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.text import Text
@@ -18,8 +18,8 @@ from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes
 from mrflow.cli.reporting import FAILURE, hang, stderr_console, stdout_console
-from mrflow.errors import DeviceError, ModelError, MrFlowError, RequestError, reason
-from mrflow.folders import AGAIN, check_parts, read_index
+from mrflow.errors import DeviceError, MrFlowError, RequestError, reason
+from mrflow.folders import read_index
 from mrflow.jobs import parse_size
 from mrflow.known_models import KnownModel, find, full_name, is_file
 from mrflow.known_upscalers import usual
@@ -142,11 +142,18 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
     from huggingface_hub import get_token
 
     from mrflow.loading import check_source
+    from mrflow.single_files import check_file, parts_in
+    from mrflow.weights import check_folder
 
     hub_id = check_source(name, base)
     if os.path.isdir(hub_id):
         folder = Path(hub_id)
-        check_weights(folder, file)
+        index = read_index(folder)
+        inside = parts_in(file, index["_class_name"]) if file else {}
+        parts = {name: prefix for name, prefix in inside.items() if any(index.get(name) or ())}
+        check_folder(folder, parts)
+        if file:
+            check_file(file, parts, hub_id)
         yield Finding("ok", "model", f"the folder {name}")
         return
     wanted, held = known.download if known else None, _cached(hub_id)
@@ -168,42 +175,6 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
         page = f"accept its terms on https://huggingface.co/{hub_id}"
         login = "you are logged in" if get_token() else "then log in: hf auth login"
         yield Finding("note" if get_token() else "no", "gated", f"{page}; {login}")
-
-
-def check_weights(folder: Path, file: Path | None = None) -> None:
-    """Raise ModelError where loading will fail, as far as the weights' headers tell; no more of them is read.
-
-    file: has some of the weights.
-    """
-    from mrflow.architectures import make_component, read_folder
-    from mrflow.progress import libraries_silent
-    from mrflow.single_files import load_parts, parts_in, read_header
-
-    held = parts_in(file, read_index(folder)["_class_name"]) if file else {}
-    check_parts(folder, held)
-    parts = read_folder(folder)["components"]
-    with libraries_silent(logs=True):
-        for name, part in parts.items():
-            files = [] if name in held else sorted((folder / name).glob("*.safetensors"))
-            header = {key: each for path in files for key, each in read_header(path).items()}
-            plain = "quantization_config" not in part.get("config", ["quantization_config"])
-            if files and plain and (lacks := _lacking(make_component(part, "meta"), header)):
-                raise ModelError(
-                    f"The {name} of {folder} lacks {lacks[0]} in the shape that it should have. {AGAIN}"
-                )
-        if file:
-            load_parts(file, {name: held[name] for name in held if name in parts}, str(folder), None, {})
-
-
-def _lacking(network: Any, header: dict[str, torch.Tensor]) -> list[str]:
-    """Return the weights of a hollow network that are not among these, or in another shape."""
-    if hasattr(network, "from_config"):  # diffusers'
-        own = network.named_parameters()
-        return [key for key, each in own if key not in header or header[key].shape != each.shape]
-    told = {"device_map": {"": "meta"}, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    _, found = network.from_pretrained(None, config=network.config, state_dict=header, **told)
-    # which knows what weights share and what names they had
-    return [*sorted(found["missing_keys"]), *(key for key, *_ in found["mismatched_keys"])]
 
 
 def _cache() -> Path:
