@@ -192,10 +192,12 @@ def test_a_base_must_have_a_place_for_what_a_checkpoint_has(tmp_path: Path) -> N
     assert found(file, "--base", base, code=1)["model"] == ("no", str(told.value))
 
 
-def test_a_hub_id_that_follows_no_flow_is_known_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_follows_no_flow_is_known_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mrflow.hub.is_offline", lambda: pytest.fail("the network was asked"))
     for name in ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sdxl-turbo", "sdxl"):
         assert "another law than flow matching" in found(name, code=1)["model"][1]
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert "another law than flow matching" in found(str(tmp_path), code=1)["model"][1]
 
 
 @pytest.mark.parametrize(("offline", "level"), [(True, "no"), (False, "note")])
@@ -212,9 +214,7 @@ def test_an_upscaler_that_cannot_be_fetched_is_in_the_way(
 
 
 def test_a_plan_that_saves_nothing_is_said_so(tiny: Path) -> None:
-    told = found(
-        str(tiny), "--size", "64", "--quantize", "none", code=0
-    )
+    told = found(str(tiny), "--size", "64", "--quantize", "none", code=0)
     assert "no fewer operations than" in told["plan"][1]
 
 

@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,13 @@ def test_a_folder_loads_silently_and_runs(
     fast.pipe.set_progress_bar_config(disable=True)
     image = fast("a boat", width=32, height=32, plan="1+1", seed=1).images[0]
     assert image.size == (32, 32)
+
+
+def test_packages_of_quantisation_say_nothing_as_they_are_imported(tiny: Path) -> None:
+    pytest.importorskip("torchao")
+    code = f"from mrflow import MrFlow; MrFlow.from_pretrained({str(tiny)!r}, upscaler='bicubic')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stderr == ""
 
 
 def test_the_dtype_is_the_callers(tiny: Path) -> None:

@@ -73,6 +73,8 @@ def load_model(
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
+    with libraries_silent(logs=True):
+        import diffusers.pipelines.pipeline_utils  # noqa: F401  # which imports what is there of quantisation
     where = check_device("cpu" if device is None else device)
     precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, where)
     quantize = check_quantize(quantize, where)

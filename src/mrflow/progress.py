@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Stage = Literal["text", "draft", "decode_draft", "upscale", "encode", "refine", "decode"]
+_TALKERS = ("diffusers", "transformers", "bitsandbytes", "torch.utils._pytree")  # the last when it meets torchao
 _SHOWN = ("decode_draft", "upscale", "decode")  # stages that make pixels
 WORDS: Mapping[str, str] = {  # by the stages' names
     "text": "encode the prompt",
@@ -205,15 +207,15 @@ def libraries_silent(*, logs: bool = False) -> Iterator[None]:
 
     libraries = (diffusers_logging, transformers_logging)
     shown = [log for log in libraries if log.is_progress_bar_enabled()]
-    levels = [log.get_verbosity() for log in libraries]
+    loggers = {log: log.level for log in map(logging.getLogger, _TALKERS if logs else ())}
     for log in shown:
         log.disable_progress_bar()
-    for log in libraries if logs else ():
-        log.set_verbosity(log.CRITICAL)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         for log in shown:
             log.enable_progress_bar()
-        for log, level in zip(libraries, levels, strict=True):
-            log.set_verbosity(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from rich.text import Text
 
 from mrflow import hub, vista
+from mrflow.backbones import get_backbone
 from mrflow.cli.loading import DEVICE, Base, ModelsDir, best_device, find_local
 from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
@@ -149,6 +150,7 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
     if os.path.isdir(hub_id):
         folder = Path(hub_id)
         index = read_index(folder)
+        get_backbone(index["_class_name"])
         inside = parts_in(file, index["_class_name"]) if file else {}
         parts = {name: prefix for name, prefix in inside.items() if any(index.get(name) or ())}
         check_folder(folder, parts)
