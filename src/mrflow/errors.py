@@ -127,7 +127,7 @@ class PromptWarning(MrFlowWarning):
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of somebody else's error, of a heading the one below it too, or its kind without any."""
+    """Return the first line of somebody else's error, of a heading with the next, or its kind without any."""
     return (str(error).strip().replace(":\n\t", ": ") or type(error).__name__).splitlines()[0][:300]
 
 

@@ -206,7 +206,7 @@ def _read(pipe: Pipeline, name: str, path: Path) -> tuple[_Weights, _Weights]:
         made = {_plain(key): each for key, each in (found if isinstance(found, dict) else found[0]).items()}
         if any(re.search(r"to_(added_)?qkv\.lokr_", key) for key in made):
             raise LoraError(f"{name}, a LoKr of queries, keys and values in one, changes the model. Take a LoRA.")
-        fits = [match[1] in layers for key in made if (match := _LAYER.match(key))]
+        fits = [hasattr(layers.get(match[1]), "weight") for key in made if (match := _LAYER.match(key))]
         if sum(fits) > most and not any(key.endswith(".alpha") for key in made):
             best, most = (given, made), sum(fits)
             if all(fits):
@@ -216,7 +216,7 @@ def _read(pipe: Pipeline, name: str, path: Path) -> tuple[_Weights, _Weights]:
     text = f"None of the {len(weights)} keys of the LoRA {name} fits {kind}, such as {min(weights)!r}"
     prefix = next((begin[1] for key in weights if (begin := _PREFIXES.match(key))), "transformer.")
     if prefix != "transformer.":
-        layout = f"{_TRAINERS.get(prefix, 'ComfyUI')}'s layout ({prefix}...)"
+        layout = f"{_TRAINERS.get(prefix, 'ComfyUI')}'s layout ({prefix}*)"
         raise LoraError(f"{text}. {layout} is not known for {kind}. Take it in diffusers'.") from failed
     raise LoraError(f"{text}. It is made for another model; take one for {kind}.") from failed
 
