@@ -232,7 +232,7 @@ def test_recipes_name_hash_and_weigh_them(folder: Path, tmp_path: Path) -> None:
     assert recipe.loras == (Lora(name="style", weight=0.8, sha256=digest(folder / "style.safetensors")),)
     assert bytes_of(fast.replay(recipe).images) == bytes_of(result.images)
     other = make_fast(make_pipe())
-    with pytest.raises(LoraNameError, match=r"'style' of the hash \w{12}; known are: none"):
+    with pytest.raises(LoraNameError, match=r"'style' of the hash \w{12}; known are: none\.$"):
         other.replay(recipe)
     (tmp_path / "renamed.safetensors").write_bytes((folder / "style.safetensors").read_bytes())
     other.load_loras(folders=[tmp_path])
@@ -612,7 +612,7 @@ def test_command_line(tiny: Path, folder: Path, expected: dict[str, bytes], tmp_
     missing = invoke(replayed)
     assert (missing.exit_code, missing.stderr.count("\n")) == (2, 1)
     assert "no LoRA 'style' of the hash" in missing.stderr
-    assert "Load its file (--lora) or folder (--loras-dir)." in missing.stderr
+    assert "Give its file (--lora) or its folder (--loras-dir)." in missing.stderr
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "renamed.safetensors").write_bytes((folder / "style.safetensors").read_bytes())
     found = invoke(replayed, env={"MRFLOW_LORAS_DIR": str(tmp_path / "other")})

@@ -50,17 +50,20 @@ class Loras:
     def __bool__(self) -> bool:
         return bool(self.files)
 
-    def resolve(self, asked: Sequence[Lora] | None) -> tuple[Lora, ...]:
-        """Return what is asked for, or the usual, each with its file's hash. Raises LoraNameError, LoraError."""
+    def resolve(self, asked: Sequence[Lora] | None, hint: str = "") -> tuple[Lora, ...]:
+        """Return what is asked for, or the usual, each with its file's hash.
+
+        hint: what helps where one is not known. Raises LoraNameError with it, LoraError.
+        """
         if asked is None:
             return self.usual
-        return tuple(replace(each, sha256=file_hash(self.find(each))) for each in asked)
+        return tuple(replace(each, sha256=file_hash(self.find(each, hint))) for each in asked)
 
     def usual_weight(self, name: str) -> float:
         """Return the strength on pictures that say nothing: 0 is off."""
         return next((each.weight for each in self.usual if each.name == name), 0.0)
 
-    def find(self, lora: Lora) -> Path:
+    def find(self, lora: Lora, hint: str = "") -> Path:
         """Return the file of that hash, whatever its name, or where none is known, of that name."""
         named = [self.files[lora.name]] if lora.name in self.files else []
         if lora.sha256 is None and named:
@@ -70,8 +73,7 @@ class Loras:
                 return path
         known = ", ".join(list(self.files)[:20]) or "none"
         which = f"LoRA {lora.name[:80]!r}" + (f" of the hash {lora.sha256[:12]}" if lora.sha256 else "")
-        hint = " Load its file (--lora) or folder (--loras-dir)." if lora.sha256 else meant(lora.name, self.files)
-        raise LoraNameError(f"There is no {which}; known are: {known}.{hint}")
+        raise LoraNameError(f"There is no {which}; known are: {known}.{hint or meant(lora.name, self.files)}")
 
 
 def find_loras(given: Iterable[str | Path], folders: Iterable[str | Path] = ()) -> Loras:
@@ -217,7 +219,7 @@ def _read(pipe: Pipeline, name: str, path: Path) -> tuple[_Weights, _Weights]:
     prefix = next((begin[1] for key in weights if (begin := _PREFIXES.match(key))), "transformer.")
     if prefix != "transformer.":
         layout = f"{_TRAINERS.get(prefix, 'ComfyUI')}'s layout ({prefix}*)"
-        raise LoraError(f"{text}. {layout} is not known for {kind}. Take it in diffusers'.") from failed
+        raise LoraError(f"{text}. {layout} is not known for {kind}. Take one in diffusers' layout.") from failed
     raise LoraError(f"{text}. It is made for another model; take one for {kind}.") from failed
 
 

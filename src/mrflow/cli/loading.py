@@ -183,7 +183,8 @@ class ModelOptions:
         if self.lora or self.loras_dir or wanted:
             from mrflow.loras import find_loras
 
-            find_loras(self.lora, self.loras_dir).resolve(wanted)
+            hint = " Give its file (--lora) or its folder (--loras-dir)."
+            find_loras(self.lora, self.loras_dir).resolve(wanted, hint)
 
 
 @Parameter(name="*", group=MODEL)
