@@ -126,6 +126,11 @@ def identify(source: str, revision: str | None = None) -> tuple[str, str | None]
     return folder.name, digest.hexdigest()[:12]
 
 
+def is_readable(folder: Path) -> bool:
+    """Return whether this is a folder in which files may be looked for; pathlib takes another for an empty one."""
+    return os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
+
+
 def find_model(name: str, revision: str | None, folders: Iterable[Path]) -> str | None:
     """Return the model of that name in one of the folders, up to two levels down; else None.
 

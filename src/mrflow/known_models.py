@@ -88,6 +88,7 @@ def full_name(name: str) -> str:
 
 
 def meant(name: str, known: Iterable[str] = ("vista", "vista-turbo", *KNOWN)) -> str:
-    """Return " Did you mean flux-dev?" with those of the known names that look like `name`, or nothing."""
-    names = get_close_matches(name.lower(), known, cutoff=0.5)
+    """Return " Did you mean flux-dev?" with the names of those known that look like `name`, or nothing."""
+    by_lower = {each.lower(): each for each in known}
+    names = [by_lower[each] for each in get_close_matches(name.lower(), by_lower, cutoff=0.5)]
     return f" Did you mean {' or '.join(names)}?" if names else ""
