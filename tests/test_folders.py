@@ -108,8 +108,8 @@ BROKEN: list[tuple[Break, str]] = [
 ]
 UNFIT: list[tuple[Break, str]] = [
     (index(text_encoder=[None, None]), "has no text_encoder, which a FluxPipeline expects"),
-    (lambda f: (f / "text_encoder/config.json").unlink(), "There is no"),
-    (lambda f: (f / "vae/config.json").unlink(), "There is no"),
+    (lambda f: (f / "text_encoder/config.json").unlink(), "config.json cannot be read: No such"),
+    (lambda f: (f / "vae/config.json").unlink(), "config.json cannot be read: No such"),
     (lambda f: configure(f / "transformer", num_layers="two"), "config.json describes no FluxTransformer2DModel"),
     (lambda f: configure(f / "text_encoder", intermediate_size=24), "fc1.bias of shape (16,), where"),
     (lambda f: configure(f / "text_encoder_2", num_layers=2), "text_encoder_2 of"),

@@ -92,10 +92,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a file; raises ModelError for one that cannot be read or holds none."""
     try:
         found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"There is no {path}. {AGAIN}") from None
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+        raise ModelError(f"{path} cannot be read: {error.strerror}. {AGAIN}") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError among them
         raise ModelError(f"{path} is damaged: it holds no JSON. {AGAIN}") from error
     if not isinstance(found, dict):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mrflow.errors import MissingExtraError, ModelError, reason
 from mrflow.folders import AGAIN, INDEX, WEIGHTS, check_parts, check_shards, components, read_json
@@ -52,7 +53,7 @@ def check_fit(kind: Any, part: Path, weights: Weights, who: str, advice: str, *,
     compare = _compare_transformers if issubclass(kind, PreTrainedModel) else _compare_diffusers
     config = part / "config.json"
     try:
-        with libraries_silent(logs=True):
+        with libraries_silent(logs=True), _Equal():
             made, missing, wrong = compare(kind, part, dict(weights), foreign)
     except Exception as error:  # of what is no configuration of a network, in many ways
         raise ModelError(f"{config} describes no {kind.__name__} ({reason(error)}). {AGAIN}") from error
@@ -63,6 +64,13 @@ def check_fit(kind: Any, part: Path, weights: Weights, who: str, advice: str, *,
         shapes = f"{tuple(found)}, where {config} wants {tuple(wanted)}"
         raise ModelError(f"{who} has {name} of shape {shapes}. Are both of the same model? {advice}")
     return made
+
+
+class _Equal(TorchFunctionMode):
+    """Weights without data are equal, as transformers up to 5.16 asks of those that a file has twice."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func is torch.equal or func(*args, **kwargs or {})
 
 
 def _compare_transformers(kind: Any, part: Path, weights: Weights, _: bool) -> tuple[Any, list[str], Any]:
