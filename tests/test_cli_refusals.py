@@ -261,7 +261,7 @@ def test_a_base_that_does_not_fit_is_not_the_pictures_word(tiny):
     recipe = replace(RECIPE, model="mine.safetensors", revision=identify("models/mine.safetensors")[1])
     save_image(Image.new("RGB", (32, 32)), "draft.png", recipe)
     common = ["finish", "draft.png", "--models-dir", "models"]
-    result = refuse([*common, "--base", tiny], 1, "mine.safetensors lacks weights of the transformer")
+    result = refuse([*common, "--base", tiny], 1, "mine.safetensors, as the transformer of", "lacks weights")
     assert "word" not in result.stderr
     save_file({"a": torch.ones(1)}, "models/mine.safetensors")
     refuse([*common, "--base", tiny], 2, "models/mine.safetensors has that name, and other weights", "word")

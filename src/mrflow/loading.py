@@ -73,8 +73,6 @@ def load_model(
     kwargs: for DiffusionPipeline.from_pretrained, such as revision or variant.
     Raises ModelError, UpscalerError or DeviceError, the cheap checks before any weights are read.
     """
-    with libraries_silent(logs=True):
-        import diffusers.pipelines.pipeline_utils  # noqa: F401  # which imports what is there of quantisation
     where = check_device("cpu" if device is None else device)
     precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, where)
     quantize = check_quantize(quantize, where)
@@ -84,12 +82,14 @@ def load_model(
         raise DeviceNameError(
             "quantize is nf4; of a single file that is not possible. Take int8, or a .gguf file."
         )
+    with libraries_silent(logs=True):
+        import diffusers.pipelines.pipeline_utils  # noqa: F401  # which imports what is there of quantisation
     name, revision = str(source), kwargs.get("revision")
     if name in vista.DEFAULTS:
         path, revision = str(vista.folder(name)), vista.revision(name)
         upscaler = upscaler or vista.upscaler()
     elif is_file(source):
-        path = check_source(base or find_base(Path(source)))
+        path = check_source(find_base(Path(source)) if base is None else base)
     else:
         path = check_source(source, base)
     if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
