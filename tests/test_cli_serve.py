@@ -154,6 +154,10 @@ def test_a_life_on_vista() -> None:
 def test_no_picture_is_on_any_disk_before_or_after_a_kill(tmp_path: Path) -> None:
     """Nor an upload that is too large for memory: its file has no name."""
     server, large = Process(TMPDIR=str(tmp_path)), BytesIO()
+
+    def files() -> list[Path]:  # torch 2.7 leaves a module of its own there
+        return [file for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".py"]
+
     Image.effect_noise((1200, 1200), 90).save(large, "PNG")
     assert large.tell() > 2**20
     fields = {"prompt": PROMPT, "plan": "1+1", "size": "64x64", "response_format": "url"}
@@ -166,8 +170,8 @@ def test_no_picture_is_on_any_disk_before_or_after_a_kill(tmp_path: Path) -> Non
             f"{server.url}/v1/images/drafts", json={"prompt": PROMPT, "plan": "1+1", "n": 2}, timeout=120
         )
         assert drafts.status_code == 200
-        assert list(tmp_path.rglob("*")) == []
+        assert files() == []
     finally:
         server.process.kill()
     server.wait()
-    assert list(tmp_path.rglob("*")) == []
+    assert files() == []

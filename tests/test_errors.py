@@ -3,7 +3,7 @@ import inspect
 import pytest
 
 from mrflow import errors
-from mrflow.errors import MissingExtraError, MrFlowError, MrFlowWarning
+from mrflow.errors import MissingExtraError, MrFlowError, MrFlowWarning, reason
 
 CLASSES = [item for _, item in inspect.getmembers(errors, inspect.isclass)]
 
@@ -18,3 +18,12 @@ def test_one_tree_each_also_a_built_in(item: type) -> None:
 
 def test_a_missing_extra_names_its_command() -> None:
     assert str(MissingExtraError("uvicorn", "server")).endswith("pip install '.[server]'")
+
+
+def test_a_reason_has_what_torch_says_below_its_heading() -> None:
+    heading = "Error(s) in loading state_dict for Flux:"
+    assert (
+        reason(RuntimeError(f"{heading}\n\tsize mismatch for x.\n\tand y.")) == f"{heading} size mismatch for x."
+    )
+    assert reason(ValueError("one\ntwo")) == "one"
+    assert reason(KeyError()) == "KeyError"

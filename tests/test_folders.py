@@ -242,11 +242,16 @@ def test_a_name_is_looked_for_before_its_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["check", "tiny"], ["generate", "a boat", "--model", "tiny"]])
-def test_folders_of_models_must_be_there(command: list[str], tmp_path: Path, tiny: Path) -> None:
+def test_folders_of_models_must_be_there(
+    command: list[str], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = invoke([*command, "--models-dir", str(tmp_path / "gone")])
     assert result.exit_code == 2
     assert "gone of models (--models-dir or MRFLOW_MODELS_DIR)" in result.stderr
     assert invoke(["check", "tiny", "--models-dir", str(tiny.parent)]).exit_code == 0
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tiny.parent)  # which root may read
+    result = invoke([*command, "--models-dir", str(tiny.parent)])
+    assert (result.exit_code, f"no folder {tiny.parent} of models" in result.stderr) == (2, True)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of diffusers' own, when a pipeline is saved

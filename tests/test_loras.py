@@ -6,6 +6,8 @@ import base64
 import csv
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -28,7 +30,7 @@ from mrflow.sampling import draft_generators
 from support import families
 from support.batches import errors, run
 from support.cli import invoke
-from support.loras import LAYOUTS, of_diffusers, of_family, of_kohya, write
+from support.loras import LAYOUTS, of_diffusers, of_dora, of_family, of_kohya, write
 from support.pictures import bytes_of
 from support.pipelines import state_of
 from support.serving import Server, check_error, serving
@@ -93,6 +95,86 @@ def test_a_file_of_each_layout_gives_what_diffusers_gives_and_is_gone_again(layo
     assert state(fast.pipe) == before
 
 
+def of_trainer(weights: dict[str, torch.Tensor], prefix: str, dot: str = ".") -> dict[str, torch.Tensor]:
+    """Return the transformer's part under another prefix; without dots as kohya has it, alphas being the rank."""
+    found = {}
+    for key, weight in weights.items():
+        layer, _, rest = key.removeprefix("transformer.").partition(".lora_")
+        layer = prefix + layer.replace(".", dot)
+        if not key.startswith("text_encoder"):
+            found[f"{layer}.lora_{rest if dot == '.' else {'A': 'down', 'B': 'up'}[rest[0]] + rest[1:]}"] = weight
+            if dot != "." and rest[0] == "A":
+                found[f"{layer}.alpha"] = torch.tensor(float(len(weight)))
+    return found
+
+
+TRAINERS = [
+    ("base_model.model.", "."),
+    ("base_model.model.transformer.", "."),
+    ("diffusion_model.", "."),
+    ("", "."),
+    ("lora_unet_", "_"),
+    ("lora_transformer_", "_"),
+]
+
+
+@pytest.mark.parametrize(("prefix", "dot"), TRAINERS)
+def test_layers_of_diffusers_names_are_read_with_any_prefix(prefix: str, dot: str, tmp_path: Path) -> None:
+    weights = {key: weight for key, weight in of_diffusers().items() if key.startswith("transformer.")}
+    oracle, fast = write(tmp_path / "oracle.safetensors", weights), make_fast(make_pipe())
+    path = write(tmp_path / "style.safetensors", of_trainer(weights, prefix, dot))
+    assert fast.load_loras(f"{path}:0.5")[0].sha256 == digest(path)
+    assert torch.equal(drafted(fast), by_hand((oracle, 0.5)))
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "base_model.model.", "", "lora_transformer_"])
+def test_the_published_names_of_flux_are_read_with_any_prefix(prefix: str, tmp_path: Path) -> None:
+    oracle, fast = write(tmp_path / "oracle.safetensors", of_kohya()), make_fast(make_pipe())
+    dots = {"double_blocks_0_img_attn_qkv": "double_blocks.0.img_attn.qkv", "single_blocks_0": "single_blocks.0"}
+    named = {}
+    for key, weight in of_kohya().items():
+        for flat, dotted in dots.items():
+            key = key.replace(flat, flat if prefix.endswith("_") else dotted)
+        key = key.replace("lora_unet_", prefix).replace("lora_down", "lora_A").replace("lora_up", "lora_B")
+        named[key] = weight
+    fast.load_loras(write(tmp_path / "style.safetensors", named))
+    assert torch.equal(drafted(fast), by_hand((oracle, 1.0)))
+
+
+def test_the_name_of_an_adapter_in_the_keys_is_no_matter(tmp_path: Path) -> None:
+    """As peft_model.state_dict() has it; diffusers alone leaves such weights uninitialised."""
+    weights = of_diffusers() | of_dora(1)
+    oracle, fast = write(tmp_path / "oracle.safetensors", weights), make_fast(make_pipe())
+    named = {key.replace(".weight", ".default.weight"): weight for key, weight in weights.items()}
+    for key in [key for key in named if key.endswith("magnitude_vector")]:
+        named[f"{key}.default.weight"] = named.pop(key)
+    fast.load_loras(write(tmp_path / "all.safetensors", named))
+    assert torch.equal(drafted(fast), by_hand((oracle, 1.0)))
+    half = dict(list(weights.items())[:4]) | dict(list(named.items())[4:])
+    fast.load_loras(write(tmp_path / "half.safetensors", half))
+    assert torch.equal(drafted(fast), by_hand((oracle, 1.0)))
+    half = {key.removeprefix("transformer.") if "single" in key else key: weights[key] for key in weights}
+    fast.load_loras(write(tmp_path / "prefixes.safetensors", half))
+    assert torch.equal(drafted(fast), by_hand((oracle, 1.0)))
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_an_adapter_whose_weights_are_not_the_files_is_taken_out(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loras, "_ADAPTER", re.compile("(?!)()"))  # as if such keys were new
+    named = {
+        key.replace(".weight", ".new.weight") if key.startswith(part) else key: weight
+        for key, weight in of_diffusers().items()
+    }
+    fast = make_fast(make_pipe())
+    bare, before = drafted(fast), state(fast.pipe)
+    with pytest.raises(LoraError, match="The LoRA odd does not fit FluxPipeline here"):
+        fast.load_loras(write(tmp_path / "odd.safetensors", named))
+    assert torch.equal(drafted(fast), bare)
+    assert state(fast.pipe) == before
+
+
 def test_several_at_once_each_at_its_weight(folder: Path) -> None:
     fast = make_fast(make_pipe())
     assert fast.load_loras(folders=[folder]) == ()
@@ -150,7 +232,7 @@ def test_recipes_name_hash_and_weigh_them(folder: Path, tmp_path: Path) -> None:
     assert recipe.loras == (Lora(name="style", weight=0.8, sha256=digest(folder / "style.safetensors")),)
     assert bytes_of(fast.replay(recipe).images) == bytes_of(result.images)
     other = make_fast(make_pipe())
-    with pytest.raises(LoraNameError, match=r"'style' of the hash \w{12}; known are: none"):
+    with pytest.raises(LoraNameError, match=r"'style' of the hash \w{12}; known are: none\.$"):
         other.replay(recipe)
     (tmp_path / "renamed.safetensors").write_bytes((folder / "style.safetensors").read_bytes())
     other.load_loras(folders=[tmp_path])
@@ -172,7 +254,8 @@ def test_a_draft_is_finished_with_its_own(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (["nope"], r"no LoRA 'nope'; known are: light/dusk, style"),
+        (["nope"], r"no LoRA 'nope'; known are: light/dusk, style\.$"),
+        (["Stlye"], r"known are: light/dusk, style\. Did you mean style\?$"),
         (["../style"], r"no LoRA '\.\./style'"),
         ("style:11", r"weight of the LoRA 'style' is 11.*from -10 to 10"),
         ("style:nan", r"weight of the LoRA 'style' is nan"),
@@ -216,7 +299,33 @@ UNFIT = {
         "expects 16 .* model has 32",
     ),
     "larger": (_weights(**{f"{_Q}_A__weight": (4, 64), f"{_Q}_B__weight": (32, 4)}), "expects 64 .* model has 32"),
-    "other outputs": (_weights(**{f"{_Q}_A__weight": (4, 32), f"{_Q}_B__weight": (48, 4)}), "does not fit"),
+    "other outputs": (
+        _weights(**{f"{_Q}_A__weight": (4, 32), f"{_Q}_B__weight": (48, 4)}),
+        r"expects 48 .*lora_B\.weight, and the model has 32",
+    ),
+    "other ranks": (
+        _weights(**{f"{_Q}_A__weight": (2, 32), f"{_Q}_B__weight": (32, 4)}),
+        r"is damaged: .* \(2, 32\) .* \(32, 4\) have two ranks",
+    ),
+    "no matrices": (_weights(**{f"{_Q}_A__weight": (4,), f"{_Q}_B__weight": (4,)}), "damaged"),
+    "half": (_weights(**{f"{_Q}_A__weight": (4, 32)}), r"has \S+to_q\.lora_A\.weight without \S+lora_B\.weight"),
+    "other half": ({k: v for k, v in of_diffusers().items() if "_A" not in k or "text" not in k}, "without"),
+    "whole numbers": (
+        {k: v.to(torch.int8) for k, v in of_diffusers().items()},
+        r"torch\.int8\. Take one in float",
+    ),
+    "several": (
+        {f"{_Q.replace('__', '.')}_{k}.weight": torch.ones(4, 4) for k in ("A.one", "A.two", "B.one", "B.two")},
+        "several adapters",
+    ),
+    "a magnitude short": (
+        {k: v for k, v in of_dora().items() if "magnitude" not in k or "single" not in k},
+        "no weights for transformer.single_transformer_blocks.0.attn.to_q.lora_magnitude_vector",
+    ),
+    "text encoder of another model": (
+        {k.replace("layers.0", "layers.9"): v for k, v in of_diffusers().items() if "text" in k},
+        "made for another model",
+    ),
     "control": (
         {**of_diffusers(), "transformer.transformer_blocks.0.attn.norm_q.weight": torch.ones(16)},
         "control",
@@ -256,13 +365,17 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             fast.load_loras(source)
     with pytest.raises(LoraNameError, match="no folder"):
         fast.load_loras(folders=[tmp_path / "none"])
+    with monkeypatch.context() as patch:  # which root may read
+        patch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+        with pytest.raises(LoraNameError, match=f"no folder {tmp_path} of LoRAs that can be read"):
+            fast.load_loras("a", folders=[tmp_path])
     with pytest.raises(LoraNameError, match="a is given twice"):
         fast.load_loras(tmp_path / "a.safetensors", f"{tmp_path / 'a.safetensors'}:0.5")
-    with pytest.raises(LoraNameError, match=r"no LoRA 'aa'.*in the folder of LoRAs \(a, cut\)"):
-        fast.load_loras("aa", folders=[tmp_path])
+    with pytest.raises(LoraNameError, match=r"no LoRA 'Cutt'.*in the folder of LoRAs \(a, cut\).* mean cut\?"):
+        fast.load_loras("Cutt", folders=[tmp_path])
     lokr = {"diffusion_model.double_blocks.0.img_attn.qkv.lokr_w1": torch.ones(2, 2)}
     save_file(lokr, tmp_path / "lokr.safetensors")
-    with pytest.raises(LoraError, match=r"It is a LoKr, which diffusers reads for FLUX\.2 and Z-Image alone"):
+    with pytest.raises(LoraError, match=r"is a LoKr, which diffusers reads for FLUX\.2 and Z-Image alone"):
         fast.load_loras(tmp_path / "lokr.safetensors")
     (tmp_path / "b").mkdir()
     with pytest.raises(LoraNameError, match="both called 'a'"):
@@ -301,10 +414,12 @@ def test_without_peft_the_extra_is_named(folder: Path, monkeypatch: pytest.Monke
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     more = _weights(transformer__gone__lora_A__weight=(4, 32), transformer__gone__lora_B__weight=(32, 4))
-    with pytest.warns(MrFlowWarning, match=r"fits in part: 1 of its 5 layers .*'transformer.gone.lora_A.weight'"):
+    with pytest.warns(
+        MrFlowWarning, match=r"fits in part, without 1 of its 6 layers, .*'transformer.gone.lora_A.weight'"
+    ):
         make_fast(make_pipe()).load_loras(write(tmp_path / "a.safetensors", of_diffusers() | more))
     dora = of_kohya() | {"lora_unet_double_blocks_0_img_attn_qkv.dora_scale": torch.ones(96, 1)}
-    with pytest.warns(MrFlowWarning, match="magnitudes of a DoRA"):
+    with pytest.warns(MrFlowWarning, match="without 1 magnitudes of a DoRA"):
         make_fast(make_pipe()).load_loras(write(tmp_path / "b.safetensors", dora))
 
 
@@ -358,6 +473,55 @@ def test_every_family_that_takes_loras(case: families.Case, tmp_path: Path) -> N
     assert not torch.equal(fast.draft("a red boat", seed=7)[0].pixels, bare)
     off = fast.draft("a red boat", seed=7, loras=[])[0].pixels
     assert torch.allclose(off, bare, atol=1e-6)  # Krea 2's projector rounds by where its input lies in memory
+
+
+WITH_CONVERTERS = ("Flux", "StableDiffusion3", "QwenImage", "ZImage", "Flux2Klein", "Krea2", "ErnieImage")
+
+
+@pytest.mark.parametrize("family", WITH_CONVERTERS)  # of their own; the others passed it, too
+def test_a_family_reads_diffusers_names_with_any_prefix(family: str, tmp_path: Path) -> None:
+    pipe = families.CASES[f"{family}Pipeline"].make()
+    weights = of_family(pipe)
+
+    def loaded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        loras.load(pipe, "mrflow_x", "style", write(tmp_path / "style.safetensors", weights))
+        made = {name: each.clone() for name, each in pipe.transformer.named_parameters() if "mrflow_x" in name}
+        loras.unload(pipe, ["mrflow_x"])
+        return made
+
+    expected = loaded(weights)
+    assert len(expected) == len(weights)
+    for prefix, dot in TRAINERS:
+        made = loaded(of_trainer(weights, prefix, dot))
+        assert all(torch.equal(made[name], expected[name]) for name in expected), prefix
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        (of_kohya(), r"kohya's layout \(lora_unet_\*\) is not known for StableDiffusion3Pipeline"),
+        (of_trainer(of_diffusers(), "diffusion_model.x."), "ComfyUI's layout .* is not known for"),
+        (of_trainer(of_diffusers(), "base_model.model.x."), "peft's layout .* is not known for"),
+        (of_trainer(of_diffusers(), "transformer.x."), "is made for another model"),
+    ],
+)
+def test_a_layout_that_is_not_read_is_named(weights: Any, text: str, tmp_path: Path) -> None:
+    pipe = families.CASES["StableDiffusion3Pipeline"].make()
+    with pytest.raises(LoraError, match=text):
+        MrFlow(pipe, "bicubic").load_loras(write(tmp_path / "style.safetensors", weights))
+
+
+@pytest.mark.parametrize("name", ["Flux2KleinPipeline", "QwenImagePipeline"])
+def test_a_lokr_of_layers_by_diffusers_names(name: str, tmp_path: Path) -> None:
+    pipe = families.CASES[name].make()
+    layer = "diffusion_model.transformer_blocks.0.attn.to_q.lokr_w"
+    path = write(tmp_path / "kron.safetensors", {f"{layer}1": torch.ones(2, 2), f"{layer}2": torch.ones(16, 16)})
+    if name == "Flux2KleinPipeline":
+        loras.load(pipe, "mrflow_x", "kron", path)
+        assert "mrflow_x" in pipe.transformer.transformer_blocks[0].attn.to_q.lokr_w1
+        return
+    with pytest.raises(LoraError, match=r"^kron is a LoKr, which diffusers reads for FLUX\.2 and Z-Image alone"):
+        loras.load(pipe, "mrflow_x", "kron", path)
 
 
 @pytest.mark.parametrize("name", ["OvisImagePipeline", "PRXPipeline"])
@@ -448,6 +612,7 @@ def test_command_line(tiny: Path, folder: Path, expected: dict[str, bytes], tmp_
     missing = invoke(replayed)
     assert (missing.exit_code, missing.stderr.count("\n")) == (2, 1)
     assert "no LoRA 'style' of the hash" in missing.stderr
+    assert "Give its file (--lora) or its folder (--loras-dir)." in missing.stderr
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "renamed.safetensors").write_bytes((folder / "style.safetensors").read_bytes())
     found = invoke(replayed, env={"MRFLOW_LORAS_DIR": str(tmp_path / "other")})
@@ -474,6 +639,7 @@ def test_batch_columns(tiny: Path, folder: Path, expected: dict[str, bytes], tmp
         made = Image.open(tmp_path / "out" / f"{id}.png").convert("RGB").tobytes()
         assert made == expected[key], id
     assert "no LoRA '/etc/passwd'" in errors(tmp_path / "out")[0]["error"]
+    assert "--lora" not in errors(tmp_path / "out")[0]["error"]
     assert run(fast, tmp_path / "out", *rows, batch_size=4) == (0, 3, 1)
     with pytest.raises(MrFlowError, match="loras"):
         run(fast, tmp_path / "out", *rows[:2], {**rows[2], "loras": "light/dusk:0.5"}, batch_size=4)
@@ -535,6 +701,7 @@ def test_an_edit_says_them_as_json(server: Server) -> None:
     [
         ([{"name": "/etc/passwd"}], 422, "no LoRA '/etc/passwd'"),
         ([{"name": "../style"}], 422, "no LoRA"),
+        ([{"name": "stlye"}], 422, "Did you mean style?"),
         ([{"name": "style", "weight": 11}], 400, "loras"),
         ([{"name": "style"}, {"name": "style"}], 422, "given twice"),
         ([{"name": "style", "path": "x"}], 400, "loras"),
@@ -547,4 +714,5 @@ def test_requests_that_are_refused(server: Server, given: Any, status: int, text
     error = check_error(post(server, loras=given), status)
     assert text in f"{error['param']} {error['message']}"
     assert "served" not in error["message"]
+    assert "--lora" not in error["message"]
     assert picture(post(server))[0]

@@ -225,11 +225,11 @@ def test_memory_that_runs_out_has_a_way_out(
     assert ADVICE in errors(tmp_path / "out")[0]["error"]
     monkeypatch.setattr("mrflow.cli.loading.ModelOptions.load", lambda self: starved)
     result = invoke(["generate", "a boat", "--plan", "1+1", "--out", tmp_path / "a.png"])
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert (result.exit_code, result.stderr.strip().count("\n")) == (1, 0)
     assert f"20.00 GiB {ADVICE}" in result.stderr
 
 
-CONFIGS: dict[str, str] = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
+CONFIGS: dict[str, Any] = {"int8": ("Int8WeightOnlyConfig", {"version": 2}), "fp8": ("Float8WeightOnlyConfig", {})}
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +250,9 @@ def test_quantised_as_torchao_does_it(kind: str, wide: Path) -> None:
     """Weights of linear layers in the transformer and the large text encoder, not in the small one."""
     torchao = pytest.importorskip("torchao.quantization")
     by_hand = MrFlow.from_pretrained(wide, upscaler="bicubic")
+    config, told = CONFIGS[kind]
     for part in (by_hand.pipe.transformer, by_hand.pipe.text_encoder_2):
-        torchao.quantize_(part, getattr(torchao, CONFIGS[kind])())
+        torchao.quantize_(part, getattr(torchao, config)(**told))
     fast = MrFlow.from_pretrained(wide, upscaler="bicubic", quantize=kind)
     made, expected = fast("a red boat", **ASKED), by_hand("a red boat", **ASKED)
     assert bytes_of(made.images) == bytes_of(expected.images)

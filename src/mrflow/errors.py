@@ -127,8 +127,8 @@ class PromptWarning(MrFlowWarning):
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of what somebody else's error says, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """Return the first line of somebody else's error, of a heading with the next, or its kind without any."""
+    return (str(error).strip().replace(":\n\t", ": ") or type(error).__name__).splitlines()[0][:300]
 
 
 def warn(text: str, category: type[MrFlowWarning]) -> None:

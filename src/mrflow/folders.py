@@ -18,7 +18,7 @@ WEIGHTS = (".safetensors", ".bin")
 _HASHED = (".json", ".txt", ".model", *WEIGHTS)
 _SAMPLE = 2**18  # bytes
 _READ = re.compile(r"([a-z_]*config|tokenizer|vocab|added_tokens|special_tokens_map)\.json")
-_COUNT = re.compile(r'"(\w*(?:layers|blocks|depth|experts)\w*)"\s*:\s*(\d{4,})')
+_COUNT = re.compile(r'"(\w*(?:layers?|blocks|depth|experts|layers_per_block))"\s*:\s*(\d{4,})')
 AGAIN = "Is its download complete?"
 
 
@@ -121,6 +121,11 @@ def identify(source: str, revision: str | None = None) -> tuple[str, str | None]
                 file.seek(begin)
                 digest.update(file.read(_SAMPLE))
     return folder.name, digest.hexdigest()[:12]
+
+
+def is_readable(folder: Path) -> bool:
+    """Return whether this is a folder in which files may be looked for; pathlib takes another for an empty one."""
+    return os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
 
 
 def find_model(name: str, revision: str | None, folders: Iterable[Path]) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,7 +81,8 @@ def full_name(name: str) -> str:
     return KNOWN[name].id if name in KNOWN else name
 
 
-def meant(name: str) -> str:
-    """Return " Did you mean flux-dev?" with the short names that look like `name`, or nothing."""
-    names = get_close_matches(name.lower(), ("vista", "vista-turbo", *KNOWN), cutoff=0.5)
+def meant(name: str, known: Iterable[str] = ("vista", "vista-turbo", *KNOWN)) -> str:
+    """Return " Did you mean flux-dev?" with the names of those known that look like `name`, or nothing."""
+    by_lower = {each.lower(): each for each in known}
+    names = [by_lower[each] for each in get_close_matches(name.lower(), by_lower, cutoff=0.5)]
     return f" Did you mean {' or '.join(names)}?" if names else ""

@@ -84,9 +84,9 @@ def quantization(kind: str, parts: Iterable[str], dtype: torch.dtype) -> Any:
     else:
         from torchao import quantization as torchao
 
-        told = {
-            "quant_type": torchao.Int8WeightOnlyConfig() if kind == "int8" else torchao.Float8WeightOnlyConfig()
-        }
+        int8 = kind == "int8"  # its version 1 is what torchao 0.17 still has by default, and says that it goes
+        config = torchao.Int8WeightOnlyConfig(version=2) if int8 else torchao.Float8WeightOnlyConfig()
+        told = {"quant_type": config}
         name = "TorchAoConfig"
     mapping = {}
     for part in parts:

@@ -15,7 +15,7 @@ from mrflow import vista
 from mrflow.cli.options import MODEL
 from mrflow.cli.reporting import say, stderr_console
 from mrflow.errors import ModelError, ModelNameError, RequestError
-from mrflow.folders import find_model
+from mrflow.folders import find_model, is_readable
 from mrflow.hub import has_revision
 from mrflow.jobs import parse_bytes
 from mrflow.known_models import full_name, is_file
@@ -183,7 +183,8 @@ class ModelOptions:
         if self.lora or self.loras_dir or wanted:
             from mrflow.loras import find_loras
 
-            find_loras(self.lora, self.loras_dir).resolve(wanted)
+            hint = " Give its file (--lora) or its folder (--loras-dir)."
+            find_loras(self.lora, self.loras_dir).resolve(wanted, hint)
 
 
 @Parameter(name="*", group=MODEL)
@@ -264,14 +265,14 @@ class ServedModel(ModelOptions):
 def find_local(name: str, folders: Sequence[Path], revision: str | None = None) -> str:
     """Return the folder or file of that name in one of these folders, else the name.
 
-    Raises ModelNameError for a folder that there is not.
+    Raises ModelNameError for a folder that there is not or that cannot be read.
     """
     if name in vista.DEFAULTS or (revision is None and os.path.exists(name)):
         return name
     for folder in folders:
-        if not folder.is_dir():
+        if not is_readable(folder):
             where = "--models-dir or MRFLOW_MODELS_DIR"
-            raise ModelNameError(f"There is no folder {folder} of models ({where}). Give one that exists.")
+            raise ModelNameError(f"There is no folder {folder} of models ({where}) that can be read. Give one.")
     return find_model(name, revision, folders) or name
 
 
