@@ -132,6 +132,7 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
         return
     from huggingface_hub import get_token
 
+    from mrflow.backbones import get_backbone
     from mrflow.hub import is_offline
     from mrflow.loading import check_source
     from mrflow.single_files import check_file, parts_in
@@ -140,7 +141,8 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
     hub_id = check_source(name, base)
     if os.path.isdir(hub_id):
         folder = Path(hub_id)
-        parts = parts_in(file, read_index(folder)["_class_name"]) if file else {}
+        get_backbone(kind := read_index(folder)["_class_name"])
+        parts = parts_in(file, kind) if file else {}
         check_folder(folder, parts)
         if file:
             check_file(file, parts, hub_id)
