@@ -157,6 +157,13 @@ def test_weights_that_fit_no_configuration_are_refused_before_they_are_read(
     assert (result.exit_code, str(told.value) in result.stdout.replace("\n", " ")) == (1, True), result.stdout
 
 
+def test_a_family_that_cannot_work_is_said_first(folder: Path) -> None:
+    index(_class_name="StableDiffusionXLPipeline")(folder)
+    with pytest.raises(ModelError, match="which cannot work"):
+        MrFlow.from_pretrained(folder, upscaler="bicubic")
+    assert "which cannot work" in invoke(["check", str(folder)]).stdout
+
+
 def test_a_base_is_held_to_the_same(folder: Path, tiny: Path, tmp_path: Path) -> None:
     edit("text_encoder", lambda key: "q_proj.weight" not in key)(folder)
     file = shutil.copy(tiny / "transformer/diffusion_pytorch_model.safetensors", tmp_path)

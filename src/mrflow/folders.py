@@ -19,7 +19,7 @@ WEIGHTS = (".safetensors", ".bin")
 _HASHED = (".json", ".txt", ".model", *WEIGHTS)
 _SAMPLE = 2**18  # bytes
 _READ = re.compile(r"([a-z_]*config|tokenizer|vocab|added_tokens|special_tokens_map)\.json")
-_COUNT = re.compile(r'"(\w*(?:layers|blocks|depth|experts)\w*)"\s*:\s*(\d{4,})')
+_COUNT = re.compile(r'"(\w*(?:layers?|blocks|depth|experts|layers_per_block))"\s*:\s*(\d{4,})')
 AGAIN = "Is its download complete?"
 
 

@@ -51,17 +51,16 @@ def check_fit(kind: Any, part: Path, weights: Weights, who: str, advice: str, *,
     from transformers import PreTrainedModel
 
     compare = _compare_transformers if issubclass(kind, PreTrainedModel) else _compare_diffusers
-    config = part / "config.json"
     try:
         with libraries_silent(logs=True), _Equal():
             made, missing, wrong = compare(kind, part, dict(weights), foreign)
     except Exception as error:  # of what is no configuration of a network, in many ways
-        raise ModelError(f"{config} describes no {kind.__name__} ({reason(error)}). {AGAIN}") from error
+        raise ModelError(f"{part}/config.json describes no {kind.__name__} ({reason(error)}). {AGAIN}") from error
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise ModelError(f"{who} lacks weights, such as {missing[0]}{more}. {advice}")
     for name, found, wanted in wrong:
-        shapes = f"{tuple(found)}, where {config} wants {tuple(wanted)}"
+        shapes = f"{tuple(found)}, where {part}/config.json wants {tuple(wanted)}"
         raise ModelError(f"{who} has {name} of shape {shapes}. Are both of the same model? {advice}")
     return made
 
@@ -122,8 +121,7 @@ def read_header(file: Path) -> Weights:
     if kind == ".gguf" and find_spec("gguf") is None:
         raise MissingExtraError("gguf", "gguf")
     try:
-        with file.open("rb"):  # safetensors (0.6) finds no such file where reading is not allowed
-            pass
+        file.open("rb").close()  # safetensors (0.6) finds no such file where reading is not allowed
         if kind == ".bin":
             return dict(torch.load(file, map_location="meta", weights_only=True))
         if kind == ".gguf":
