@@ -136,8 +136,7 @@ def test_a_broken_folder_names_what_is_broken_at_each_door(folder: Path, damage:
         MrFlow.from_pretrained(folder)
     assert said in str(told.value)
     result = invoke(["check", str(folder)])
-    assert result.exit_code == 1
-    assert said in result.stdout
+    assert (result.exit_code, said in " ".join(result.stdout.split())) == (1, True), result.stdout
     assert result.stderr == ""
     if "weights" not in said:
         with pytest.raises(ModelError):
@@ -154,14 +153,14 @@ def test_weights_that_fit_no_configuration_are_refused_before_they_are_read(
     assert said in str(told.value)
     assert "\n" not in str(told.value)
     result = invoke(["check", str(folder)])
-    assert (result.exit_code, str(told.value) in result.stdout.replace("\n", " ")) == (1, True), result.stdout
+    assert (result.exit_code, str(told.value) in " ".join(result.stdout.split())) == (1, True), result.stdout
 
 
 def test_a_family_that_cannot_work_is_said_first(folder: Path) -> None:
     index(_class_name="StableDiffusionXLPipeline")(folder)
     with pytest.raises(ModelError, match="which cannot work"):
         MrFlow.from_pretrained(folder, upscaler="bicubic")
-    assert "which cannot work" in invoke(["check", str(folder)]).stdout
+    assert "which cannot work" in " ".join(invoke(["check", str(folder)]).stdout.split())
 
 
 def test_a_base_is_held_to_the_same(folder: Path, tiny: Path, tmp_path: Path) -> None:
