@@ -64,6 +64,16 @@ BENCHED = {
         "mrflow bench native:4,solver=unipc 12+1 native:2,solver=unipc 4+1:model=vista-turbo "
         "--size 256,512,768,1024 --repeats 3 --json > benchmarks/bench-sizes-vista-cpu.json",
     ),
+    "bench-1024-vista-cpu.json": (
+        "Cost at twice its size: vista on a CPU",
+        "mrflow bench native 12+1 12+1:tile=512 12+1+1 --size 1024 --repeats 3 --json "
+        "> benchmarks/bench-1024-vista-cpu.json",
+    ),
+    "bench-2048-vista-cpu.json": (
+        "Cost at four times its size: vista on a CPU",
+        "mrflow bench native 12+1 12+1:tile=512 12+1+1 --size 2048 --repeats 1 --warm-up 0 --json "
+        "> benchmarks/bench-2048-vista-cpu.json",
+    ),
     "bench-flux-dev-cuda.json": (
         "Cost: FLUX.1-dev at full size, random weights, on a GPU",
         "mrflow bench native:50 12+1 4+1 --random-weights flux-dev --size 1024 --device cuda --json "
