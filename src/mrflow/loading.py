@@ -33,7 +33,7 @@ from mrflow.model import VAE_TILE, Model
 from mrflow.offloading import AUTO, check_offload, check_quantize, choose, place, quantization
 from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
-from mrflow.single_files import find_base, is_gguf, load_parts, packed_size, parts_in
+from mrflow.single_files import find_base, is_gguf, load_parts, packed_size, parts_for
 from mrflow.upscaler import Upscaler, has_bfloat16
 from mrflow.weights import check_folder
 
@@ -269,10 +269,8 @@ def _fetch(path: str, kwargs: Mapping[str, Any], file: Path | None) -> tuple[str
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     with _explained(path):
         config = DiffusionPipeline.load_config(path, **hub)
-        kind = str(config.get("_class_name"))
-        get_backbone(kind)  # before gigabytes are read in vain
-        held = parts_in(file, kind) if file else {}
-        parts = {name: each for name, each in held.items() if name not in kwargs and any(config.get(name) or ())}
+        get_backbone(str(config.get("_class_name")))  # before gigabytes are read in vain
+        parts = parts_for(file, config, kwargs)
         given, folder = {*kwargs, *parts}, path
         if not os.path.isdir(path):
             folder = str(DiffusionPipeline.download(path, **kwargs, **dict.fromkeys(parts)))

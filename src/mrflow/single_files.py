@@ -7,7 +7,7 @@ the file's parts, too.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,12 @@ def parts_in(file: Path, pipeline: str) -> dict[str, str]:
     return {name: prefix for name, prefix in found.items() if any(key.startswith(prefix) for key in keys)}
 
 
+def parts_for(file: Path | None, index: Mapping[str, Any], given: Container[str] = ()) -> dict[str, str]:
+    """Return what a file has (see `parts_in`) of a pipeline of this index, less what is given."""
+    inside = parts_in(file, str(index.get("_class_name"))) if file else {}
+    return {name: prefix for name, prefix in inside.items() if name not in given and any(index.get(name) or ())}
+
+
 def describe(file: Path, base: str) -> str:
     """Return what of a model with this base is in a file, as a sentence; raises ModelError."""
     known = find(base)
@@ -95,7 +101,7 @@ def describe(file: Path, base: str) -> str:
 
 
 def check_file(file: Path, parts: Mapping[str, str], base: str) -> dict[str, Any]:
-    """Return these components of a file (see `parts_in`), without data, as the folder `base` configures them.
+    """Return these components of a file (see `parts_for`), without data, as the folder `base` configures them.
 
     Raises ModelError unless the file's weights fit them.
     """

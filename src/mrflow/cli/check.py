@@ -143,7 +143,7 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
     from huggingface_hub import get_token
 
     from mrflow.loading import check_source
-    from mrflow.single_files import check_file, parts_in
+    from mrflow.single_files import check_file, parts_for
     from mrflow.weights import check_folder
 
     hub_id = check_source(name, base)
@@ -151,8 +151,7 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
         folder = Path(hub_id)
         index = read_index(folder)
         get_backbone(index["_class_name"])
-        inside = parts_in(file, index["_class_name"]) if file else {}
-        parts = {name: prefix for name, prefix in inside.items() if any(index.get(name) or ())}
+        parts = parts_for(file, index)
         check_folder(folder, parts)
         if file:
             check_file(file, parts, hub_id)
