@@ -185,6 +185,12 @@ def test_it_is_on_a_switch_and_behind_the_keys() -> None:
     assert "bound to one process" in " ".join(refused.stderr.split())
 
 
+def test_the_description_of_the_api_lists_its_routes(server: Server) -> None:
+    answer = httpx.get(f"{server.url}/docs")
+    assert answer.status_code == 200
+    assert all(f"/sdapi/v1/{name}" in answer.text for name in ("txt2img", "img2img", "options"))
+
+
 def test_galleries_find_the_prompt_in_saved_pictures(server: Server) -> None:
     answer = post(
         server, "txt2img", prompt="a boat, Hügel 山", negative_prompt="fog", steps=2, seed=3, width=64, height=64
