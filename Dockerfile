@@ -1,4 +1,5 @@
-# The server in a container: docker compose up, or docker build -t mrflow . and docker run --rm -p 8000:8000 mrflow
+# The server in a container: see compose.yaml. Without it:
+#   docker build -t mrflow . && docker run --rm -p 127.0.0.1:8000:8000 -e MRFLOW_API_KEYS=KEY mrflow
 FROM python:3.12-slim
 
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 HF_HOME=/models NO_COLOR=1
