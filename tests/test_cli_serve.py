@@ -55,6 +55,15 @@ def test_wrong_usage_is_told_before_a_model_is_loaded(arguments: list[str]) -> N
     assert "no such model" not in result.stderr
 
 
+def test_help_says_how_many_threads_a_worker_and_a_replica_have() -> None:
+    for command, usual in (
+        ("batch", "as many as a picture has without Ray"),
+        ("serve", "divided among the replicas"),
+    ):
+        shown = " ".join(invoke([command, "--help"], env={"COLUMNS": "400"}).stdout.split())
+        assert re.search(rf"--worker-threads INT CPU threads [^│]*{usual}", shown)
+
+
 def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     find = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name, *a: None if name == "uvicorn" else find(name, *a))

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from mrflow.errors import RequestError
+from mrflow.plan import ABOUT
 from mrflow.server.address import Address
 from mrflow.server.guard import Guard
 from mrflow.server.requests import OLDER_QUALITY, QUALITY
@@ -350,6 +351,11 @@ def test_the_qualities_of_the_guide_are_the_servers() -> None:
         top, _, bottom = share.partition("/")
         assert value == int(top) / int(bottom or 1)
         assert [math.ceil(round(steps * value, 6)) for steps in (12, 4)] == [int(twelve), int(four)]
+
+
+def test_the_guide_names_each_field_of_ours() -> None:
+    ours = {about.http for about in ABOUT.values() if about.http} | {"loras", "native", "dry_run", "progress"}
+    assert {f"`{name}`" for name in ours} <= set(re.findall(r"`\w+`", GUIDE))
 
 
 def test_every_option_and_route_of_the_guide_exists(http: httpx.Client) -> None:

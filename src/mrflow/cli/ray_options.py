@@ -59,12 +59,6 @@ class RayOptions:
         return given
 
 
-_Threads = Annotated[
-    Count | None,
-    Parameter(help="CPU threads of each worker.", show_default="as many as a picture has without Ray"),
-]
-
-
 @Parameter(name="*", group=RAY)
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions(RayOptions):
@@ -75,13 +69,16 @@ class ClusterOptions(RayOptions):
         finish_workers: Processes that finish.
         draft_gpus: GPUs of each drafting worker, such as 0.5.
         finish_gpus: GPUs of each finishing worker.
+        worker_threads: CPU threads of each worker.
     """
 
     draft_workers: Annotated[Count | None, Parameter(show_default="1")] = None
     finish_workers: Annotated[Count | None, Parameter(show_default="1")] = None
     draft_gpus: Annotated[float | None, Parameter(show_default=_GPUS)] = None
     finish_gpus: Annotated[float | None, Parameter(show_default=_GPUS)] = None
-    worker_threads: _Threads = None
+    worker_threads: Annotated[
+        Count | None, Parameter(show_default="as many as a picture has without Ray, 1 beside a GPU")
+    ] = None
 
     def cluster(self, model: ModelOptions) -> Cluster | None:
         """Return the cluster that is asked for, None for none.
@@ -107,10 +104,11 @@ class ReplicaOptions(RayOptions):
 
     Args:
         replicas: Processes with a model each, behind one address.
+        worker_threads: CPU threads of each replica.
     """
 
     replicas: Annotated[Count | None, Parameter(show_default="2")] = None
-    worker_threads: _Threads = None
+    worker_threads: Annotated[Count | None, Parameter(show_default="torch's, divided among the replicas")] = None
 
     def make(self, model: ModelOptions) -> Replicas | None:
         """Return the replicas that are asked for, None for none.
