@@ -22,7 +22,8 @@ FULL: dict[str, Any] = {"prompt": "a boat", "plan": "1+1"}
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with serving() as running:
-        running.app.state.service.__dict__["names"] = ("FluxPipeline", "dall-e-3", "gpt-image-1", "vista")
+        names = ("black-forest-labs/FLUX.1-dev", "dall-e-3", "gpt-image-1", "vista")
+        running.app.state.service.__dict__["names"] = names
         yield running
 
 
@@ -48,6 +49,11 @@ def test_what_means_the_same_is_read_as_ours(name: str) -> None:
     assert body.warnings() == [f"{name} is read as {ours}."]
     with pytest.raises(ValidationError, match="says the same"):
         GenerateBody.model_validate({"prompt": "a boat", name: value, ours: value})
+
+
+@pytest.mark.parametrize(("name", "status"), [("flux-dev", 200), ("flux-schnell", 404), ("FluxPipeline", 404)])
+def test_a_known_model_is_served_under_its_short_name_too(server: Server, name: str, status: int) -> None:
+    assert post(server, model=name, prompt="a boat", dry_run=True).status_code == status
 
 
 def test_steps_under_another_name_make_the_same_picture(server: Server) -> None:

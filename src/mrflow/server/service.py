@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mrflow.drafts import Draft
+from mrflow.known_models import full_name
 from mrflow.lanes import check_lanes, copy_lane
 from mrflow.model import Model
 from mrflow.server.errors import ApiError
@@ -57,7 +58,7 @@ class Service(Kept):
 
     def check_model(self, name: str | None) -> None:
         """Raise an ApiError unless the model is known by this name; None is the only one there is."""
-        if name is not None and name not in self.names:
+        if name is not None and name not in self.names and full_name(name) not in self.names:
             text = f"The model {name[:80]!r} is not served here; GET /v1/models says which is."
             raise ApiError(404, text, param="model", code="model_not_found")
 
