@@ -191,6 +191,7 @@ def test_drafts_that_cannot_be_finished_together():
     ("arguments", "code", "words"),
     [
         (["--model", "no such model"], 2, ["'no such model'", "vista"]),
+        (["--model", "TINY", "--base", "flux-dev"], 2, ["base is flux-dev", "Leave it out"]),
         (["--model", "."], 1, ["model_index.json"]),
         (["--model", "../nowhere"], 2, ["'../nowhere'", ".safetensors or .gguf file", "--models-dir"]),
         (["--model", "a/b/c"], 2, ["'a/b/c'"]),

@@ -291,6 +291,8 @@ def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: 
         load(tmp_path / "cut.safetensors")
     with pytest.raises(ModelNameError, match=r"goes with a \.safetensors or \.gguf file alone"):
         load(base, base)
+    with pytest.raises(ModelNameError, match=r"file alone\. Leave it out"):
+        MrFlow.from_pretrained("vista", base=base)
     with pytest.raises(ModelNameError, match=r"no model 'gone.safetensors'"):
         load(Path("gone.safetensors"))
 

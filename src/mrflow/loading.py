@@ -86,6 +86,7 @@ def load_model(
         import diffusers.pipelines.pipeline_utils  # noqa: F401  # which imports what is there of quantisation
     name, revision = str(source), kwargs.get("revision")
     if name in vista.DEFAULTS:
+        _refuse(base)
         path, revision = str(vista.folder(name)), vista.revision(name)
         upscaler = upscaler or vista.upscaler()
     elif is_file(source):
@@ -225,9 +226,13 @@ def check_source(source: str | Path, base: str | Path | None = None) -> str:
     And for a base beside one that is good.
     """
     found = _find_source(source)
+    _refuse(base)
+    return found
+
+
+def _refuse(base: str | Path | None) -> None:
     if base is not None:
         raise ModelNameError(f"base is {base}; it goes with a {' or '.join(FILES)} file alone. Leave it out.")
-    return found
 
 
 def _find_source(source: str | Path) -> str:

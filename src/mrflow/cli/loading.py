@@ -155,7 +155,7 @@ class ModelOptions:
 
             base = find_base(Path(source))
             say(f"{describe(Path(source), base)}, unless --base says otherwise")
-        with _loading(base or source):
+        with _loading(base if base and is_file(source) else source):
             from mrflow import MrFlow
 
             names = ("upscaler", "dtype", "quantize", "offload", "width", "height")

@@ -78,6 +78,7 @@ References = Annotated[
         metavar="FILE",
         help="A picture for the model to see, such as one whose boat is meant; several times for several. FLUX.2.",
         group=WHAT,
+        show_default="none",
     ),
 ]
 NumImages = Annotated[Whole, Parameter(alias="-n", metavar="N", help="Pictures per prompt.", group=WHAT)]

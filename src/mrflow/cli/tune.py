@@ -55,10 +55,10 @@ def tune(
     force: Annotated[bool, Parameter(group=OUTPUT)] = False,
     streams: Streams = Streams(),
 ) -> int | None:
-    """Search a plan for a target; every command takes the file by --plan.
+    """Search a plan for a target; what makes pictures from prompts takes the file by --plan.
 
-    Candidates are measured on few prompts, the better half of them on twice as many, and so on. Native runs with
-    few steps are always among them: where one of those does best, that is said, and no plan is written.
+    Candidates are measured on few prompts, the better half of them on twice as many, and so on. Unless you name
+    them, native runs with few steps are among them: where one does best, that is said, and no plan is written.
 
     Args:
         method: Candidates: plans and native runs with steps, such as 8+1:solver=unipc native:8.
