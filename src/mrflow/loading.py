@@ -86,7 +86,7 @@ def load_model(
         import diffusers.pipelines.pipeline_utils  # noqa: F401  # which imports what is there of quantisation
     name, revision = str(source), kwargs.get("revision")
     if name in vista.DEFAULTS:
-        _refuse(base)
+        _refuse_base(base)
         path, revision = str(vista.folder(name)), vista.revision(name)
         upscaler = upscaler or vista.upscaler()
     elif is_file(source):
@@ -226,11 +226,12 @@ def check_source(source: str | Path, base: str | Path | None = None) -> str:
     And for a base beside one that is good.
     """
     found = _find_source(source)
-    _refuse(base)
+    _refuse_base(base)
     return found
 
 
-def _refuse(base: str | Path | None) -> None:
+def _refuse_base(base: str | Path | None) -> None:
+    """Raise ModelNameError for a base beside a model that needs none."""
     if base is not None:
         raise ModelNameError(f"base is {base}; it goes with a {' or '.join(FILES)} file alone. Leave it out.")
 
