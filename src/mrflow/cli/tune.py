@@ -57,8 +57,8 @@ def tune(
 ) -> int | None:
     """Search a plan for a target; every command takes the file by --plan.
 
-    Candidates are measured on few prompts, the better half of them on twice as many, and so on. Native runs with
-    few steps are always among them: where one of those does best, that is said, and no plan is written.
+    Candidates are measured on few prompts, the better half of them on twice as many, and so on. Unless you name
+    them, native runs with few steps are among them: where one of those does best, no plan is written.
 
     Args:
         method: Candidates: plans and native runs with steps, such as 8+1:solver=unipc native:8.
@@ -163,7 +163,7 @@ def _check(methods: list[Method]) -> list[Method]:
 def _read_reference(text: str) -> Plan:
     (method,) = _check(read_methods([text]))
     if method.plan is None:
-        raise RequestError(f"--than is {text}; it must be a plan, such as 12+1. Native runs are tried anyway.")
+        raise RequestError(f"--than is {text}; it must be a plan, such as 12+1. Name native runs as candidates.")
     return method.plan
 
 
