@@ -30,9 +30,10 @@ After this page you can know what a plan will gain, and what memory it needs, be
     mrflow estimate qwen-image --size 2048 --plan 12+1 --plan 12+1:scale=4 --json --plot costs.png
     mrflow estimate flux-dev --size 2048 --max-memory 24GB        # what fits, in tiles if need be
 
-It counts the operations of the true architecture and the bytes of its weights and activations, stage by stage, for the
-plain pipeline and each plan. Text encoders, the autoencoder and the upscaler (Real-ESRGAN x2, or that of `--upscaler`)
-are among them. Nothing is fetched and no weights are made: the method runs over networks that have shapes alone.
+It counts the operations of the true architecture and the bytes of its weights and activations, stage by stage,
+for the plain pipeline and each plan. Text encoders, the autoencoder and the upscaler (Real-ESRGAN x2, or that of
+`--upscaler`) are among them. Nothing is fetched and no weights are made: the method runs over networks that have
+shapes alone.
 Known are vista, every model of `mrflow models` but `bria` and `prx-pixel`, and any folder in diffusers' layout.
 
 In Python:
@@ -51,13 +52,14 @@ it: the paper's A100 reaches 79% of it for FLUX.1-dev with 12+1. `mrflow bench` 
 
 ## What is counted
 
-- **Operations** of matrix products, attention over all pairs of tokens, and convolutions: two for each multiplication
-  with its addition. Normalisation, activations and the like take time, but few operations, and are left out.
+- **Operations** of matrix products, attention over all pairs of tokens, and convolutions: two for each
+  multiplication with its addition. Normalisation, activations and the like take time, but few operations, and
+  are left out.
 - **Guidance** with a negative prompt is a second pass, as it runs.
 - **Texts** are padded where the pipeline pads them (T5 of FLUX.1: 512 tokens). Elsewhere the length of `--prompt`
   counts, about a token a word; without it some 40 words.
-- **Memory** is the most that is alive at once within a network, with attention that makes no matrix of all pairs, as
-  torch's own. On a GPU convolutions count three times, for the room that they work in.
+- **Memory** is the most that is alive at once within a network, with attention that makes no matrix of all pairs,
+  as torch's own. On a GPU convolutions count three times, for the room that they work in.
 - **Weights** take 16 bits, or 8 or 4 in the linear layers of the transformer and of large text encoders.
 - Not counted are a device's libraries and the pictures between the networks (12 bytes a pixel).
 
@@ -69,8 +71,8 @@ The tests hold the operations against formulas written out by hand, and vista's 
 
 Against the plain pipeline at the same size with its usual steps (50; 28 for Stable Diffusion 3.5), guided where
 the model is. Half and quarter are the draft's sides. *Measured* is how many times faster 12+1 and 20+1 were at
-1024x1024 on an A100 for the method's authors (arXiv 2607.01642). Stable Diffusion 3.5 ends at 3072x3072. Written by
-`python -m tools.write_estimates`.
+1024x1024 on an A100 for the method's authors (arXiv 2607.01642). Stable Diffusion 3.5 ends at 3072x3072.
+Written by `python -m tools.write_estimates`.
 
 | model | size | native, PFLOP | 12+1, half | 20+1, half | 12+1, quarter | measured |
 |---|---|---|---|---|---|---|"""
