@@ -1,7 +1,6 @@
 """A model, a picture: writes lake.png, which carries its recipe (try `mrflow replay lake.png`).
 
-For FLUX.1-dev on a GPU, the first line is
-    MrFlow.from_pretrained("black-forest-labs/FLUX.1-dev", device="cuda", upscaler="realesrgan-x2")
+For FLUX.1-dev on a GPU: MrFlow.from_pretrained("flux-dev", device="cuda").
 """
 
 from mrflow import MrFlow, save_image

@@ -36,11 +36,14 @@ def test_recorded_figures_are_written_as_they_are(tmp_path: Path) -> None:
     }
     value = {"value": 1.4321, "low": 1.3, "high": 1.5}
     row = {"method": "8+1", "times_faster": value, "composite": value, "change_of_composite": value, "prompts": 32}
-    measured = {"environment": place, "model": {"name": "tiny"}, "reference": "12+1", "all": [row]}
+    measured = {
+        **{"environment": place, "model": {"name": "tiny"}, "size": [256, 256]},
+        **{"reference": "12+1", "all": [row]},
+    }
     (tmp_path / "tuned-vista-cpu.json").write_text(json.dumps({"format": 1, "plan": {}, "measured": measured}))
-    assert "| 8+1 | 1.43 (1.30 to 1.50) | 1.432 (1.300 to 1.500) | +1.432 (+1.300 to +1.500) | 32 |" in (
-        results_page(tmp_path)
-    )
+    page = results_page(tmp_path)
+    assert "| 8+1 | 1.43 (1.30 to 1.50) | 1.432 (1.300 to 1.500) | +1.432 (+1.300 to +1.500) | 32 |" in page
+    assert "commit unknown, 256x256; all changes are against 12+1." in page
 
 
 def test_a_plain_script_is_written_beside_what_it_is_compared_with(tmp_path: Path) -> None:

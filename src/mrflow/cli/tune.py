@@ -163,7 +163,7 @@ def _check(methods: list[Method]) -> list[Method]:
 def _read_reference(text: str) -> Plan:
     (method,) = _check(read_methods([text]))
     if method.plan is None:
-        raise RequestError(f"--than is {text}; it must be a plan, such as 12+1. Native runs are tried anyway.")
+        raise RequestError(f"--than is {text}; it must be a plan, such as 12+1. Name native runs as candidates.")
     return method.plan
 
 
