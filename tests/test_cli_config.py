@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def test_options_of_several_values_and_flags(configure):
     configure('device = ["cuda:0", "cuda:1"]\njson = true')
     assert parse("serve")["model"].devices == ("cuda:0", "cuda:1")
     assert parse("models")["streams"].json
+
+
+def test_folders_of_models_stand_in_the_file_and_before_it_in_a_variable(configure, monkeypatch):
+    configure('models-dir = ["a", "b"]\nloras-dir = "c"')
+    model = parse("generate", "a lake")["model"]
+    assert (model.models_dir, model.loras_dir) == ((Path("a"), Path("b")), (Path("c"),))
+    monkeypatch.setenv("MRFLOW_MODELS_DIR", os.pathsep.join(("d", "e")))
+    assert parse("generate", "a lake")["model"].models_dir == (Path("d"), Path("e"))
 
 
 def test_a_model_that_stands_in_the_command_comes_before_the_files(configure):

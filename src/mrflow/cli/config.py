@@ -21,9 +21,8 @@ from mrflow.errors import RequestError
 from mrflow.plan import ABOUT, FINISHING
 
 _PREFIX = "MRFLOW_"
-_OWN = {"--models-dir": "MRFLOW_MODELS_DIR", "--loras-dir": "MRFLOW_LORAS_DIR"}  # read by the options themselves
-_READ_ELSEWHERE = {"MRFLOW_CONFIG", "MRFLOW_CACHE", "MRFLOW_API_KEYS", "MRFLOW_API_KEY", *_OWN.values()}
-_NEVER = {"--help", "--version", "--debug", "--force", *_OWN}
+_READ_ELSEWHERE = {"MRFLOW_CONFIG", "MRFLOW_CACHE", "MRFLOW_API_KEYS", "MRFLOW_API_KEY"}
+_NEVER = {"--help", "--version", "--debug", "--force"}
 _ONE_COMMANDS = {"--out", "--plot", "--prompt", "--lora"}  # mean or add another thing from command to command
 _STAGED = {"--plan", *(option for name in FINISHING for option in ABOUT[name].options)}
 

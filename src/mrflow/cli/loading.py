@@ -92,7 +92,6 @@ _LorasDir = Annotated[
     Parameter(
         name="--loras-dir",
         metavar="DIR",
-        env_var="MRFLOW_LORAS_DIR",
         show_default=False,
         help="LoRAs that may be named by --lora, by rows and requests, and by a picture's recipe.",
     ),
@@ -102,7 +101,6 @@ ModelsDir = Annotated[
     Parameter(
         name="--models-dir",
         metavar="DIR",
-        env_var="MRFLOW_MODELS_DIR",
         show_default=False,
         help="Where to look for local models and single files by name, or as a recipe names them; several times.",
     ),
