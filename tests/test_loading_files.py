@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import make_pipe
-from mrflow import MrFlow, read_recipe, single_files, weights
+from mrflow import MrFlow, read_recipe, single_files
+from mrflow import weights as checks
+from mrflow.architectures import make_component, read_architecture
 from mrflow.errors import MissingExtraError, ModelError, ModelNameError
 from mrflow.folders import find_model, identify
+from mrflow.known_models import KNOWN
 from mrflow.single_files import find_base
 from support import families
 from support.cli import invoke
@@ -267,9 +271,127 @@ def test_what_a_file_is_of_is_known_by_its_weights(tmp_path: Path, file: Path) -
         save_file(shapes, tmp_path / "a.safetensors")
         assert find_base(tmp_path / "a.safetensors") == model
     with pytest.raises(
-        ModelError, match=r"mine.safetensors are of no model that is known by them\. If .* base \(--base\)"
+        ModelError, match=r"mine.safetensors are of no model that is known by them\. If .* with base= or --base\."
     ):
         find_base(file)
+
+
+def as_flux2_has_it(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a transformer's weights under the names of black-forest-labs/flux2, without values."""
+    names = [
+        (r"^x_embedder", "img_in"),
+        (r"^context_embedder", "txt_in"),
+        (r"time_guidance_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
+        (r"time_guidance_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
+        (r"^(double_stream_modulation_(img|txt)|single_stream_modulation)\.linear", r"\1.lin"),
+        (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+        (r"^proj_out", "final_layer.linear"),
+        (r"^transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight", r"double_blocks.\1.img_attn.norm.\2_norm.scale"),
+        (
+            r"^transformer_blocks\.(\d+)\.attn\.norm_added_(q|k)\.weight",
+            r"double_blocks.\1.txt_attn.norm.\2_norm.scale",
+        ),
+        (r"^transformer_blocks\.(\d+)\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
+        (r"^transformer_blocks\.(\d+)\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
+        (r"^transformer_blocks\.(\d+)\.ff\.linear_in", r"double_blocks.\1.img_mlp.0"),
+        (r"^transformer_blocks\.(\d+)\.ff\.linear_out", r"double_blocks.\1.img_mlp.2"),
+        (r"^transformer_blocks\.(\d+)\.ff_context\.linear_in", r"double_blocks.\1.txt_mlp.0"),
+        (r"^transformer_blocks\.(\d+)\.ff_context\.linear_out", r"double_blocks.\1.txt_mlp.2"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight", r"single_blocks.\1.norm.\2_norm.scale"),
+        (r"\.q_norm\.", ".query_norm."),
+        (r"\.k_norm\.", ".key_norm."),
+    ]
+    made = {}
+    for name, weight in weights.items():
+        if found := re.fullmatch(r"transformer_blocks\.(\d+)\.attn\.(to|add)_(q|k|v)(_proj)?\.weight", name):
+            if found[3] == "q":  # queries, keys and values are one there
+                part = "img" if found[2] == "to" else "txt"
+                shape = (3 * weight.shape[0], weight.shape[1])
+                made[f"double_blocks.{found[1]}.{part}_attn.qkv.weight"] = torch.empty(shape, device="meta")
+            continue
+        for pattern, other in names:
+            name = re.sub(pattern, other, name)
+        made[name] = weight
+    return made
+
+
+def transformer_of(name: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a known model's transformer at full size, without values."""
+    with warnings.catch_warnings(action="ignore"):  # Chroma's uses what goes with diffusers 1.0
+        return dict(make_component(read_architecture(name)["components"]["transformer"], "meta").state_dict())
+
+
+ONE_OF_EACH = {known.architecture: name for name, known in reversed(KNOWN.items()) if known.architecture}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH.values())
+def test_every_architecture_is_known_by_its_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As diffusers names them, of which its own marks know 4 of 24."""
+    own = transformer_of(name)
+    monkeypatch.setattr(single_files, "read_header", lambda _: own)
+    assert find_base(Path("weights.safetensors")) == KNOWN[name].id
+
+
+def test_checkpoints_with_other_parts_are_known_and_such_as_lack_weights_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = {f"model.diffusion_model.{key}": each for key, each in transformer_of("qwen-image").items()}
+    own["vae.decoder.conv1.weight"] = torch.empty(2 * 10**10, device="meta")
+    monkeypatch.setattr(single_files, "read_header", lambda _: own)
+    assert find_base(Path("weights.safetensors")) == "Qwen/Qwen-Image"
+    own.pop("model.diffusion_model.transformer_blocks.0.attn.add_q_proj.weight")
+    with pytest.raises(ModelError, match="--base"):
+        find_base(Path("weights.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["flux2-dev", "flux2-klein-4b", "flux2-klein-9b"])
+def test_sizes_of_a_family_are_told_apart_by_shapes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their authors' names, by which diffusers takes all three for FLUX.2-dev."""
+    own = as_flux2_has_it(transformer_of(name))
+    assert not any("transformer_blocks" in key for key in own)
+    monkeypatch.setattr(single_files, "read_header", lambda _: own)
+    assert find_base(Path("weights.safetensors")) == KNOWN[name].id
+
+
+FILE_NAMES = {
+    "z_image_turbo_bf16": "z-image-turbo",
+    "z_image_bf16": "z-image",
+    "Z-Image-Turbo-Q4_K_S": "z-image-turbo",
+    "mine": "z-image-turbo",
+    "flux-2-klein-base-4b-fp8": "flux2-klein-base-4b",
+    "flux-2-klein-4b": "flux2-klein-4b",
+    "flux1-krea-dev_fp8_scaled": "flux-krea-dev",
+    "qwen_image_2512_fp8_e4m3fn": "qwen-image-2512",
+    "qwen_image_fp8_e4m3fn": "qwen-image",
+    "sd3.5_large_turbo": "sd3.5-large-turbo",
+}
+
+
+@pytest.mark.parametrize(("stem", "name"), FILE_NAMES.items())
+def test_of_models_of_the_same_shapes_the_file_s_name_decides(
+    stem: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, file = transformer_of(name), Path(f"{stem}.safetensors")
+    monkeypatch.setattr(single_files, "read_header", lambda _: own)
+    assert find_base(file) == KNOWN[name].id
+    said = single_files.describe(file, KNOWN[name].id, found=True)
+    assert "unless --base says otherwise (it may be of " in said
+    alike = {other for other, known in KNOWN.items() if known.architecture == KNOWN[name].architecture}
+    assert alike - set(said.replace(")", " ").split()) == {name}
+
+
+def test_files_of_families_that_diffusers_reads_none_of_are_refused_at_once(tmp_path: Path) -> None:
+    case = families.CASES["OvisImagePipeline"]
+    pipe = case.make()
+    pipe.save_pretrained(tmp_path / "base")
+    save_file(pipe.transformer.state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=r"no single files of a OvisImagePipeline. Take the model's folder"):
+        load(tmp_path / "a.safetensors", tmp_path / "base")
+    result = invoke(["check", tmp_path / "a.safetensors", "--base", tmp_path / "base"])
+    assert result.exit_code == 1
+    assert "no single files of a OvisImagePipeline" in result.stdout
 
 
 def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mrflow.known_models import meant
 
@@ -38,8 +38,20 @@ def has_revision(name: str, revision: str | None) -> bool:
         return False
 
 
-def explain(name: str, error: BaseException) -> str:
-    """Return what an error at fetching or reading `name`, a hub id or a folder, means and what helps; else ""."""
+def fetch_command(name: str, parts: Iterable[str] = ()) -> str:
+    """Return the command that fetches a repository, less the weights of these parts, which a single file has.
+
+    Nor then what lies outside of folders, which are single files, too.
+    """
+    rest = "".join(f' --exclude "{part}/*.safetensors"' for part in parts)
+    return f"hf download {name}" + (f' --include "*/*" --include model_index.json{rest}' if rest else "")
+
+
+def explain(name: str, error: BaseException, parts: Iterable[str] = ()) -> str:
+    """Return what an error at fetching or reading `name`, a hub id or a folder, means and what helps; else "".
+
+    parts: see `fetch_command`.
+    """
     from huggingface_hub import errors as hub
 
     kinds = tuple(type(each) for each in _causes(error))
@@ -58,7 +70,7 @@ def explain(name: str, error: BaseException) -> str:
     if is_any(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
         return (
             f"{name} is not on this machine, or not whole, and Hugging Face cannot be reached or is not to be "
-            f"asked. Fetch it where there is a network: hf download {name}"
+            f"asked. Fetch it where there is a network: {fetch_command(name, parts)}"
         )
     if is_any(hub.EntryNotFoundError):
         return (

@@ -43,8 +43,12 @@ class KnownModel:
     @property
     def download(self) -> int | None:
         """Bytes that loading it fetches, calculated from the parameters; None where we don't know."""
-        sizes = [count * (4e9 if part in self.float32 else 2e9) for part, count in self.parameters.items()]
-        return round(sum(sizes)) if sizes else None
+        sizes = [self.stored(part, count * 1e9) for part, count in self.parameters.items()]
+        return sum(sizes) if sizes else None
+
+    def stored(self, part: str, count: float) -> int:
+        """Return the bytes that so many weights of a component take in its files."""
+        return round(count) * (4 if part in self.float32 or ("text" in self.float32 and "text" in part) else 2)
 
     def weights(self, held: str = "whole") -> int | None:
         """Return the bytes of its weights in memory, `held` as one of BITS; the autoencoder always whole.

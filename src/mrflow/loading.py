@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,12 @@ from mrflow.errors import (
 from mrflow.folders import INDEX, identify, read_index
 from mrflow.hub import MODULAR, explain, is_offline
 from mrflow.known_models import FILES, HUB_ID, full_name, is_file, meant
+from mrflow.known_upscalers import METHODS
 from mrflow.model import VAE_TILE, Model
-from mrflow.offloading import AUTO, check_offload, check_quantize, choose, place, quantization
+from mrflow.offloading import AUTO, check_offload, check_quantize, choose, free_memory, place, quantization
 from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
-from mrflow.single_files import find_base, is_gguf, load_parts, packed_size, parts_for
+from mrflow.single_files import find_base, load_parts, parts_beside, parts_for, stored_in
 from mrflow.upscaler import Upscaler, has_bfloat16
 from mrflow.weights import check_folder
 
@@ -75,13 +76,10 @@ def load_model(
     """
     where = check_device("cpu" if device is None else device)
     precision = check_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype, where)
-    quantize = check_quantize(quantize, where)
+    file = Path(source) if is_file(source) else None
+    quantize = check_quantize(quantize, where, file)
     offload = ("none" if where.type in ("cpu", "mps") else AUTO) if offload is None else offload
     check_offload(offload, where, quantize)
-    if quantize == "nf4" and is_file(source) and not is_gguf(Path(source)):
-        raise DeviceNameError(
-            "quantize is nf4; of a single file that is not possible. Take int8, or a .gguf file."
-        )
     with libraries_silent(logs=True):
         import diffusers.pipelines.pipeline_utils  # noqa: F401  # which imports what is there of quantisation
     name, revision = str(source), kwargs.get("revision")
@@ -89,33 +87,30 @@ def load_model(
         _refuse_base(base)
         path, revision = str(vista.folder(name)), vista.revision(name)
         upscaler = upscaler or vista.upscaler()
-    elif is_file(source):
-        path = check_source(find_base(Path(source)) if base is None else base)
+    elif file:
+        path = check_source(find_base(file) if base is None else base)
     else:
         path = check_source(source, base)
     if not os.path.isdir(path) and not kwargs.get("local_files_only") and is_offline():
         kwargs["local_files_only"] = True  # what is cached is used, the rest is said at once
-    network, file = choose_upscaler(upscaler), Path(source) if is_file(source) else None
+    network = choose_upscaler(upscaler)
     folder, parts = _fetch(path, kwargs, file)
 
-    @cache
-    def count() -> Estimate:
-        from mrflow.costs import estimate
-
-        stored = {"transformer": packed_size(file)} if file and is_gguf(file) else {}
-        with libraries_silent(logs=True):
-            size: dict[str, Any] = {"width": width, "height": height, "upscaler": "bicubic"}  # another needs less
-            return estimate(folder, **size, dtype=precision, stored=stored)
-
+    lift = "bicubic" if network.name in METHODS else None
+    count = cache(partial(count_costs, folder, precision, file, width=width, height=height, upscaler=lift))
+    tiled = False
+    if device is not None:
+        here = [each.stat().st_size for each in (file, *Path(folder).rglob("*")) if each and each.is_file()]
+        how = {"quantize": quantize, "allowed": allowed, "file": file}
+        offload, tiled = _hold(path, where, offload, 4 * sum(here), count, **how)
     if quantize and (wanted := [part for part in count().quantised if part not in count().stored]):
         kwargs["quantization_config"] = quantization(quantize, wanted, precision)
     if file:
         with _explained(str(file)):
             kwargs |= load_parts(file, parts, folder, precision, kwargs)
     pipe = _load_pipeline(path, folder, precision, kwargs)
-    tiled = False
     if device is not None:  # else where diffusers put it: the CPU, or as a device_map says
-        tiled = _place(pipe, path, where, offload, quantize, allowed, count)
+        place(pipe, where, offload)
     if name in vista.DEFAULTS:  # its convolutions are narrow: on a CPU they run up to twice as fast in this layout
         pipe.vae.to(memory_format=torch.channels_last)
     defaults = vista.DEFAULTS.get(name) or checkpoint_defaults(pipe, path)
@@ -128,29 +123,34 @@ def load_model(
     return model
 
 
-def _place(
-    pipe: Pipeline,
-    name: str,
-    where: torch.device,
-    offload: str,
-    quantize: str | None,
-    allowed: int | None,
-    count: Callable[..., Estimate],
-) -> bool:
-    """Put a pipeline on its device, for "auto" in the first way that fits; warn of one that is not the fastest.
+def count_costs(name: str, dtype: torch.dtype, file: Path | None = None, **asked: Any) -> Estimate:
+    """Return what a picture costs, by which `offloading.choose` holds a model; see `costs.estimate`.
 
-    Returns whether its autoencoder is to work in tiles.
+    file: a single one that goes with it.
     """
-    if offload != AUTO or where.type in ("cpu", "mps"):
-        place(pipe, where, "none" if offload == AUTO else offload)
-        return False
-    found = choose(count(), where, quantize, allowed)
-    if found.offload != "none" or found.tiled:
-        room = "is held" if found.fits else "may not fit, held"
-        faster = f" Faster: {found.faster}." if found.faster else ""
-        warn(f"{name} {room} {found}, on {where}.{faster}", MrFlowWarning)
-    place(pipe, where, found.offload)
-    return found.tiled
+    from mrflow.costs import estimate
+
+    with libraries_silent(logs=True):
+        return estimate(name, dtype=dtype, stored=stored_in(file), **asked)
+
+
+def _hold(
+    name: str, where: torch.device, offload: str, at_most: int, count: Callable[[], Estimate], **how: Any
+) -> tuple[str, bool]:
+    """Return how to offload a model, for "auto" the first way that fits, and if its autoencoder works in tiles.
+
+    Warns of what fits neither the device nor the machine's memory, for "auto" also of what is not the fastest.
+    at_most: bytes of its weights; with room for them only "auto" is to be counted. how: see `offloading.choose`.
+    """
+    offload = "none" if where.type in ("cpu", "mps") else offload
+    if offload != AUTO and at_most < free_memory(torch.device("cpu")):
+        return offload, False
+    found = choose(count(), where, offload=offload, **how)
+    if found.rank[0] or (offload == AUTO and found.rank[1:] > (0, False)):
+        text = f"{name} {'is held' if found.fits else 'may not fit, held'} {found}, on {where}"
+        text += "" if found.waits else f", and {found.ram}"
+        warn(f"{text}; {found.instead}." if found.instead else f"{text}.", MrFlowWarning)
+    return found.offload, found.tiled and offload == AUTO
 
 
 def wrap_pipeline(
@@ -273,7 +273,7 @@ def _fetch(path: str, kwargs: Mapping[str, Any], file: Path | None) -> tuple[str
     from diffusers import DiffusionPipeline, ModelMixin
 
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-    with _explained(path):
+    with _explained(path, file):
         config = DiffusionPipeline.load_config(path, **hub)
         get_backbone(str(config.get("_class_name")))  # before gigabytes are read in vain
         parts = parts_for(file, config, kwargs)
@@ -294,12 +294,12 @@ def _load_pipeline(name: str, folder: str, dtype: torch.dtype, kwargs: Mapping[s
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
+def _explained(path: str, file: Path | None = None) -> Iterator[None]:
     try:
         yield
     except MrFlowError:
         raise
     except Exception as error:  # damaged files raise many kinds, safetensors' own among them
-        known = explain(path, error)
+        known = explain(path, error, parts_beside(path, file))
         kind = ModelNameError if known.startswith("There is no") else ModelError
         raise kind(known or f"The model {path} cannot be loaded: {reason(error)}") from error

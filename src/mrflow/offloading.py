@@ -6,15 +6,17 @@ Quantising belongs to torchao and bitsandbytes, moving weights to diffusers and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mrflow.backbones.family import Pipeline
 from mrflow.errors import DeviceError, DeviceNameError, MissingExtraError, reason
+from mrflow.single_files import is_gguf
 
 if TYPE_CHECKING:
     from mrflow.costs import Estimate
@@ -29,26 +31,46 @@ _ROOM = 0.95  # of what is free: allocators lose some between their blocks; reco
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """A way to hold a model. bytes: on the device, at most; it has `free`. faster: what would be, if anything."""
+    """A way to hold a model. bytes: on the device, at most; it has `free`. waiting: of weights that come from the
+    machine's memory, which has `room`. instead: what would be faster, or fit if this does not; "" for nothing.
+    """
 
     offload: str
     tiled: bool
     bytes: int
     free: int
-    faster: str = ""
+    waiting: int = 0
+    room: int = 0
+    instead: str = ""
 
     @property
     def fits(self) -> bool:
         """Whether the device has room for it."""
         return self.bytes <= _ROOM * self.free
 
+    @property
+    def waits(self) -> bool:
+        """Whether the machine's memory has room for the weights that wait in it."""
+        return self.waiting <= _ROOM * self.room
+
+    @property
+    def rank(self) -> tuple[bool, int, bool]:
+        """Of ways, lower for those that fit and then for the faster."""
+        return not (self.fits and self.waits), [*OFFLOADS, SEQUENTIAL].index(self.offload), self.tiled
+
     def __str__(self) -> str:
         tiles = ", its autoencoder in tiles" if self.tiled else ""
-        return f"{OFFLOADS[self.offload]}{tiles}: {self.bytes / 1e9:.1f} GB of {self.free / 1e9:.1f} GB free"
+        how = OFFLOADS.get(self.offload, f"with {self.offload} offload")
+        return f"{how}{tiles}: {self.bytes / 1e9:.1f} GB of {self.free / 1e9:.1f} GB free"
+
+    @property
+    def ram(self) -> str:
+        """What waits where, as a sentence."""
+        return f"{self.waiting / 1e9:.1f} GB of weights wait in RAM; {self.room / 1e9:.1f} GB are available"
 
 
-def check_quantize(kind: str | None, device: torch.device) -> str | None:
-    """Return a way to quantise, None for "none".
+def check_quantize(kind: str | None, device: torch.device, file: Path | None = None) -> str | None:
+    """Return a way to quantise, None for "none". file: a single one, which has weights that are to be quantised.
 
     Raises DeviceError for one that there is not, or not on this device; MissingExtraError.
     """
@@ -58,10 +80,16 @@ def check_quantize(kind: str | None, device: torch.device) -> str | None:
         raise DeviceNameError(f"quantize is {kind!r:.80}; it must be one of none, {', '.join(QUANTIZATIONS)}.")
     if (kind == "nf4" and device.type != "cuda") or (kind == "fp8" and device.type == "mps"):
         raise DeviceNameError(f"quantize is {kind}, which {device} cannot do. Try int8.")
+    if kind == "nf4" and not _takes_nf4(device, file):
+        raise DeviceNameError("quantize is nf4, which takes no .safetensors file. Take int8, or a .gguf file.")
     package = "bitsandbytes" if kind == "nf4" else "torchao"
     if find_spec(package) is None:
         raise MissingExtraError(package, "quantization")
     return kind
+
+
+def _takes_nf4(device: torch.device, file: Path | None) -> bool:
+    return device.type == "cuda" and (file is None or is_gguf(file))
 
 
 def check_offload(offload: str, device: torch.device, quantize: str | None = None) -> None:
@@ -111,39 +139,50 @@ def free_memory(device: torch.device) -> int:
 
 
 def choose(
-    costs: Estimate, device: torch.device, quantize: str | None = None, allowed: int | None = None
+    costs: Estimate,
+    device: torch.device,
+    quantize: str | None = None,
+    allowed: int | None = None,
+    offload: str = AUTO,
+    file: Path | None = None,
 ) -> Holding:
     """Return the first way that fits: whole, model offload, group offload, each at need with tiles; else the last.
 
-    costs: of which the first plan counts. allowed: bytes of what is free; None is all.
+    costs: of which the first plan counts. allowed: bytes of what is free; None is all. offload: one way alone.
+    file: the single one of which the model is, if it is.
     """
     free = min(free_memory(device), allowed or 2**60)
-    ways = list[Holding]()
-    for way in _ways(costs, device, quantize, free):
-        ways.append(way)
-        if way.fits:
-            break
-    last = ways[-1]
-    if last.offload == "none" and last.fits:
-        return last
-    others = ["int8", *(["nf4"] if device.type == "cuda" else [])] if quantize is None else []
-    for kind in others:
-        whole = next(_ways(costs, device, kind, free))
-        if whole.fits:
-            return replace(last, faster=f"quantize {kind}, {whole}")
-    return last
+    found = _first(costs, device, quantize, free, OFFLOADS if offload == AUTO else [offload])
+    best, instead = found, list[str]()
+    for kind in ("none", "int8", *(["nf4"] if _takes_nf4(device, file) else [])):
+        way = _first(costs, device, None if kind == "none" else kind, free, OFFLOADS)
+        if not way.rank[0] and way.rank < best.rank and (found.rank[0] or quantize is None):
+            best = way
+            instead.append(f"quantize {kind}, {way}")
+    if found.rank[0]:
+        ways = f"these fit: {'; '.join(instead)}" if instead else "a .gguf file, a smaller size or model may fit"
+        return replace(found, instead=ways)
+    return replace(found, instead=f"faster: {'; '.join(instead)}" if instead else "")
 
 
-def _ways(costs: Estimate, device: torch.device, quantize: str | None, free: int) -> Iterator[Holding]:
-    held = QUANTIZATIONS[quantize] if quantize else "whole"
-    for offload in OFFLOADS:
+def _first(
+    costs: Estimate, device: torch.device, quantize: str | None, free: int, offloads: Iterable[str]
+) -> Holding:
+    """Return the first of these ways that fits on the device, else the last."""
+    held, room = QUANTIZATIONS[quantize] if quantize else "whole", free_memory(torch.device("cpu"))
+    for offload in offloads:
         try:
             check_offload(offload, device, quantize)
         except DeviceNameError:
             continue
-        for tiled in (False, True):
+        waiting = 0 if offload == "none" else sum(costs.weights(part, held) for part in costs.parameters)
+        for tiled in (False,) if device.type in ("cpu", "mps") else (False, True):  # as loading has it
             needed = costs.memory(costs.ways[1], held, offload=offload, tiled=tiled, device=device.type)
-            yield Holding(offload=offload, tiled=tiled, bytes=max(needed.values()), free=free)
+            size: dict[str, Any] = {"bytes": max(needed.values()), "free": free, "waiting": waiting, "room": room}
+            way = Holding(offload=offload, tiled=tiled, **size)
+            if way.fits:
+                return way
+    return way
 
 
 def place(pipe: Pipeline, device: torch.device, offload: str = "none") -> None:
@@ -195,7 +234,9 @@ def next_choice(pipe: Pipeline, offload: str | None = None) -> str:
     kinds = {type(each).__name__ for each in pipe.transformer.parameters()}
     tries = [] if kinds - {"Parameter"} else ["quantize int8"]
     if pipe._execution_device.type != "cpu" and offload in ladder[:-1]:
-        tries.insert(0, f"offload {ladder[ladder.index(offload) + 1]}")
+        following = ladder[ladder.index(offload) + 1]
+        unpacked = " without quantize" if following == "group" and "Params4bit" in kinds else ""
+        tries.insert(0, f"offload {following}{unpacked}")
     tries += ["tiles (tile=512)", "fewer pictures at once, a smaller size"]
     return f"The model is held {OFFLOADS.get(offload, offload)}. Next: {', '.join(tries)}."
 

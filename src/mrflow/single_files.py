@@ -7,6 +7,7 @@ the file's parts, too.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Container, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 
 import torch
 
+from mrflow.architectures import read_architecture
 from mrflow.errors import ModelError, reason
 from mrflow.folders import read_index
-from mrflow.known_models import find
+from mrflow.known_models import KNOWN, KnownModel, find
 from mrflow.progress import libraries_silent
-from mrflow.weights import check_fit, read_header
+from mrflow.weights import Weights, check_fit, fits, read_header
 
 TRANSFORMER = "model.diffusion_model."
 """What the keys of the transformer begin with in whole checkpoints."""
@@ -39,27 +41,58 @@ _UNET = "input_blocks."
 _SCALES = ("scale_weight", "weight_scale")
 _MARKS = (*_SCALES, "weight_scale_2", "scale_input", "input_scale", "scaled_fp8", "comfy_quant")
 """What weights in 8 bits have beside them, and what says that they are."""
+_NEAR = 0.1  # of a network's weights, by how many a file of it may have more or fewer
+_SAY = "Say which model has the rest, with base= or --base."
 _ADVICE = "Is it the right base (--base), and its download complete?"
 
 
 def find_base(file: Path) -> str:
     """Return the hub id of the known model whose transformer has weights of these names and shapes.
 
+    Of several the one that the file is named after, else the usual one; `describe` names the others.
     Raises ModelError for a file that cannot be read, or looks like none that is known.
     """
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
     header = read_header(file)
+    if fitting := _find_fitting(header):
+        return max(fitting, key=lambda each: _likeness(each, file)).id
     try:
         found = str(fetch_diffusers_config(header)["pretrained_model_name_or_path"])
     except Exception as error:  # of what its tables of marks do not expect
-        raise ModelError(f"{file} is of no model that is known: {reason(error)}. Say base (--base).") from error
+        raise ModelError(f"{file} is of no model that is known: {reason(error)}. {_SAY}") from error
     if (known := find(found)) is None:
         text = f"The weights in {file.name} are of no model that is known by them"
         if any(_UNET in key for key in header):  # else it is what diffusers takes all for that it does not know
             text += f"; they look most like {found}"
-        raise ModelError(f"{text}. If it follows a flow, say which model has the rest, with base (--base).")
+        raise ModelError(f"{text}. If it follows a flow: {_SAY}")
     return known.id
+
+
+def _find_fitting(header: Weights) -> list[KnownModel]:
+    """Return the known models whose transformer a file's weights are, by names and shapes; the usual one first."""
+    weights = _of_part(header, TRANSFORMER if any(key.startswith(TRANSFORMER) for key in header) else "")
+    weights = {key: each for key, each in weights.items() if key.rpartition(".")[2] not in _MARKS}
+    count = sum(each.numel() for each in weights.values()) / 1e9
+    known = {each.architecture: each for each in KNOWN.values() if each.architecture}
+    apart = {name: abs(count / each.parameters["transformer"] - 1) for name, each in known.items()}
+    for name in sorted((name for name in apart if apart[name] < _NEAR), key=apart.__getitem__):
+        part = read_architecture(known[name].name)["components"]["transformer"]
+        library, _, kind = part["class"].partition(".")
+        if fits(getattr(import_module(library), kind), part["config"], weights):
+            return [each for each in KNOWN.values() if each.architecture == name]
+    return []
+
+
+def _likeness(known: KnownModel, file: Path) -> int:
+    """Return how many letters of a file's name are the model's."""
+    texts = (file.stem, known.name, known.id.rpartition("/")[2])
+    own, *names = (re.sub(r"[\W_]", "", each.lower()) for each in texts)
+    return max(len(each) * (each in own) for each in names)
+
+
+def _of_part(header: Weights, prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): each for key, each in header.items() if key.startswith(prefix)}
 
 
 def is_gguf(file: Path) -> bool:
@@ -67,18 +100,27 @@ def is_gguf(file: Path) -> bool:
     return file.suffix.lower() == ".gguf"
 
 
-def packed_size(file: Path) -> int:
-    """Return the bytes of the weights in a .gguf file, which stay packed in memory."""
+def stored_in(file: Path | None) -> dict[str, int]:
+    """Return the bytes of the networks that a file keeps packed in memory, as .gguf files do."""
+    if file is None or not is_gguf(file):
+        return {}
     from gguf import GGUFReader
 
-    return sum(int(each.n_bytes) for each in GGUFReader(file).tensors)
+    return {"transformer": sum(int(each.n_bytes) for each in GGUFReader(file).tensors)}
 
 
 def parts_in(file: Path, pipeline: str) -> dict[str, str]:
     """Return the components of a pipeline class that a file holds, each with what its keys begin with.
 
-    Raises ModelError for a file that cannot be read.
+    Raises ModelError for a file that cannot be read, or that nobody reads of such a pipeline.
     """
+    import diffusers
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES as loadable
+
+    types = getattr(getattr(diffusers, pipeline, None), "_get_signature_types", dict[str, Any])()
+    kinds = types.get("transformer", ())
+    if kinds and not any(kind.__name__ in loadable for kind in kinds):
+        raise ModelError(f"diffusers reads no single files of a {pipeline}. Take the model's folder, name or id.")
     keys = read_header(file)
     if is_gguf(file) or not any(key.startswith(TRANSFORMER) for key in keys):
         return {"transformer": ""}
@@ -92,12 +134,26 @@ def parts_for(file: Path | None, index: Mapping[str, Any], given: Container[str]
     return {name: prefix for name, prefix in inside.items() if name not in given and any(index.get(name) or ())}
 
 
-def describe(file: Path, base: str) -> str:
-    """Return what of a model with this base is in a file, as a sentence; raises ModelError."""
-    known = find(base)
+def parts_beside(base: str, file: Path | None) -> dict[str, int]:
+    """Return the components of a base, here or not, that a file has, each with its number of weights."""
+    if file is None:
+        return {}
+    known, header = find(base), read_header(file)
     folder = read_index(Path(base))["_class_name"] if os.path.isdir(base) else ""
-    parts = ", ".join(parts_in(file, known.pipeline if known else folder))
-    return f"{file.name} has the {parts}; the rest is of {base}"
+    parts = parts_in(file, known.pipeline if known else folder)
+    return {name: sum(each.numel() for each in _of_part(header, parts[name]).values()) for name in parts}
+
+
+def describe(file: Path, base: str, found: bool = False) -> str:
+    """Return what of a model with this base is in a file, as a sentence; raises ModelError.
+
+    found: by its weights; then the models that have the same shapes are named.
+    """
+    text = f"{file.name} has the {', '.join(parts_beside(base, file))}; the rest is of {base}"
+    if not found or (known := find(base)) is None:
+        return text
+    others = [each.name for each in KNOWN.values() if each.architecture == known.architecture and each != known]
+    return f"{text}, unless --base says otherwise" + f" (it may be of {' or '.join(others)})" * bool(others)
 
 
 def check_file(file: Path, parts: Mapping[str, str], base: str) -> dict[str, Any]:
@@ -108,7 +164,7 @@ def check_file(file: Path, parts: Mapping[str, str], base: str) -> dict[str, Any
     index, header, made = read_index(Path(base)), read_header(file), dict[str, Any]()
     for name, prefix in parts.items():
         kind, part = getattr(import_module(index[name][0]), index[name][1]), Path(base) / name
-        weights = {key.removeprefix(prefix): each for key, each in header.items() if key.startswith(prefix)}
+        weights = _of_part(header, prefix)
         for key, each in weights.items():
             packed = each.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2) and key.endswith(".weight")
             if packed and any(f"{key.removesuffix('weight')}{scale}" in weights for scale in _SCALES):

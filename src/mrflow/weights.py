@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
@@ -65,6 +67,15 @@ def check_fit(kind: Any, part: Path, weights: Weights, who: str, advice: str, *,
     return made
 
 
+def fits(kind: Any, config: Mapping[str, Any], weights: Weights) -> bool:
+    """Return whether weights, named as by anybody, fit a network of diffusers' of this configuration."""
+    quiet = warnings.catch_warnings(action="ignore")
+    with suppress(Exception), quiet, libraries_silent(logs=True):  # of converters, given another's weights
+        _, missing, wrong = _compare_diffusers(kind, config, dict(weights), True)
+        return not missing and not wrong
+    return False
+
+
 class _Equal(TorchFunctionMode):
     """Weights without data are equal, as transformers up to 5.16 asks of those that a file has twice."""
 
@@ -80,11 +91,11 @@ def _compare_transformers(kind: Any, part: Path, weights: Weights, _: bool) -> t
     return made, sorted(own.intersection(found["missing_keys"])), sorted(found["mismatched_keys"])
 
 
-def _compare_diffusers(kind: Any, part: Path, weights: Weights, foreign: bool) -> tuple[Any, list[str], Any]:
+def _compare_diffusers(kind: Any, part: Any, weights: Weights, foreign: bool) -> tuple[Any, list[str], Any]:
     from accelerate import init_empty_weights
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES as known
 
-    config = read_json(part / "config.json")
+    config = read_json(part / "config.json") if isinstance(part, Path) else part
     with init_empty_weights(include_buffers=True):
         made = kind.from_config(config)
     own = dict(made.named_parameters())

@@ -13,7 +13,7 @@ from typing import Any
 
 from mrflow.errors import RequestError
 from mrflow.folders import check_parts, components, read_json
-from mrflow.known_models import KNOWN, meant
+from mrflow.known_models import KNOWN, is_file, meant
 from mrflow.upscaler import Upscaler
 
 Spec = dict[str, Any]
@@ -29,6 +29,9 @@ def read_architecture(name: str) -> Spec:
 
     name, source, pipeline and its options, components, upscaler (Real-ESRGAN x2, the same for all).
     """
+    if is_file(name):
+        text = f"{name[:200]} is a single file: mrflow check says which model it is of. Give that model's name."
+        raise RequestError(text)
     if name not in architectures():
         known = ", ".join(architectures())
         raise RequestError(f"There is no architecture {name[:80]!r}.{meant(name)} Known: {known}.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.text import Text
@@ -109,20 +109,20 @@ def _findings(
     if file:
         from mrflow.single_files import describe, find_base
 
-        base = base or find_base(file)
-        yield Finding("ok", "file", describe(file, base))
+        found, base = base is None, base or find_base(file)
+        yield Finding("ok", "file", describe(file, base, found))
         name = base
     known = find(name)
     yield from _source(name, known, file, None if file else base)
     place = check_device(best_device() if device is None else device)
-    quantize = check_quantize(quantize, place)
+    quantize = check_quantize(quantize, place, file)
     quick = place.type != "cpu" or name in vista.DEFAULTS
     slow = "" if quick else ": minutes to hours a picture for full-size models"
     dtype = check_dtype(None, place)
     yield Finding("note" if slow else "ok", "device", f"{place}, {str(dtype).removeprefix('torch.')}{slow}")
-    costs = _costs(name, known, size, dtype)
+    costs = _costs(name, known, dtype, file=file, width=size[0], height=size[1])
     if costs is not None:
-        yield _memory(costs, place, quantize)
+        yield from _memory(costs, place, quantize, file)
     if name not in vista.DEFAULTS:
         yield _upscaler()
     if costs is not None:
@@ -143,7 +143,7 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
     from huggingface_hub import get_token
 
     from mrflow.loading import check_source
-    from mrflow.single_files import check_file, parts_for
+    from mrflow.single_files import check_file, parts_beside, parts_for
     from mrflow.weights import check_folder
 
     hub_id = check_source(name, base)
@@ -157,7 +157,10 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
             check_file(file, parts, hub_id)
         yield Finding("ok", "model", f"the folder {name}")
         return
-    wanted, held = known.download if known else None, _cached(hub_id)
+    inside = parts_beside(hub_id, file)
+    wanted, held = known.download if known else None, _cached(hub_id, inside)
+    if known and wanted is not None:
+        wanted = max(wanted - sum(known.stored(*each) for each in inside.items()), 0)
     if held and (wanted is None or held > 0.98 * wanted):
         yield Finding("ok", "model", f"{hub_id} is here, {gigabytes(held)} GB")
         return
@@ -169,7 +172,8 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
         room, fits = f"{gigabytes(free)} GB free in {_cache()}", free > missing
         yield Finding("ok" if fits else "no", "disk", room if fits else f"{room}; HF_HOME moves it")
     if hub.is_offline():
-        yield Finding("no", "network", f"Hugging Face can't be reached. Fetch it elsewhere: hf download {hub_id}")
+        command = hub.fetch_command(hub_id, inside)
+        yield Finding("no", "network", f"Hugging Face can't be reached. Fetch it elsewhere: {command}")
     if known and known.licence:
         yield Finding("ok", "licence", known.licence)
     if known and known.gated:
@@ -184,37 +188,36 @@ def _cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _cached(hub_id: str) -> int:
-    """Return the bytes that are here of a repository; files that are still being fetched don't count."""
+def _cached(hub_id: str, without: Container[str]) -> int:
+    """Return the bytes that are here of a repository, less these components; unfinished files don't count."""
     from huggingface_hub.file_download import repo_folder_name
 
     folder = _cache() / repo_folder_name(repo_id=hub_id, repo_type="model")
-    files = {each.resolve() for each in (folder / "snapshots").rglob("*") if each.is_file()}
+    found = (each for each in (folder / "snapshots").rglob("*") if each.parent.name not in without)
+    files = {each.resolve() for each in found if each.is_file()}
     return sum(each.stat().st_size for each in files)
 
 
-def _costs(
-    name: str, known: KnownModel | None, size: tuple[int | None, int | None], dtype: torch.dtype
-) -> Estimate | None:
+def _costs(name: str, known: KnownModel | None, dtype: torch.dtype, **asked: Any) -> Estimate | None:
     """Return what a picture costs, None for a model on the hub whose architecture is not described."""
-    from mrflow.costs import estimate
+    from mrflow.loading import count_costs
 
     if name not in vista.DEFAULTS and not os.path.isdir(name) and not (known and known.architecture):
         return None
-    return estimate(name, width=size[0], height=size[1], dtype=dtype)
+    return count_costs(name, dtype, **asked)
 
 
-def _memory(costs: Estimate, place: torch.device, quantize: str | None) -> Finding:
-    """Return how loading would hold the model, as `--offload auto` does."""
+def _memory(costs: Estimate, place: torch.device, quantize: str | None, file: Path | None) -> Iterator[Finding]:
+    """Yield how loading would hold the model, as `--offload auto` does, and what waits beside the device."""
     from mrflow.offloading import choose
 
-    found = choose(costs, place, quantize)
-    told = f"{found}, on {place}" + (f"; faster: {found.faster}" if found.faster else "")
-    if not found.fits:
-        return Finding(
-            "note" if found.faster else "no", "memory", f"does not fit {told}. A smaller size or model may"
-        )
-    return Finding("ok" if found.offload == "none" and not found.tiled else "note", "memory", f"fits {told}")
+    found = choose(costs, place, quantize, file=file)
+    instead = f"; {found.instead}" if found.instead else ""
+    text = f"{'fits' if found.fits else 'does not fit'} {found}, on {place}"
+    level: Level = "no" if not found.fits else "note" if found.rank[1:] > (0, False) else "ok"
+    yield Finding(level, "memory", text + instead * (found.waits or not found.fits))
+    if found.waiting:
+        yield Finding("ok" if found.waits else "no", "ram", found.ram + instead * (not found.waits))
 
 
 def _upscaler() -> Finding:

@@ -152,7 +152,7 @@ class ModelOptions:
             from mrflow.single_files import describe, find_base
 
             base = find_base(Path(source))
-            say(f"{describe(Path(source), base)}, unless --base says otherwise")
+            say(describe(Path(source), base, found=True))
         with _loading(base if base and is_file(source) else source):
             from mrflow import MrFlow
 
