@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mrflow import MrFlow, vista
+from mrflow.architectures import make_component, read_architecture
 from mrflow.cli import check as command
+from mrflow.costs import estimate
 from mrflow.errors import ModelError
 from mrflow.known_models import KNOWN
 from mrflow.single_files import TRANSFORMER as KEYS
@@ -32,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("mrflow.hub.is_offline", lambda: False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    monkeypatch.setattr(command, "_costs", lambda *_: None)  # which take seconds to count
+    monkeypatch.setattr(command, "_costs", lambda *_, **__: None)  # which take seconds to count
     return tmp_path
 
 
@@ -44,11 +46,11 @@ def found(*arguments: str, code: int) -> dict[str, tuple[str, str]]:
     return {each["about"]: (each["level"], each["text"]) for each in data["findings"]}
 
 
-def hold(cache: Path, size: float) -> None:
-    folder = cache / f"models--{ID.replace('/', '--')}" / "snapshots" / ("0" * 40)
-    folder.mkdir(parents=True)
-    (folder / "model_index.json").touch()
-    os.truncate(folder / "model_index.json", int(size))  # sparse: it takes no room
+def hold(cache: Path, size: float, name: str = ID, file: str = "model_index.json") -> None:
+    path = cache / f"models--{name.replace('/', '--')}" / "snapshots" / ("0" * 40) / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.truncate(path, int(size))  # sparse: it takes no room
 
 
 @pytest.mark.skipif(not vista.available(), reason="vista's weights are not in this installation")
@@ -91,12 +93,39 @@ def test_a_repository_that_nobody_described(cache: Path) -> None:
 
 
 def test_a_single_file_is_as_its_base(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrflow.single_files.find_base", lambda file: ID)
-    monkeypatch.setattr("mrflow.single_files.parts_in", lambda file, pipeline: {"transformer": ""})
-    (cache / "flux.gguf").touch()
-    said = found(str(cache / "flux.gguf"), code=1)
-    assert said["file"] == ("ok", f"flux.gguf has the transformer; the rest is of {ID}")
-    assert said["model"][1].startswith(ID)
+    """What the file has is not fetched, nor by the printed command, and what is here of it counts for nothing."""
+    part, name = read_architecture("z-image-turbo")["components"]["transformer"], "Tongyi-MAI/Z-Image-Turbo"
+    weights = make_component(part, "meta").state_dict()
+    monkeypatch.setattr("mrflow.single_files.read_header", lambda _: weights)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=9 * 10**9))
+    file = cache / "z_image_turbo_bf16.safetensors"
+    file.touch()
+    said = found(str(file), code=0)
+    text = f"z_image_turbo_bf16.safetensors has the transformer; the rest is of {name}"
+    assert said["file"] == ("ok", f"{text}, unless --base says otherwise (it may be of z-image)")
+    assert said["model"] == ("note", f"{name}, 8.2 GB to be fetched")  # 32.8, less 6.15 billion of 4 bytes
+    assert said["disk"][0] == "ok"
+    assert found(str(file), "--base", "z-image", code=0)["file"][1].endswith("the rest is of z-image")
+    hold(cache, 20e9, name, "transformer/model.safetensors")
+    hold(cache, 4e9, name, "text_encoder/model.safetensors")
+    assert found(str(file), code=0)["model"][1] == f"{name}, 4.2 GB to be fetched; 4.0 GB are here"
+    monkeypatch.setattr("mrflow.hub.is_offline", lambda: True)
+    assert '--exclude "transformer/*.safetensors"' in found(str(file), code=1)["network"][1]
+
+
+def test_what_waits_beside_a_card_is_a_line_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrflow.loading.check_device", torch.device)
+    monkeypatch.setattr("mrflow.loading.has_bfloat16", lambda _: True)
+    monkeypatch.setattr(command, "_costs", lambda name, *_, **__: estimate("lumina2", dtype=torch.bfloat16))
+    have = {"cuda": 6.5e9, "cpu": 64e9}
+    monkeypatch.setattr("mrflow.offloading.free_memory", lambda device: int(have[device.type]))
+    said = found("lumina2", "--device", "cuda", code=0)
+    assert said["memory"][1].startswith("fits with model offload: 5.7 GB of 6.5 GB free, on cuda; faster: ")
+    assert said["ram"] == ("ok", "10.6 GB of weights wait in RAM; 64.0 GB are available")
+    have["cpu"] = 8e9
+    said = found("lumina2", "--device", "cuda", code=1)
+    assert said["ram"][0] == "no"
+    assert "10.6 GB of weights wait in RAM; 8.0 GB are available; these fit: quantize int8" in said["ram"][1]
 
 
 def test_a_size_that_no_picture_has() -> None:
@@ -160,13 +189,13 @@ def test_weights_that_may_not_be_read_are_said(tiny: Path, tmp_path: Path) -> No
 
 
 def test_what_nobody_foresaw_is_a_line_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_costs", lambda *_: [][0])
+    monkeypatch.setattr(command, "_costs", lambda *_, **__: [][0])
     assert found(str(tiny), code=1)["model"] == ("no", "It would fail: list index out of range")
     assert "Traceback" in invoke(["check", str(tiny), "--debug"]).stderr
 
 
 def test_single_files_must_fit_their_base(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_costs", lambda *_: None)
+    monkeypatch.setattr(command, "_costs", lambda *_, **__: None)
     file, base = tmp_path / "mine.safetensors", ("--base", "tiny", "--models-dir", str(tiny.parent))
     shutil.copy(tiny / TRANSFORMER, file)
     assert found(str(file), *base, code=0)["file"][1].startswith("mine.safetensors has the transformer")
@@ -176,7 +205,7 @@ def test_single_files_must_fit_their_base(tiny: Path, tmp_path: Path, monkeypatc
         with pytest.raises(ModelError) as told:
             MrFlow.from_pretrained(file, base=tiny, upscaler="bicubic")
         assert found(str(file), *base, code=1)["model"] == ("no", str(told.value))
-    assert "with base (--base)" in found(str(file), code=1)["model"][1]
+    assert "with base= or --base" in found(str(file), code=1)["model"][1]
 
 
 def test_a_base_must_have_a_place_for_what_a_checkpoint_has(tmp_path: Path) -> None:
@@ -204,7 +233,7 @@ def test_what_follows_no_flow_is_known_without_a_network(tmp_path: Path, monkeyp
 def test_an_upscaler_that_cannot_be_fetched_is_in_the_way(
     offline: bool, level: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_costs", lambda *_: None)
+    monkeypatch.setattr(command, "_costs", lambda *_, **__: None)
     monkeypatch.setenv("MRFLOW_CACHE", str(tmp_path))
     monkeypatch.setattr("mrflow.known_upscalers.find_spec", lambda _: None)
     monkeypatch.setattr("mrflow.hub.is_offline", lambda: offline)
@@ -233,4 +262,5 @@ def test_memory_says_what_loading_would_do(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("mrflow.offloading.free_memory", lambda _: 1)
     level, text = found("vista", code=1)["memory"]
     assert (level, "offload" in text) == ("no", False)
+    assert text.endswith("; a .gguf file, a smaller size or model may fit")
     assert invoke(["check", "vista", "--quantize", "int2"]).exit_code == 2

@@ -394,6 +394,12 @@ def test_what_is_wrong_is_said(arguments: list[str], words: str) -> None:
     assert words in run(*arguments, code=2).stderr
 
 
+def test_a_single_file_is_answered_with_who_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    said = run(str(tmp_path / "a.gguf"), code=2).stderr
+    assert f"mrflow check {tmp_path / 'a.gguf'} names its base, then mrflow estimate BASE" in said
+
+
 def test_python_says_it_too() -> None:
     with pytest.raises(PlanError):
         estimate("vista", plans=["quick"])

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import make_pipe
-from mrflow import MrFlow, read_recipe, single_files
-from mrflow import weights as checks
+from mrflow import MrFlow, read_recipe, single_files, weights
 from mrflow.architectures import make_component, read_architecture
 from mrflow.errors import MissingExtraError, ModelError, ModelNameError
 from mrflow.folders import find_model, identify
+from mrflow.hub import fetch_command
 from mrflow.known_models import KNOWN
 from mrflow.single_files import find_base
 from support import families
 from support.cli import invoke
+from support.gguf_files import write_gguf
 from support.pictures import bytes_of
 
 ASKED: dict[str, Any] = {"width": 64, "height": 64, "plan": "1+1", "seed": 7}
@@ -194,28 +197,6 @@ def test_weights_in_8_bits_are_multiplied_by_their_scales(
     save_file({**held, packed: held[packed].view(torch.uint8)}, tmp_path / "packed.safetensors")
     with pytest.raises(ModelError, match=r"in uint8 with scales, which is not read.*fp8"):
         load(tmp_path / "packed.safetensors", base)
-
-
-def write_gguf(path: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Write weights, those that can be in 8 bits, and return them as they are then."""
-    import gguf
-
-    kind, rounded = gguf.GGMLQuantizationType.Q8_0, {}
-    writer = gguf.GGUFWriter(path, "flux")
-    for name, weight in weights.items():
-        data = weight.numpy()
-        if weight.ndim == 2 and weight.shape[1] % 32 == 0:
-            packed = gguf.quants.quantize(data, kind)
-            writer.add_tensor(name, packed, raw_dtype=kind)
-            rounded[name] = torch.from_numpy(gguf.quants.dequantize(packed, kind))
-        else:
-            writer.add_tensor(name, data)
-            rounded[name] = weight
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return rounded
 
 
 def test_a_gguf_file_is_dequantised_as_it_runs(base: Path, tmp_path: Path) -> None:
@@ -392,6 +373,32 @@ def test_files_of_families_that_diffusers_reads_none_of_are_refused_at_once(tmp_
     result = invoke(["check", tmp_path / "a.safetensors", "--base", tmp_path / "base"])
     assert result.exit_code == 1
     assert "no single files of a OvisImagePipeline" in result.stdout
+
+
+def test_a_base_that_is_not_here_is_to_be_fetched_without_what_the_file_has(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mrflow.loading.is_offline", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    command = fetch_command("black-forest-labs/FLUX.1-dev", ["transformer"])
+    with pytest.raises(ModelError, match=rf"where there is a network: {re.escape(command)}$"):
+        MrFlow.from_pretrained(file, base="flux-dev", upscaler="bicubic", cache_dir=tmp_path)
+    told = dict[str, list[str]]()
+    words = shlex.split(command)[3:]
+    for option, pattern in zip(words[::2], words[1::2], strict=True):
+        told.setdefault(option, []).append(pattern)
+    here = ["model_index.json", "transformer/config.json", "vae/config.json", "vae/model.safetensors"]
+    whole = [
+        "flux1-dev.safetensors",
+        "ae.safetensors",
+        "README.md",
+        "transformer/model-00001-of-00003.safetensors",
+    ]
+    fetched = filter_repo_objects(
+        [*here, *whole], allow_patterns=told["--include"], ignore_patterns=told["--exclude"]
+    )
+    assert list(fetched) == here
+    assert fetch_command("ann/model") == "hf download ann/model"
 
 
 def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mrflow.loading import load_model
 from mrflow.offloading import choose, place
 from support.batches import errors, run
 from support.cli import invoke
+from support.gguf_files import write_gguf
 from support.loras import write
 from support.pictures import bytes_of
 
@@ -80,14 +81,68 @@ def test_the_first_way_that_fits_is_taken(
     assert found.fits is (size <= free)
 
 
-def test_what_would_be_faster_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for free, words in [(25, "quantize int8, whole: 20.0 GB"), (15.5, "quantize nf4, whole: 14.3 GB"), (9, "")]:
-        monkeypatch.setattr(offloading, "free_memory", lambda _, free=free: free * GB)
-        assert choose(costs(), CUDA).faster.startswith(words or "")
-        assert bool(choose(costs(), CUDA).faster) is bool(words)
-        assert not choose(costs(), CUDA, "int8").faster
-    assert choose(costs(), CPU).faster == ""  # nf4 needs CUDA, and nothing is offloaded from a CPU
-    assert choose(costs(), CPU).offload == "none"
+def have(monkeypatch: pytest.MonkeyPatch, free: float, ram: float) -> None:
+    """Give a card and its machine so many gigabytes that are free."""
+    monkeypatch.setattr(offloading, "free_memory", lambda device: int((free if device == CUDA else ram) * GB))
+    monkeypatch.setattr(loading, "free_memory", offloading.free_memory)
+
+
+FASTER = [
+    (25, ["quantize int8, whole: 20.0 GB of 25.0 GB free"]),
+    # int8 needs 20 GB whole, 18 in tiles, 11 with model offload; nf4 14.3 whole
+    (15.5, ["quantize int8, with model offload: 11.0 GB", "quantize nf4, whole: 14.3 GB"]),
+    (12, ["quantize int8, with model offload: 11.0 GB"]),  # nf4 would be no faster
+    (9, ["quantize nf4, with model offload: 6.6 GB"]),
+    (5, []),
+]
+
+
+@pytest.mark.parametrize(("free", "ways"), FASTER)
+def test_what_would_be_faster_is_said(free: float, ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, free, ram=64)
+    said = choose(costs(), CUDA).instead
+    assert said.startswith("faster: ") is bool(ways)
+    assert len(said.split("; ")) == max(len(ways), 1)
+    assert all(each in said for each in ways)
+    assert not choose(costs(), CUDA, "int8").instead
+    assert ("nf4" in choose(costs(), CUDA, file=Path("a.gguf")).instead) is ("nf4" in said)
+    assert "nf4" not in choose(costs(), CUDA, file=Path("a.safetensors")).instead  # which is refused there
+
+
+def test_tiles_of_the_autoencoder_are_among_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nf4 takes 11.3125 GB of weights; to decode 3 GB more, in tiles 1."""
+    have(monkeypatch, 13, ram=64)
+    monkeypatch.setattr(offloading, "_ROOM", 1.0)
+    assert "quantize nf4, whole, its autoencoder in tiles: 12.3 GB of 13.0" in choose(costs(), CUDA).instead
+
+
+def test_where_nothing_fits_what_would_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nf4 cannot be moved layer by layer, in which way alone the model fits a card of 5 GB."""
+    have(monkeypatch, 5, ram=64)
+    found = choose(costs(), CUDA, "nf4")
+    assert not found.fits
+    assert found.instead == "these fit: quantize none, with group offload: 3.0 GB of 5.0 GB free"
+    have(monkeypatch, 0.1, ram=64)
+    assert choose(costs(), CUDA).instead == "a .gguf file, a smaller size or model may fit"
+    have(monkeypatch, 0, ram=20)
+    found = choose(costs(), CPU)  # nf4 needs CUDA, and nothing is offloaded from a CPU
+    assert (found.offload, found.tiled, found.waiting, found.fits) == ("none", False, 0, False)
+    assert found.instead == "these fit: quantize int8, whole: 18.0 GB of 20.0 GB free"
+
+
+def test_weights_that_are_moved_need_the_machine_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 30 GB of them, in 8 bits 17."""
+    have(monkeypatch, 25, ram=16)
+    found = choose(costs(), CUDA)
+    assert (found.offload, found.fits, found.waits) == ("model", True, False)
+    assert found.ram == "30.0 GB of weights wait in RAM; 16.0 GB are available"
+    assert found.instead == "these fit: quantize int8, whole: 20.0 GB of 25.0 GB free"
+    have(monkeypatch, 15.5, ram=16)
+    assert choose(costs(), CUDA).instead == "these fit: quantize nf4, whole: 14.3 GB of 15.5 GB free"
+    have(monkeypatch, 9, ram=16)
+    assert choose(costs(), CUDA).instead == "these fit: quantize nf4, with model offload: 6.6 GB of 9.0 GB free"
+    have(monkeypatch, 40, ram=16)
+    assert choose(costs(), CUDA).waits  # whole, on the device
 
 
 @pytest.fixture
@@ -117,6 +172,68 @@ def test_loading_on_a_gpu_takes_what_fits(
     assert placed.pop() == (MPS, "none")
     load_model(tiny, upscaler="bicubic")
     assert not placed
+
+
+@pytest.mark.parametrize("offload", ["model", "group", "sequential", "auto"])
+def test_loading_warns_of_too_little_memory_beside_the_device(
+    offload: str, tiny: Path, placed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have(monkeypatch, 0.001, ram=0.0001)
+    with pytest.warns(
+        MrFlowWarning, match=r"held with \w+ offload.*, and .* wait in RAM; 0\.0 GB are available; "
+    ):
+        load_model(tiny, device="cuda", upscaler="bicubic", offload=offload)
+    assert placed.pop()[1] in (offload, "group")
+
+
+def test_loading_on_a_cpu_warns_of_too_little_memory(
+    tiny: Path, placed: list[Any], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    load_model(tiny, device="cpu", upscaler="bicubic")
+    assert not recwarn.list
+    have(monkeypatch, 0, ram=0.0001)
+    with pytest.warns(MrFlowWarning, match=r"tiny may not fit, held whole: .* of 0\.0 GB free, on cpu; a .gguf"):
+        load_model(tiny, device="cpu", upscaler="bicubic")
+
+
+def test_check_counts_what_loading_counts(
+    tiny: Path, tmp_path: Path, placed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a .gguf file the packed weights."""
+    pytest.importorskip("gguf")
+    write_gguf(tmp_path / "mine.gguf", make_pipe().transformer.state_dict())
+    counted = list[Any]()
+
+    def chosen(costs: Estimate, *_: Any, **__: Any) -> offloading.Holding:
+        counted.append(costs)
+        return offloading.Holding(offload="none", tiled=False, bytes=0, free=1)
+
+    monkeypatch.setattr(loading, "choose", chosen)
+    monkeypatch.setattr(offloading, "choose", chosen)
+    monkeypatch.setattr("mrflow.cli.check.best_device", lambda: "cuda")
+    for model, base in ((tiny, None), (tmp_path / "mine.gguf", tiny)):
+        load_model(model, base=base, device="cuda", dtype="bfloat16")
+        invoke(["check", model, *(["--base", base] if base else [])])
+        loaded, checked = counted[-2:]
+        assert loaded.memory(loaded.ways[1]) == checked.memory(checked.ways[1])
+    assert len(counted) == 4
+    assert counted[3].stored["transformer"] < counted[1].weights("transformer")
+
+
+def test_memory_is_looked_at_before_weights_take_it(
+    tiny: Path, placed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those in nf4 do while they are read; then the model's own weights seemed to be in its way."""
+    have(monkeypatch, 1, ram=64)
+    read = loading._load_pipeline
+
+    def take(*given: Any) -> Any:
+        have(monkeypatch, 0, ram=64)
+        return read(*given)
+
+    monkeypatch.setattr(loading, "_load_pipeline", take)
+    load_model(tiny, device="cuda", upscaler="bicubic")
+    assert placed == [(CUDA, "none")]
 
 
 def test_larger_pictures_need_more(tiny: Path, placed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +296,19 @@ def test_what_cannot_be_is_said_before_any_work(
         load_model(tiny, upscaler="bicubic", **asked)
 
 
+def test_nf4_of_a_single_file_is_refused_by_check_as_by_loading(
+    tmp_path: Path, placed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mrflow.cli.check.best_device", lambda: "cuda")
+    save_file(make_pipe().transformer.state_dict(), tmp_path / "mine.safetensors")
+    make_pipe().save_pretrained(tmp_path / "base")
+    with pytest.raises(DeviceNameError, match=r"takes no \.safetensors file") as told:
+        load_model(tmp_path / "mine.safetensors", base=tmp_path / "base", device="cuda", quantize="nf4")
+    asked = ["--base", tmp_path / "base", "--quantize", "nf4"]
+    result = invoke(["check", tmp_path / "mine.safetensors", *asked])
+    assert (result.exit_code, str(told.value) in result.stderr) == (2, True)
+
+
 def test_the_extra_is_named(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offloading, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"torchao is not installed.*\.\[quantization\]"):
@@ -199,6 +329,8 @@ def test_a_device_that_is_too_small_says_what_is_next(monkeypatch: pytest.Monkey
         DeviceError, match=r"does not fit on cuda.*held whole\. Next: offload model, quantize int8"
     ):
         place(pipe, CUDA)
+    pipe.transformer.register_parameter("packed", type("Params4bit", (torch.nn.Parameter,), {})(torch.zeros(1)))
+    assert "Next: offload group without quantize, tiles" in offloading.next_choice(pipe, "model")
 
 
 @pytest.fixture

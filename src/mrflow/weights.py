@@ -141,9 +141,12 @@ def read_header(file: Path) -> Weights:
             found = GGUFReader(file).tensors
             return {each.name: torch.empty(each.shape.tolist()[::-1], device="meta") for each in found}
         from safetensors import safe_open
+        from safetensors.torch import _getdtype
 
-        with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name).to("meta") for name in opened.keys()}  # noqa: SIM118, it is no mapping
+        with safe_open(file, "pt") as opened:  # of which a tensor, even an empty one, has the whole file mapped
+            found = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no mapping
+            told = ((name, each.get_shape(), _getdtype(each.get_dtype())) for name, each in found.items())
+            return {name: torch.empty(shape, dtype=kind, device="meta") for name, shape, kind in told}
     except UnpicklingError:
         raise ModelError(f"{file} is damaged, or holds more than weights. Take .safetensors files.") from None
     except OSError as error:

@@ -30,8 +30,9 @@ def read_architecture(name: str) -> Spec:
     name, source, pipeline and its options, components, upscaler (Real-ESRGAN x2, the same for all).
     """
     if is_file(name):
-        text = f"{name[:200]} is a single file: mrflow check says which model it is of. Give that model's name."
-        raise RequestError(text)
+        raise RequestError(
+            f"{name} is a single file: mrflow check {name} names its base, then mrflow estimate BASE."
+        )
     if name not in architectures():
         known = ", ".join(architectures())
         raise RequestError(f"There is no architecture {name[:80]!r}.{meant(name)} Known: {known}.")
