@@ -96,6 +96,7 @@ def test_a_name_stands_for_its_id_and_a_wrong_one_for_the_nearest(monkeypatch: p
         "https://huggingface.co/Qwen/Qwen-Image/",
         "http://hf.co/Qwen/Qwen-Image/tree/main",
         "QWEN-Image",
+        "qwen_image",
     ):
         assert full_name(page) == "Qwen/Qwen-Image"
         assert find(page) is KNOWN["qwen-image"]

@@ -324,7 +324,7 @@ UNFIT = {
     ),
     "text encoder of another model": (
         {k.replace("layers.0", "layers.9"): v for k, v in of_diffusers().items() if "text" in k},
-        "made for another model",
+        "for another model than",
     ),
     "control": (
         {**of_diffusers(), "transformer.transformer_blocks.0.attn.norm_q.weight": torch.ones(16)},
@@ -499,10 +499,10 @@ def test_a_family_reads_diffusers_names_with_any_prefix(family: str, tmp_path: P
 @pytest.mark.parametrize(
     ("weights", "text"),
     [
-        (of_kohya(), r"kohya's layout \(lora_unet_\*\) is not known for StableDiffusion3Pipeline"),
+        (of_kohya(), r"kohya's layout \(lora_unet_\*\), which is not known for StableDiffusion3Pipeline"),
         (of_trainer(of_diffusers(), "diffusion_model.x."), "ComfyUI's layout .* is not known for"),
         (of_trainer(of_diffusers(), "base_model.model.x."), "peft's layout .* is not known for"),
-        (of_trainer(of_diffusers(), "transformer.x."), "is made for another model"),
+        (of_trainer(of_diffusers(), "transformer.x."), "is for another model than"),
     ],
 )
 def test_a_layout_that_is_not_read_is_named(weights: Any, text: str, tmp_path: Path) -> None:
@@ -567,7 +567,7 @@ def server(tiny: Path, folder: Path) -> Iterator[Server]:
         (place / path.relative_to(folder)).write_bytes(path.read_bytes())
     write(place / "unfit.safetensors", UNFIT["another family"][0])
     fast.load_loras(folders=[place])
-    with serving(fast.model, draft_batch=1) as running:  # bit for bit, as alone
+    with serving(fast.model, draft_batch=1, a1111=True) as running:  # bit for bit, as alone
         yield running
 
 
@@ -669,7 +669,21 @@ def test_requests(server: Server, folder: Path, expected: dict[str, bytes]) -> N
     pixels, recipe = picture(post(server, loras=[{"name": "style", "weight": 0.5}]))
     assert pixels == expected["style:0.5"]
     assert recipe.loras == (Lora(name="style", weight=0.5, sha256=digest(folder / "style.safetensors")),)
+    assert picture(post(server, loras=["style:0.5"]))[0] == expected["style:0.5"]
     assert picture(post(server))[0] == picture(post(server, loras=[]))[0] == expected[""]
+
+
+def test_a1111s_clients_name_them_in_the_prompt(server: Server) -> None:
+    body = {"prompt": "a red boat <lora:style:0.5> <lora:light/dusk>", "steps": 1, "width": 32, "height": 32}
+    answer = httpx.post(f"{server.url}/sdapi/v1/txt2img", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    recipe = read_recipe(BytesIO(base64.b64decode(answer.json()["images"][0])))
+    assert (recipe.prompt, recipe.loras[0].weight, recipe.loras[1].name) == ("a red boat", 0.5, "light/dusk")
+    for wrong, status in (("<lora:stlye:1>", 422), ("<lora:style:11>", 400)):
+        answer = httpx.post(
+            f"{server.url}/sdapi/v1/txt2img", json={**body, "prompt": f"a boat {wrong}"}, timeout=60
+        )
+        assert check_error(answer, status)["param"].startswith("loras")
 
 
 def test_requests_at_once_get_their_own(server: Server, expected: dict[str, bytes]) -> None:
@@ -705,7 +719,8 @@ def test_an_edit_says_them_as_json(server: Server) -> None:
         ([{"name": "style", "weight": 11}], 400, "loras"),
         ([{"name": "style"}, {"name": "style"}], 422, "given twice"),
         ([{"name": "style", "path": "x"}], 400, "loras"),
-        (["style"], 400, "loras"),
+        (["style:11"], 400, "loras"),
+        (["stlye:0.5"], 422, "Did you mean style?"),
         ([{"name": f"n{k}"} for k in range(17)], 400, "loras"),
         ([{"name": "unfit"}], 422, "None of the 2 keys of the LoRA unfit fits FluxPipeline"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from dataclasses import replace
@@ -417,6 +418,13 @@ def test_a_prompt_too_long_says_what_is_cut(fast: MrFlow) -> None:
 def test_unknown_words_are_named(fast: MrFlow) -> None:
     with pytest.warns(PromptWarning, match="does not know: 'zebra', '紅'"):
         fast.draft("a zebra and a red zebra 紅 boat", seed=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not know")
+@pytest.mark.parametrize("markup", ["<lora:film:0.8>", "(red:1.2)"])
+def test_other_programs_markup_is_said_to_be_words(fast: MrFlow, markup: str) -> None:
+    with pytest.warns(PromptWarning, match=re.escape(f"has {markup!r}, which is read as mere words")):
+        fast.draft(f"a {markup} boat", seed=1)
 
 
 def test_prompts_that_are_understood_say_nothing(fast: MrFlow) -> None:

@@ -18,7 +18,11 @@ def main() -> None:
     """Write the folder named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="new or to be replaced")
-    write(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    if not folder.resolve().parent.is_dir():
+        parser.error(f"there is no folder {folder.resolve().parent}. Name one in ComfyUI's custom_nodes.")
+    write(folder)
+    print(f"wrote {folder}; restart ComfyUI")
 
 
 def write(folder: Path) -> None:
@@ -28,7 +32,7 @@ def write(folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "core" / "mrflow").is_dir():
         raise SystemExit(
-            f"{folder} holds something else than these nodes. Name a new folder, such as {folder}/mrflow."
+            f"{folder} holds something else than these nodes. Name a new folder, such as {folder}/mrflow-nodes."
         )
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(PACK, folder, ignore=shutil.ignore_patterns("__pycache__", "core"))

@@ -230,7 +230,9 @@ def make_seeds(seed: Seeds, count: int) -> list[int]:
     for value in given:
         number = value if type(value) is int else _seed_of(value)
         if number is None or not 0 <= number <= MAX_SEED:
-            raise RequestError(f"seed is {shown(value)}; it must be a whole number from 0 to {MAX_SEED}.")
+            raise RequestError(
+                f"seed is {shown(value)}; it must be a whole number from 0 to {MAX_SEED}. Without one it is drawn."
+            )
         seeds.append(number)
     return seeds
 

@@ -88,7 +88,8 @@ def is_file(source: str | Path) -> bool:
 def full_name(name: str) -> str:
     """Return the hub id of a short name or of a page's address; anything else as it is."""
     name = found[1] if (found := _ADDRESS.fullmatch(name)) else name
-    return KNOWN[name.lower()].id if name.lower() in KNOWN else name
+    short = name.lower().replace("_", "-")
+    return KNOWN[short].id if short in KNOWN else name
 
 
 def meant(name: str, known: Iterable[str] = ("vista", "vista-turbo", *KNOWN)) -> str:

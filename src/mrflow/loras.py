@@ -218,9 +218,9 @@ def _read(pipe: Pipeline, name: str, path: Path) -> tuple[_Weights, _Weights]:
     text = f"None of the {len(weights)} keys of the LoRA {name} fits {kind}, such as {min(weights)!r}"
     prefix = next((begin[1] for key in weights if (begin := _PREFIXES.match(key))), "transformer.")
     if prefix != "transformer.":
-        layout = f"{_TRAINERS.get(prefix, 'ComfyUI')}'s layout ({prefix}*)"
-        raise LoraError(f"{text}. {layout} is not known for {kind}. Take one in diffusers' layout.") from failed
-    raise LoraError(f"{text}. It is made for another model; take one for {kind}.") from failed
+        layout = f"{_TRAINERS.get(prefix, 'ComfyUI')}'s layout ({prefix}*), which is not known for {kind}"
+        raise LoraError(f"{text}. It is for another model than this, or in {layout}.") from failed
+    raise LoraError(f"{text}. It is for another model than this.") from failed
 
 
 def _readings(weights: _Weights, layers: Iterable[str]) -> Iterator[_Weights]:

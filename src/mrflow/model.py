@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -34,6 +35,7 @@ from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
 
 _JOB = [each.name for each in fields(Job)]
+_MARKUP = re.compile(r"<lora:[^<>]*>|\([^()]+:\s*\d+(?:\.\d+)?\)")  # of prompts for A1111 and ComfyUI
 _TEXTS = ("text_encoder", "tokenizer", "processor")  # what the names of components begin with that read prompts
 _tried: WeakSet[Any] = WeakSet()  # autoencoders of unusual classes that fit
 VAE_TILE = 512
@@ -65,7 +67,7 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the transformer."""
+        """The dtype of the transformer, all of whose modules diffusers walks, too."""
         dtype: torch.dtype = self.pipe.transformer.dtype
         return dtype
 
@@ -177,6 +179,9 @@ class Model:
             text = "The negative prompt has no effect without classifier-free guidance."
             warn(f"{text} Set true_cfg_scale above 1.", PromptWarning)
         for text, length in texts:
+            if markup := _MARKUP.search(text):
+                told = "LoRAs are given apart, and words have no weights."
+                warn(f"The prompt has {markup[0]!r}, which is read as mere words. {told}", PromptWarning)
             reading = self.backbone.read_prompt(self.pipe, text, length)
             if reading.cut or reading.unknown:
                 self._warn_of_loss(reading)
@@ -267,9 +272,10 @@ class Model:
         batch: int = 1,
         conditions: Mapping[str, str] | None = None,
         device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
         **more: Any,
     ) -> Recipe:
-        """Return the recipe of one picture. device: where that is known. more: fields that others know."""
+        """Return the recipe of one picture. device, dtype: where known. more: fields that others know."""
         lift = None if mode in ("native", "draft") else self.lift(job.plan)
         device = device or self.device
         values: dict[str, Any] = {
@@ -279,7 +285,7 @@ class Model:
             "revision": self.revision,
             "upscaler": lift and lift.name,
             "upscaler_sha256": lift and lift.sha256,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": str(dtype or self.dtype).removeprefix("torch."),
             "device": device.type,
             "batch": batch,
             "threads": torch.get_num_threads() if device.type == "cpu" else None,

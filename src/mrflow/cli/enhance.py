@@ -21,7 +21,13 @@ def enhance(
     prompt: Annotated[Text, Parameter(group=WHAT, allow_leading_hyphen=True)],
     negative: Negative = None,
     size: Annotated[
-        str | None, Parameter(alias="-s", metavar="SIZE", group=WHAT, show_default="the image's own times --scale")
+        str | None,
+        Parameter(
+            alias="-s",
+            metavar="SIZE",
+            group=WHAT,
+            show_default="times --scale, in whole patches",
+        ),
     ] = None,
     seed: Seed = None,
     references: References = (),

@@ -30,6 +30,7 @@ OPTIONS = {
     "--out": "dir file filename outdir outfile output output-dir output-path save",
     "--force": "overwrite y yes",
     "--debug": "traceback v verbose",
+    "--offload": "cpu-offload low-vram lowvram medvram sequential-cpu-offload",
 }
 
 

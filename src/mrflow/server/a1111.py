@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -28,6 +29,7 @@ Asked = TypeVar("Asked", requests.GenerateBody, requests.EditBody)
 # denoising_strength up to, sigma. A refine pass of a step or two carries no more than .2 (docs/serving.md).
 SIGMAS = ((0.2, 0.08), (0.4, 0.12), (0.6, 0.16), (1.0, 0.2))
 SOLVERS = {"Euler": "own", "DPM++ 2M": "dpm++2m", "UniPC": "unipc"}
+_LORA = re.compile(r"<lora:([^<>]+)>")
 _AFTER = ("decode_draft", "upscale", "encode", "refine", "decode")  # the stages after the draft's steps
 
 
@@ -199,10 +201,12 @@ def read_body(model: Model, body: TextBody, kind: type[Asked]) -> tuple[Asked, l
     """Return the request in our words, and what was read otherwise or ignored."""
     if body.script_name or body.alwayson_scripts:
         raise ApiError(400, "Scripts and extensions are not supported.", param="script_name", code="unsupported")
+    loras = _LORA.findall(body.prompt)
     own, notes, guidance = model.defaults.plan, list[str](), model.backbone.guidance_field(model.pipe)
     refine, scale = (body.hr_second_pass_steps, body.hr_scale) if body.enable_hr else (0, 1.0)
     fields: dict[str, Any] = {
-        "prompt": body.prompt,
+        "prompt": _LORA.sub("", body.prompt).strip() if loras else body.prompt,
+        "loras": loras or None,
         "negative_prompt": body.negative_prompt or None,
         "seed": None if body.seed < 0 else body.seed,
         "n": body.batch_size * body.n_iter,

@@ -42,6 +42,7 @@ from mrflow.jobs import (
     ask,
     parse_size,
     read_loras,
+    split_weight,
 )
 from mrflow.model import Model
 from mrflow.plan import ABOUT, FINISHING, About, Defaults, Plan, get_plan
@@ -178,13 +179,18 @@ class PreviewedBody(StreamedBody):
 
 
 class LoraBody(BaseModel):
-    """A LoRA on the picture."""
+    """A LoRA on the picture; a text such as "style:0.8" says the same."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     name: str = Field(min_length=1, max_length=MAX_LORA_NAME, description="As GET /v1/loras has it.")
     weight: float = Field(
         1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False, description="1 is its own strength."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return dict(zip(("name", "weight"), split_weight(value), strict=True)) if isinstance(value, str) else value
 
 
 def _from_text(value: Any) -> Any:
