@@ -34,7 +34,7 @@ from mrflow.model import VAE_TILE, Model
 from mrflow.offloading import AUTO, check_offload, check_quantize, choose, free_memory, place, quantization
 from mrflow.plan import Defaults
 from mrflow.progress import libraries_silent
-from mrflow.single_files import find_base, load_parts, parts_beside, parts_for, stored_in
+from mrflow.single_files import find_base, is_gguf, load_parts, packed_size, parts_beside, parts_for
 from mrflow.upscaler import Upscaler, has_bfloat16
 from mrflow.weights import check_folder
 
@@ -130,8 +130,9 @@ def count_costs(name: str, dtype: torch.dtype, file: Path | None = None, **asked
     """
     from mrflow.costs import estimate
 
+    stored = {"transformer": packed_size(file)} if file and is_gguf(file) else {}
     with libraries_silent(logs=True):
-        return estimate(name, dtype=dtype, stored=stored_in(file), **asked)
+        return estimate(name, dtype=dtype, stored=stored, **asked)
 
 
 def _hold(

@@ -159,10 +159,8 @@ def choose(
         if not way.rank[0] and way.rank < best.rank and (found.rank[0] or quantize is None):
             best = way
             instead.append(f"quantize {kind}, {way}")
-    if found.rank[0]:
-        ways = f"these fit: {'; '.join(instead)}" if instead else "a .gguf file, a smaller size or model may fit"
-        return replace(found, instead=ways)
-    return replace(found, instead=f"faster: {'; '.join(instead)}" if instead else "")
+    told = f"{'these fit' if found.rank[0] else 'faster'}: {'; '.join(instead)}" if instead else ""
+    return replace(found, instead=told or "a .gguf file, a smaller size or model may fit" * found.rank[0])
 
 
 def _first(
@@ -234,9 +232,8 @@ def next_choice(pipe: Pipeline, offload: str | None = None) -> str:
     kinds = {type(each).__name__ for each in pipe.transformer.parameters()}
     tries = [] if kinds - {"Parameter"} else ["quantize int8"]
     if pipe._execution_device.type != "cpu" and offload in ladder[:-1]:
-        following = ladder[ladder.index(offload) + 1]
-        unpacked = " without quantize" if following == "group" and "Params4bit" in kinds else ""
-        tries.insert(0, f"offload {following}{unpacked}")
+        unpacked = " without quantize" if offload == "model" and "Params4bit" in kinds else ""
+        tries.insert(0, f"offload {ladder[ladder.index(offload) + 1]}{unpacked}")
     tries += ["tiles (tile=512)", "fewer pictures at once, a smaller size"]
     return f"The model is held {OFFLOADS.get(offload, offload)}. Next: {', '.join(tries)}."
 

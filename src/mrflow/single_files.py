@@ -42,7 +42,7 @@ _SCALES = ("scale_weight", "weight_scale")
 _MARKS = (*_SCALES, "weight_scale_2", "scale_input", "input_scale", "scaled_fp8", "comfy_quant")
 """What weights in 8 bits have beside them, and what says that they are."""
 _NEAR = 0.1  # of a network's weights, by how many a file of it may have more or fewer
-_SAY = "Say which model has the rest, with base= or --base."
+_SAY = "say which model has the rest, with base= or --base."
 _ADVICE = "Is it the right base (--base), and its download complete?"
 
 
@@ -60,12 +60,12 @@ def find_base(file: Path) -> str:
     try:
         found = str(fetch_diffusers_config(header)["pretrained_model_name_or_path"])
     except Exception as error:  # of what its tables of marks do not expect
-        raise ModelError(f"{file} is of no model that is known: {reason(error)}. {_SAY}") from error
+        raise ModelError(f"{file} is of no model that is known: {reason(error)}; {_SAY}") from error
     if (known := find(found)) is None:
         text = f"The weights in {file.name} are of no model that is known by them"
         if any(_UNET in key for key in header):  # else it is what diffusers takes all for that it does not know
             text += f"; they look most like {found}"
-        raise ModelError(f"{text}. If it follows a flow: {_SAY}")
+        raise ModelError(f"{text}. If it follows a flow, {_SAY}")
     return known.id
 
 
@@ -100,13 +100,11 @@ def is_gguf(file: Path) -> bool:
     return file.suffix.lower() == ".gguf"
 
 
-def stored_in(file: Path | None) -> dict[str, int]:
-    """Return the bytes of the networks that a file keeps packed in memory, as .gguf files do."""
-    if file is None or not is_gguf(file):
-        return {}
+def packed_size(file: Path) -> int:
+    """Return the bytes of the weights in a .gguf file, which stay packed in memory."""
     from gguf import GGUFReader
 
-    return {"transformer": sum(int(each.n_bytes) for each in GGUFReader(file).tensors)}
+    return sum(int(each.n_bytes) for each in GGUFReader(file).tensors)
 
 
 def parts_in(file: Path, pipeline: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -11,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from warnings import catch_warnings
 
 import torch
 from torch import Tensor
@@ -69,8 +69,8 @@ def check_fit(kind: Any, part: Path, weights: Weights, who: str, advice: str, *,
 
 def fits(kind: Any, config: Mapping[str, Any], weights: Weights) -> bool:
     """Return whether weights, named as by anybody, fit a network of diffusers' of this configuration."""
-    quiet = warnings.catch_warnings(action="ignore")
-    with suppress(Exception), quiet, libraries_silent(logs=True):  # of converters, given another's weights
+    # converters that are given another network's weights raise errors of many kinds
+    with suppress(Exception), catch_warnings(action="ignore"), libraries_silent(logs=True):
         _, missing, wrong = _compare_diffusers(kind, config, dict(weights), True)
         return not missing and not wrong
     return False

@@ -172,8 +172,8 @@ def _source(name: str, known: KnownModel | None, file: Path | None, base: str | 
         room, fits = f"{gigabytes(free)} GB free in {_cache()}", free > missing
         yield Finding("ok" if fits else "no", "disk", room if fits else f"{room}; HF_HOME moves it")
     if hub.is_offline():
-        command = hub.fetch_command(hub_id, inside)
-        yield Finding("no", "network", f"Hugging Face can't be reached. Fetch it elsewhere: {command}")
+        text = f"Hugging Face can't be reached. Fetch it elsewhere: {hub.fetch_command(hub_id, inside)}"
+        yield Finding("no", "network", text)
     if known and known.licence:
         yield Finding("ok", "licence", known.licence)
     if known and known.gated:
