@@ -221,6 +221,18 @@ class Model:
             check_switch(self.pipe)
         return resolved
 
+    def warn_of_steps(self, plan: Plan) -> None:
+        """Warn (MrFlowWarning) of a draft of as many steps, given beside no plan, as the plain pipeline has."""
+        own, taken = self.defaults, inspect.signature(type(self.pipe).__call__).parameters
+        usual = getattr(taken.get("num_inference_steps"), "default", None)
+        native = min(own.native_steps, usual) if isinstance(usual, int) else own.native_steps
+        if plan.steps >= native and plan.steps > own.plan.steps and not own.learned_steps:
+            text = (
+                f"num_inference_steps is {plan.steps}, no fewer than the plain pipeline's, here of the draft alone"
+            )
+            told = f"The plan is {plan.label}: name it, or leave the number out for this model's {own.plan.label}."
+            warn(f"{text}. {told}", MrFlowWarning)
+
     def fit(self, plan: Plan, prompt: str) -> Plan:
         """Return a resolved plan with a number where its refine_sigma was "auto": see `mrflow.auto_sigma`."""
         if isinstance(plan.refine_sigma, float) or plan.switches:
