@@ -89,8 +89,9 @@ def test_what_nobody_keeps_is_not_found(two):
 
 def test_metrics_are_those_of_all_replicas():
     ours, theirs = Metrics([torch.device("cpu")]), Metrics([torch.device("cpu")])
-    ours.requests.labels("/health", "200").inc(3)
-    theirs.requests.labels("/health", "200").inc(4)
+    for metrics, count in ((ours, 3), (theirs, 4)):
+        for _ in range(count):
+            metrics.request_done("/health", "200", 0.1)
     ours.gather = lambda: {"one": ours.own().decode(), "two": theirs.own().decode()}
     lines = ours.text().decode().splitlines()
     assert 'mrflow_requests_total{replica="one",route="/health",status="200"} 3.0' in lines

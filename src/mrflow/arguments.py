@@ -163,8 +163,7 @@ def told_encoder(pipe: Pipeline, extra: Arguments) -> dict[str, Any]:
     By that name, for lending it to the pipeline; empty where it takes none.
     """
     encode: Any = getattr(pipe, "encode_prompt", None)
-    taken = inspect.signature(encode).parameters if extra and encode else ()
-    told = {name: value for name, value in extra.items() if name in taken}
+    told = {name: extra[name] for name in inspect.signature(encode).parameters if name in extra} if encode else {}
     return {"encode_prompt": lambda *args, **kwargs: encode(*args, **kwargs | told)} if told else {}
 
 
@@ -252,11 +251,9 @@ def _check_extra(
     anything = any(each.kind is each.VAR_KEYWORD for each in signature.values())
     anything &= not type(pipe).__module__.startswith("diffusers.")  # HiDream's does nothing with them (0.42.1)
     theirs = [name for name in signature if name not in ("self", *_OURS, *_READ) and not _owner(name)]
-    extra = {
-        name: value
-        for name, value in extra.items()  # None says nothing where it is the default
-        if value is not None or (signature[name].default is not None if name in signature else not _owner(name))
-    }
+    for name in [each for each in extra if extra[each] is None]:  # which says nothing where it is the default
+        if (signature[name].default is None) if name in signature else _owner(name):
+            del extra[name]
     for name in extra:
         if hint := _owner(name):
             raise RequestError(f"{name} is not for the caller to set. {hint}")

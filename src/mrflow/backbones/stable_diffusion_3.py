@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text, split_rows
 
+_NAMES = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
 
 class StableDiffusion3Backbone(Backbone):
     """Drives diffusers' StableDiffusion3Pipeline. See mrflow.backbones.family.Backbone for the methods."""
@@ -23,25 +25,13 @@ class StableDiffusion3Backbone(Backbone):
         return read_text(pipe.tokenizer_3, prompt, max_sequence_length or self.text_length)
 
     def encode_prompts(
-        self,
-        pipe: Pipeline,
-        prompts: list[str],
-        negative_prompts: list[str] | None,
-        max_sequence_length: int | None,
+        self, pipe: Pipeline, prompts: list[str], negatives: list[str] | None, max_sequence_length: int | None
     ) -> list[Embeds]:
         """Return prompt_embeds (1, T, D) and pooled_prompt_embeds (1, P), and negative_ ones if asked for.
 
         In one go: the pipeline's clip_skip is for the prompt alone.
         """
-        embeds, negative, pooled, negative_pooled = pipe.encode_prompt(
-            list(prompts),
-            None,
-            None,
-            do_classifier_free_guidance=negative_prompts is not None,
-            negative_prompt=negative_prompts,
-            max_sequence_length=max_sequence_length or self.text_length,
-        )
-        rows = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-        if negative_prompts is not None:
-            rows |= {"negative_prompt_embeds": negative, "negative_pooled_prompt_embeds": negative_pooled}
-        return split_rows(rows)
+        guided, length = negatives is not None, max_sequence_length or self.text_length
+        texts = {"prompt": list(prompts), "prompt_2": None, "prompt_3": None, "negative_prompt": negatives}
+        encoded = pipe.encode_prompt(**texts, do_classifier_free_guidance=guided, max_sequence_length=length)
+        return split_rows({name: rows for name, rows in zip(_NAMES, encoded, strict=True) if rows is not None})

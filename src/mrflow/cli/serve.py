@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import signal
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,8 +138,7 @@ def serve(
             _tell(url)
             _wait()
         return
-    loads = [replace(model, device=each).load for each in model.devices or [best_device()]]
-    models = [_planned(plans, base, load) for load in loads]
+    models = [_planned(plans, base, replace(model, device=each).load) for each in model.devices or [best_device()]]
     from mrflow.server.app import create_app
     from mrflow.server.running import run
 
@@ -148,17 +146,15 @@ def serve(
     run(app, host, door.port, _tell, keep_alive=door.keep_alive)
 
 
-def _planned(plans: PlanOptions, base: Plan | None, load: Callable[..., MrFlow], *device: str) -> MrFlow:
+def _planned(plans: PlanOptions, base: Plan | None, load: Any, *device: str) -> MrFlow:
     """Return the loaded model, its own plan that of the options; raises PlanError where it can't take that."""
-    fast = load(*device)
+    fast: MrFlow = load(*device)
     if plans.given():
         own = fast.model.defaults
         plan = plans.apply(fast, own.plan if base is None else base)
         fast.model.resolve_plan(plan)
-        plan = replace(
-            plan, **{name: getattr(own.plan, name) for name in _THE_MODELS if getattr(plan, name) is None}
-        )
-        fast.model = replace(fast.model, defaults=replace(own, plan=plan))
+        filled = {name: getattr(own.plan, name) for name in _THE_MODELS if getattr(plan, name) is None}
+        fast.model = replace(fast.model, defaults=replace(own, plan=replace(plan, **filled)))
     return fast
 
 

@@ -33,9 +33,9 @@ class Metrics:
         self._registry = CollectorRegistry()
         counter, gauge = partial(Counter, registry=self._registry), partial(Gauge, registry=self._registry)
         histogram = partial(Histogram, registry=self._registry)
-        self._requests = counter("mrflow_requests", "Requests by route and outcome.", ["route", "status"])
-        whole = "Time of a request, to the last byte of its answer."
-        self._whole = histogram("mrflow_request_seconds", whole, ["route", "status"], buckets=_SECONDS)
+        labels = ["route", "status"]
+        self._requests = counter("mrflow_requests", "Requests by route and outcome.", labels)
+        self._whole = histogram("mrflow_request_seconds", "To the answer's last byte.", labels, buckets=_SECONDS)
         self.waiting = gauge("mrflow_queue_length", "Pictures that wait.")
         wait = "Time from joining the queue to being taken from it, before each of draft and finish."
         self.wait = histogram("mrflow_queue_wait_seconds", wait, buckets=_SECONDS)

@@ -137,9 +137,8 @@ def _group(
     service: Service, request: Request, body: requests.StreamedBody, show: Iterable[Stage] = ()
 ) -> TicketGroup:
     steps = bool(body.progress) or later(request)
-    most = getattr(body, "partial_images", None)
-    asked_by = {"request_id": request.state.request_id, "show": show}
-    return TicketGroup(service.scheduler, request.state.client, **asked_by, steps=steps, most=most)
+    most, told = getattr(body, "partial_images", None), request.state
+    return TicketGroup(service.scheduler, told.client, show, steps=steps, most=most, request_id=told.request_id)
 
 
 def _finishing(
