@@ -17,6 +17,7 @@ from mrflow import MrFlow, batches, load_image, read_recipe, save_image
 from mrflow.batch.output import Output
 from mrflow.batch.run import News, prepare
 from mrflow.errors import BatchError, BusyError, OutputError, OutputExistsError
+from mrflow.model import Model
 from support.batches import IDS, ROWS, TINY, assert_complete, errors, files, manifest, request, run, run_summary
 
 
@@ -281,6 +282,13 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(model, whole, tmp_path, stage):
     assert sorted(files(tmp_path)) == sorted(entry["path"] for entry in manifest(tmp_path))
     run(model, tmp_path)
     assert {name: data for name, data in files(tmp_path).items() if not name[0].isdigit()} == files(whole)
+
+
+def test_preparing_asks_for_the_device_once(model, monkeypatch, tmp_path):
+    asked, told = [], Model.device.fget
+    monkeypatch.setattr(Model, "device", property(lambda self: asked.append(1) or told(self)))
+    assert len(prepare(model.model, request(), Output(tmp_path / "new")).todo) > 1
+    assert asked == [1]
 
 
 def test_prepare_changes_nothing(model, whole, tmp_path):

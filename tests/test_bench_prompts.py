@@ -50,7 +50,7 @@ def test_lines_and_objects_are_read(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "a", "labels": {"time": 3}}\n', "line 1 has labels"),
         ("a.jsonl", '{"prompt": "a", "labels": {"time": "late"}}\n', "known are dawn"),
         ("a.jsonl", "[" * 100_000 + "\n", "line 1 is no JSON"),
-        ("a.txt", "a\n" * 10_001, "at most 10000"),
+        ("a.txt", "a\n" * 10_001, r"at most 10000 are compared. Set limit \(--limit\)"),
         ("a.txt", "a" * 10_001, "line 1: The prompt has 10001"),
     ],
     ids=range(11),
@@ -66,6 +66,7 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 
 
 def test_tables_are_read_by_their_column_and_refused_where_a_batch_fails_a_row(tmp_path: Path) -> None:
+    assert len(read_questions(write(tmp_path, "a.txt", "a\n" * 10_001), 2)) == 2
     assert read_questions(write(tmp_path, "a.csv", "id,prompt\n1,a lake\n")) == [Question("a lake")]
     with pytest.raises(PromptError, match="row 2: The record has 1 fields"):
         read_questions(write(tmp_path, "b.csv", "id,prompt\n1,a lake\n2\n"))

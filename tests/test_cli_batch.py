@@ -105,6 +105,14 @@ def test_columns_that_are_not_used_are_named():
     assert "sead" in run("p.jsonl", *SMALL).stderr
 
 
+@pytest.mark.parametrize("name", ["guidance_scale", "num_inference_steps", "refine_sigma"])
+def test_numbers_of_a_plan_beside_it_are_refused(name):
+    Path("p.jsonl").write_text(f'{{"prompt": "a boat", "{name}": 3}}\n')
+    result = run("p.jsonl", *SMALL, code=2)
+    assert f"p.jsonl has a column {name}. It would change the pictures" in " ".join(result.stderr.split())
+    assert not Path("out").exists()
+
+
 def test_many_failures_are_not_all_shown():
     Path("p.txt").write_text("a boat\n" + "x" * 10_001 + "\n" + ("y" * 10_001 + "\n") * 29)
     lines = run("p.txt", *SMALL, code=1).stderr.splitlines()

@@ -680,7 +680,9 @@ def test_a1111s_clients_name_them_in_the_prompt(server: Server) -> None:
     recipe = read_recipe(BytesIO(base64.b64decode(answer.json()["images"][0])))
     assert (recipe.prompt, recipe.loras[0].weight, recipe.loras[1].name) == ("a red boat", 0.5, "light/dusk")
     for wrong, status in (("<lora:stlye:1>", 422), ("<lora:style:11>", 400)):
-        answer = httpx.post(f"{server.url}/sdapi/v1/txt2img", json={**body, "prompt": f"a boat {wrong}"}, timeout=60)
+        answer = httpx.post(
+            f"{server.url}/sdapi/v1/txt2img", json={**body, "prompt": f"a boat {wrong}"}, timeout=60
+        )
         assert check_error(answer, status)["param"].startswith("loras")
 
 

@@ -67,7 +67,7 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the transformer."""
+        """The dtype of the transformer, all of whose modules diffusers walks, too."""
         dtype: torch.dtype = self.pipe.transformer.dtype
         return dtype
 
@@ -281,9 +281,10 @@ class Model:
         batch: int = 1,
         conditions: Mapping[str, str] | None = None,
         device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
         **more: Any,
     ) -> Recipe:
-        """Return the recipe of one picture. device: where that is known. more: fields that others know."""
+        """Return the recipe of one picture. device, dtype: where known. more: fields that others know."""
         lift = None if mode in ("native", "draft") else self.lift(job.plan)
         device = device or self.device
         values: dict[str, Any] = {
@@ -293,7 +294,7 @@ class Model:
             "revision": self.revision,
             "upscaler": lift and lift.name,
             "upscaler_sha256": lift and lift.sha256,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": str(dtype or self.dtype).removeprefix("torch."),
             "device": device.type,
             "batch": batch,
             "threads": torch.get_num_threads() if device.type == "cpu" else None,

@@ -93,7 +93,8 @@ def prepare(
     """
     tasks, failures, warned = resolve_wanted(model, request.wanted, plan)
     sink = output.sink()
-    recipes = {task.id: model.recipe("staged", task.job) for task in tasks}
+    device, dtype = model.device, model.dtype  # once, for asking takes milliseconds
+    recipes = {task.id: model.recipe("staged", task.job, device=device, dtype=dtype) for task in tasks}
     found = output.find(sink, recipes, remake=remake)
     done = {entry.id for entry in found.entries}
     todo = [task for task in tasks if task.id not in done]

@@ -40,8 +40,9 @@ def read_questions(path: Path | None, limit: int | None = None) -> list[Question
         rows = [(where, line.strip()) for where, line in read_lines(path) if line.strip()]
     if not rows:
         raise PromptError(f"{path} holds no prompts. Give one a line.")
-    if len(rows) > MAX_PROMPTS:
-        raise PromptError(f"{path} holds {len(rows)} prompts; at most {MAX_PROMPTS} are compared.")
+    if len(rows[:limit]) > MAX_PROMPTS:
+        text = f"{path} holds {len(rows)} prompts; at most {MAX_PROMPTS} are compared"
+        raise PromptError(f"{text}. Set limit (--limit).")
     if path.suffix.lower() == ".jsonl":
         return [_read_object(line, where) for where, line in rows[:limit]]
     return [Question(check_prompt(prompt, where)) for where, prompt in rows[:limit]]

@@ -56,7 +56,7 @@ def _show_default(value: Any) -> str | None:
 
 app = App(
     name="mrflow",
-    help="""Text-to-image about ten times faster, without training: draft small, then finish large.
+    help="""Text-to-image up to ten times faster, without training: draft small, then finish large.
 
     Start with: mrflow generate "a lake at sunset with mountains" --compare""",
     help_flags=["--help", "-h"],

@@ -14,10 +14,14 @@ from mrflow.cli.loading import ModelOptions
 from mrflow.cli.options import HOW, OUTPUT, WHAT, Count, Negative, NumImages, Size, Streams, Whole
 from mrflow.cli.planning import PlanOptions
 from mrflow.cli.ray_options import ClusterOptions
-from mrflow.cli.reporting import FAILURE, warn
+from mrflow.cli.reporting import FAILURE, say, warn
 from mrflow.errors import RequestError
 from mrflow.jobs import parse_size
+from mrflow.plan import ABOUT
 from mrflow.prompt_rows import COLUMNS, read_rows
+
+_MANY = 5000  # whose checks take seconds
+_NUMBERS = {*ABOUT, "num_inference_steps"}  # of a plan
 
 
 def batch(
@@ -93,6 +97,8 @@ def batch(
         from mrflow.batch.run import prepare, run_batch
 
         plan = plans.resolve(fast)
+        if len(request.wanted) > _MANY:
+            say(f"checking {len(request.wanted)} pictures")
         if dry_run:
             ready = report.tell_dry_run(prepare(fast.model, request, output, plan, remake=force), output)
             return None if ready else FAILURE
@@ -117,6 +123,11 @@ def _read(prompts: str, form: str | None, defaults: RowDefaults, *, dots: bool) 
     request = read_request(read_rows(prompts, form), defaults, dots=dots)
     if not request.wanted and not request.failures:
         raise RequestError(f"{prompts} holds no prompts.")
+    if numbers := sorted(request.unused.keys() & _NUMBERS):
+        raise RequestError(
+            f"{prompts} has a column {numbers[0]}. It would change the pictures, and is read in the column plan "
+            'alone, such as {"steps": 12, "true_cfg_scale": 3.5}. Put it there, or leave it out.'
+        )
     if request.unused:
         warn(f"columns that are not used: {', '.join(sorted(request.unused))[:200]}")
     return request
