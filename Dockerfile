@@ -2,12 +2,12 @@
 #   docker build -t mrflow . && docker run --rm -p 127.0.0.1:8000:8000 -e MRFLOW_API_KEYS=KEY mrflow
 FROM python:3.12-slim
 
-ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 HF_HOME=/models NO_COLOR=1
+ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 HF_HOME=/models MRFLOW_CACHE=/models/mrflow NO_COLOR=1
 
 WORKDIR /mrflow
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
-RUN python -m pip install ".[server,mcp]" \
+RUN python -m pip install ".[server,mcp,lora]" \
     && rm -rf src \
     && useradd --create-home --uid 10001 mrflow \
     && mkdir /models \

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow, Plan, backbones
 from mrflow.backbones import get_backbone, register_backbone, supported
+from mrflow.backbones.families import NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.backbones.family import split_rows, stack_rows, trim
 from mrflow.backbones.flux import FluxBackbone
 from mrflow.errors import UnsupportedPipelineError
@@ -32,6 +34,18 @@ def test_a_family_that_cannot_work_says_why() -> None:
         get_backbone("StableDiffusionXLPipeline")
     with pytest.raises(UnsupportedPipelineError, match="which is not driven yet: it has seven sizes"):
         get_backbone("Kandinsky5T2IPipeline")
+    with pytest.raises(UnsupportedPipelineError, match="global random state") as refused:
+        get_backbone("StableDiffusion3ControlNetPipeline")
+    assert "a flow" not in str(refused.value)  # which it follows
+
+
+def test_the_documents_say_which_controlnets_work() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    driven, refused = page.split("## ControlNet\n")[1].split("\n## ")[0].split("Other families")
+    names = {name for name in VARIANTS if "Control" in name}
+    assert set(re.findall(r"`(\w+Pipeline)`", driven)) == names
+    wanted = {name for name in {**NOT_POSSIBLE, **NOT_YET} if "Control" in name}
+    assert set(re.findall(r"`(\w+Pipeline)`", refused)) == wanted
 
 
 def test_the_documents_family_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) -> None:

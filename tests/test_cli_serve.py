@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import re
 import subprocess
@@ -19,9 +20,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from conftest import make_fast, make_pipe
-from mrflow import read_recipe, vista
+from mrflow import Plan, read_recipe, vista
 from mrflow.cli.loading import ServedModel
 from mrflow.errors import RequestError
+from mrflow.plan import plan_to_json
 from mrflow.server import running
 from support.cli import invoke
 
@@ -47,6 +49,12 @@ def test_other_addresses_need_a_key(host: str, monkeypatch: pytest.MonkeyPatch) 
         ["--root-path", "images"],
         ["--trusted-proxy", "proxy.example"],
         ["--keep-alive", "0"],
+        ["--plan", "no such plan"],
+        ["--plan", "no such file.json"],
+        ["--plan", "200+1"],
+        ["--steps", "101"],
+        ["--sigma", "2"],
+        ["--plan", "3/4", "--sigma", "0.2"],
     ],
 )
 def test_wrong_usage_is_told_before_a_model_is_loaded(arguments: list[str]) -> None:
@@ -103,6 +111,61 @@ def test_what_it_was_told_to_be_it_answers_to(
             assert client.get("/health", headers={"Host": name}).status_code == 200, name
         if "0.0.0.0" not in options and "anyone" not in options:
             assert client.get("/health", headers={"Host": "evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("told", "label", "numbers"),
+    [
+        ([], "3+1", {"true_cfg_scale": 2}),
+        (["--plan", "FILE"], "5+1", {"refine_sigma": 0.2, "true_cfg_scale": 2}),
+        (
+            ["--plan", "20+1", "--sigma", "0.16", "--guidance", "3"],
+            "20+1",
+            {"refine_sigma": 0.16, "true_cfg_scale": 3},
+        ),
+        (["--steps", "2", "--true-cfg-scale", "1"], "2+1", {"true_cfg_scale": 1}),
+    ],
+    ids=str,
+)
+def test_its_plan_is_that_of_requests_that_name_none(
+    told: list[str], label: str, numbers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(plan_to_json(Plan(steps=5, refine_sigma=0.2), {}))
+    started: list[Any] = []
+    monkeypatch.setattr(ServedModel, "load", lambda _: make_fast(make_pipe()))
+    monkeypatch.setattr(running, "run", lambda app, *_, **__: started.append(app))
+    told = [str(file) if each == "FILE" else each for each in told]
+    result = invoke(["serve", "--no-page", *told])
+    assert result.exit_code == 0, result.stderr
+    with TestClient(started[0], base_url="http://localhost") as client:
+
+        def post(**body: Any) -> dict[str, Any]:
+            return client.post("/v1/images/generations", json={"prompt": "a boat", **body}).json()
+
+        dry = post(dry_run=True)
+        assert (dry["plan"], dry["warnings"]) == (label, [])
+        assert {name: dry["numbers"].get(name) for name in numbers} == numbers
+        (made,) = post()["data"]
+        assert made["plan"] == label
+        assert {name: made["recipe"]["plan"].get(name) for name in numbers} == numbers
+        assert post(dry_run=True, plan="2+1")["numbers"]["true_cfg_scale"] == numbers["true_cfg_scale"]
+        assert post(dry_run=True, plan="2+1")["numbers"].get("refine_sigma") is None  # of the plan, not the server
+
+
+def test_a_plan_that_the_model_cannot_take_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServedModel, "load", lambda _: make_fast(make_pipe(stochastic_sampling=True)))
+    monkeypatch.setattr(running, "run", lambda *_, **__: pytest.fail("it serves"))
+    result = invoke(["serve", "--plan", "3/4"])
+    assert result.exit_code == 2
+    assert "stochastic_sampling" in result.stderr
+
+
+def test_what_is_logged_says_when(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    running.log_with_time()
+    logging.getLogger("mrflow.server").error("a picture failed")
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ERROR a picture failed", capsys.readouterr().err)
 
 
 def test_a_host_that_no_name_can_be_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mrflow import vista
+from mrflow import known_upscalers, vista
 from support.cli import invoke
 from support.serving import Server, serving
 
@@ -42,9 +42,21 @@ def test_it_runs_as_nobody_of_weight_and_keeps_models_in_a_volume() -> None:
     (run,) = said("RUN")
     assert f"--uid 10001 {user}" in run
     assert f"chown {user} {volume}" in run
-    assert f"HF_HOME={volume}" in said("ENV")[0]
+    environment = dict(each.split("=", 1) for each in said("ENV")[0].split())
+    assert environment["HF_HOME"] == volume
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     assert set(re.search(r"\.\[([\w,]+)\]", run)[1].split(",")) <= set(extras)  # type: ignore[index]
+    assert "lora" in run  # --lora and --loras-dir are options of serve
+
+
+def test_what_is_written_lies_in_the_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root is read-only; without MRFLOW_CACHE the upscaler would go to the home."""
+    assert SERVICE["read_only"]
+    assert SERVICE["tmpfs"] == ["/tmp"]
+    for name, value in (each.split("=", 1) for each in said("ENV")[0].split()):
+        monkeypatch.setenv(name, value)
+    (volume,) = said("VOLUME")
+    assert known_upscalers.folder().is_relative_to(volume)
 
 
 def test_what_is_copied_is_there_and_not_left_out() -> None:

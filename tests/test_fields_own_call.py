@@ -77,6 +77,41 @@ def test_flux_schnell_as_documented(drafted: list[dict[str, Any]]) -> None:
     assert [each["num_inference_steps"] for each in drafted] == [4, 1, 4, 1]
 
 
+@pytest.mark.parametrize("given", [{"num_inference_steps": 28}, {"steps": 50}])
+def test_native_steps_left_in_a_call_are_warned_of(given: dict[str, int]) -> None:
+    """FluxPipeline's own number, which existing code has: as many small steps, and the refine pass."""
+    steps = next(iter(given.values()))
+    pipe = over(make_pipe(guidance_embeds=True))
+    with pytest.warns(MrFlowWarning, match=rf"is {steps}, .*The plan is {steps}\+1: .*this model's 12\+1"):
+        pipe.draft("a big boat", **given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_inference_steps": 27},
+        {"plan": "28+1"},
+        {"plan": Plan(steps=50)},
+        {"plan": "50+1", "num_inference_steps": 50},
+        {"refine_sigma": 0.2},
+    ],
+    ids=str,
+)
+def test_a_plan_that_is_named_is_meant(given: dict[str, Any]) -> None:
+    over(make_pipe(guidance_embeds=True)).draft("a big boat", **given)
+    assert over(make_pipe()).native("a big boat", num_inference_steps=28, width=32, height=32).images
+
+
+def test_the_steps_of_a_distilled_checkpoint_are_its_plans() -> None:
+    pipe = make_pipe()
+    pipe.register_to_config(_name_or_path="black-forest-labs/FLUX.1-schnell")
+    fast = MrFlow(pipe, "bicubic")
+    assert (fast.model.defaults.plan.label, fast.model.defaults.native_steps) == ("4+1", 4)
+    fast.draft("a boat", num_inference_steps=4, width=64, height=64, max_sequence_length=16)
+    with pytest.warns(MrFlowWarning, match="this model's 4\\+1"):
+        fast.draft("a boat", num_inference_steps=28, width=64, height=64, max_sequence_length=16)
+
+
 def test_flux_true_cfg_with_a_negative_prompt(drafted: list[dict[str, Any]]) -> None:
     pipe = over(make_pipe(guidance_embeds=True))
     pipe("a big boat", negative_prompt="a red house", true_cfg_scale=4.0, num_inference_steps=2)

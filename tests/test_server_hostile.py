@@ -215,6 +215,8 @@ def test_docs_and_metrics(http: httpx.Client) -> None:
     numbers = http.get("/metrics").text
     for name in (
         'mrflow_requests_total{route="/v1/images/generations",status="200"}',
+        'mrflow_request_seconds_count{route="/v1/images/generations",status="200"}',
+        'mrflow_stage_seconds_bucket{le="0.15",stage="refine"}',
         "mrflow_queue_length 0.0",
         "mrflow_queue_wait_seconds_count",
         'mrflow_stage_seconds_count{stage="refine"}',

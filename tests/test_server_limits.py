@@ -56,7 +56,7 @@ def test_a_client_that_goes_away_without_a_stream_frees_its_place() -> None:
         until(lambda: server.scheduler.waiting == 0 and server.scheduler.workers[0].tickets == [])
 
 
-def test_a_model_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_raises(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model()
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -66,6 +66,7 @@ def test_a_model_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(model.pipe.transformer, "forward", fail)
         answer = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}, timeout=60)
         assert check_error(answer, 500)["code"] == "internal_error"
+        assert f"request {answer.headers['x-request-id']}: a picture failed: " in caplog.text
         events = httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat", "stream": True}, timeout=60).text
         assert events.startswith("event: error\ndata: ")
         assert "secret" not in events

@@ -182,6 +182,24 @@ def test_words_that_cannot_be_read_are_told(client: OpenAI) -> None:
     assert (answer.model_extra or {})["warnings"] == ["FluxPipeline does not know: 'zeppelin'"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "warned"),
+    [
+        ({"num_inference_steps": 28}, True),
+        ({"steps": 28}, True),
+        ({"num_inference_steps": 3}, False),
+        ({"plan": "28+1"}, False),
+        ({"quality": "max"}, False),
+        ({"num_inference_steps": 28, "native": True}, False),
+    ],
+    ids=str,
+)
+def test_native_steps_are_warned_of(server: Server, asked: dict[str, Any], warned: bool) -> None:
+    body = {"prompt": "a boat", "dry_run": True, **asked}
+    answer = httpx.post(f"{server.url}/v1/images/generations", json=body).json()
+    assert any("The plan is 28+1" in each for each in answer["warnings"]) == warned
+
+
 @pytest.mark.parametrize(("quality", "label"), [("low", "2+1"), ("medium", "3+1"), ("hd", "5+1"), ("max", "13+1")])
 def test_quality_chooses_the_steps(client: OpenAI, quality: Any, label: str) -> None:
     answer = client.images.generate(prompt="a boat", quality=quality)

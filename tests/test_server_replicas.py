@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gc
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from PIL import Image
 
 from conftest import make_fast, make_pipe
 from mrflow import batches, read_recipe
+from mrflow.cli.loading import ServedModel
 from mrflow.errors import MissingExtraError, RequestError
 from mrflow.images import pixels_sha256
 from mrflow.server.errors import ApiError
@@ -87,8 +89,9 @@ def test_what_nobody_keeps_is_not_found(two):
 
 def test_metrics_are_those_of_all_replicas():
     ours, theirs = Metrics([torch.device("cpu")]), Metrics([torch.device("cpu")])
-    ours.requests.labels("/health", "200").inc(3)
-    theirs.requests.labels("/health", "200").inc(4)
+    for metrics, count in ((ours, 3), (theirs, 4)):
+        for _ in range(count):
+            metrics.request_done("/health", "200", 0.1)
     ours.gather = lambda: {"one": ours.own().decode(), "two": theirs.own().decode()}
     lines = ours.text().decode().splitlines()
     assert 'mrflow_requests_total{replica="one",route="/health",status="200"} 3.0' in lines
@@ -196,11 +199,13 @@ def test_the_command_serves_until_it_is_told_to_stop(monkeypatch):
     monkeypatch.setattr("mrflow.server.replicas.serving", fake)
     monkeypatch.delenv("MRFLOW_API_KEYS", raising=False)
     before = signal.getsignal(signal.SIGTERM)
-    result = invoke(["serve", "--port", "0", "--ray", "--replicas", "3", "--device", "cpu"])
+    result = invoke(["serve", "--port", "0", "--ray", "--replicas", "3", "--device", "cpu", "--steps", "7"])
     assert result.exit_code == 0
     assert "http://here" in result.stderr
     (replicas, host, port, more), end = asked
     assert (replicas.count, replicas.address, replicas.gpus) == (3, "local", 0)
+    monkeypatch.setattr(ServedModel, "load", lambda _: make_fast(make_pipe()))
+    assert pickle.loads(pickle.dumps(replicas.load))("cpu").model.defaults.plan.steps == 7
     assert (host, port, end) == ("127.0.0.1", 0, "ended")
     for name, known in (("localhost", True), ("[::1]:8000", True), ("elsewhere.org", False)):
         scope = {"type": "http", "headers": [(b"host", name.encode())]}

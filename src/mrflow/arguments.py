@@ -5,7 +5,8 @@
     fast("a boat", joint_attention_kwargs={"scale": 0.7}, callback_on_step_end=watch)
     fast("a boat", control_image=edges, controlnet_conditioning_scale=0.6)  # over a ControlNet pipeline
 
-The pipeline's own go to both passes, and are the same for every picture of the call.
+The pipeline's own go to both passes, those that shape embeddings to where texts are encoded, once; they are the
+same for every picture of the call.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ _GUIDANCE = "Guidance has one name for all models: give true_cfg_scale."
 OWNED: Mapping[str, str] = {
     **dict.fromkeys(("sigmas", "timesteps", "strength", "denoising_end"), _STEPS),
     "distilled_guidance_scale": _GUIDANCE,
-    **dict.fromkeys(("complex_human_instruction", "clean_caption", "skip_text_cleaning", "use_pe"), _TEXT),
+    **dict.fromkeys(("skip_text_cleaning", "use_pe", "caption_upsample_temperature"), _TEXT),
+    "output_resolution": "Give width and height.",
     "stages": "Give keep_upscaled=.",
     "latents": "The noise comes from seed= or generator=.",
     "use_resolution_binning": "Sizes are taken as they are, so that one pass fits the other.",
@@ -155,6 +157,16 @@ def lora_scale(extra: Arguments) -> float | None:
     return given.get("scale") if isinstance(given, Mapping) else None
 
 
+def told_encoder(pipe: Pipeline, extra: Arguments) -> dict[str, Any]:
+    """Return the pipeline's `encode_prompt` with those of a call's arguments that it takes, such as clip_skip.
+
+    By that name, for lending it to the pipeline; empty where it takes none.
+    """
+    encode: Any = getattr(pipe, "encode_prompt", None)
+    told = {name: extra[name] for name in inspect.signature(encode).parameters if name in extra} if encode else {}
+    return {"encode_prompt": lambda *args, **kwargs: encode(*args, **kwargs | told)} if told else {}
+
+
 def fit_arguments(
     extra: Arguments, size: Size, begin: float = 0.0, end: float = 1.0, part: Sequence[int] = (0,), whole: int = 1
 ) -> dict[str, Any]:
@@ -172,8 +184,7 @@ def fit_arguments(
 
 def describe_arguments(extra: Arguments) -> dict[str, str]:
     """Return for each argument a short text that tells values apart: images and tensors by their hash."""
-    said = {name: value for name, value in extra.items() if value is not None}
-    return {f"argument.{name}": _describe(value)[:_MAX_TEXT] for name, value in said.items()}
+    return {f"argument.{name}": _describe(value)[:_MAX_TEXT] for name, value in extra.items()}
 
 
 def _put(numbers: dict[str, Any], name: str, value: Any, called: str) -> None:
@@ -238,8 +249,11 @@ def _check_extra(
     """Return the arguments, which the pipeline's call knows and we leave to the caller; raises RequestError."""
     kind = type(pipe).__name__
     anything = any(each.kind is each.VAR_KEYWORD for each in signature.values())
+    anything &= not type(pipe).__module__.startswith("diffusers.")  # HiDream's does nothing with them (0.42.1)
     theirs = [name for name in signature if name not in ("self", *_OURS, *_READ) and not _owner(name)]
-    extra = {name: value for name, value in extra.items() if value is not None or not _owner(name)}
+    for name in [each for each in extra if extra[each] is None]:  # which says nothing where it is the default
+        if (signature[name].default is None) if name in signature else _owner(name):
+            del extra[name]
     for name in extra:
         if hint := _owner(name):
             raise RequestError(f"{name} is not for the caller to set. {hint}")

@@ -29,7 +29,7 @@ from mrflow.errors import (
 from mrflow.files import load_image
 from mrflow.jobs import Asked, Job, Reference, Size, check_size
 from mrflow.loras import Loras
-from mrflow.plan import AUTO, UPSCALER, Defaults, Plan, get_plan
+from mrflow.plan import AUTO, UPSCALER, Defaults, Plan, get_plan, whole
 from mrflow.recipe import ENCODED, Mode, Recipe, finished_conditions, library_versions, warn_of_difference
 from mrflow.schedulers import check_switch, resolve_solver
 from mrflow.upscaler import Upscaler
@@ -220,6 +220,15 @@ class Model:
         if resolved.switches:
             check_switch(self.pipe)
         return resolved
+
+    def warn_of_steps(self, plan: Plan) -> None:
+        """Warn (MrFlowWarning) of a draft of as many steps, given beside no plan, as the plain pipeline has."""
+        own, taken = self.defaults, inspect.signature(type(self.pipe).__call__).parameters
+        usual = whole(getattr(taken.get("num_inference_steps"), "default", None)) or own.native_steps
+        if plan.steps >= min(own.native_steps, usual) and plan.steps > own.plan.steps and not own.learned_steps:
+            text = f"num_inference_steps is {plan.steps}, no fewer than natively, and here the draft's alone"
+            told = f"The plan is {plan.label}: name it, or leave the number out for this model's {own.plan.label}."
+            warn(f"{text}. {told}", MrFlowWarning)
 
     def fit(self, plan: Plan, prompt: str) -> Plan:
         """Return a resolved plan with a number where its refine_sigma was "auto": see `mrflow.auto_sigma`."""

@@ -352,7 +352,10 @@ class MrFlow:
 
     def _read(self, others: Arguments, **ours: Any) -> Call:
         ours = {"base": self._base, **ours}  # whose solver the model's resolving puts back where it fits
-        return read_call(self.pipe, self.model.backbone, others, **ours)
+        call = read_call(self.pipe, self.model.backbone, others, **ours)
+        if call.plan is not None and "steps" in call.numbers and ours.get("plan") is None:
+            self.model.warn_of_steps(call.plan)
+        return call
 
     def _read_upscaler(self) -> None:
         """Have what is missing said before any sampling."""

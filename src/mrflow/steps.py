@@ -19,9 +19,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_scale
+from mrflow.arguments import Arguments, describe_arguments, fit_arguments, lora_scale, told_encoder
 from mrflow.backbones.family import Embeds, autoencoder_device
-from mrflow.borrowing import describe, lora_scales_kept, run_pipeline
+from mrflow.borrowing import describe, lora_scales_kept, run_pipeline, settings
 from mrflow.errors import NonFiniteError
 from mrflow.files import load_image
 from mrflow.jobs import Job, Lora, Size
@@ -210,6 +210,7 @@ def encode_prompts(run: Run, batch: Batch) -> Batch:
                 with (
                     worn(pipe, loras, run.model.loras) if loras else nullcontext(),
                     nullcontext() if scale is None else lora_scales_kept(pipe, scale),
+                    settings(pipe, told_encoder(pipe, run.extra)) if run.extra else nullcontext(),
                 ):
                     encoded = run.model.backbone.encode_prompts(pipe, *texts, length)
                 rows |= zip(alike[at : at + run.batch_size], encoded, strict=True)

@@ -59,7 +59,7 @@ def get_backbone(pipeline_class: str) -> Backbone:
         why = f"is not driven yet: it has {NOT_YET[pipeline_class]}"
     if why:
         text = f"The pipeline is a {pipeline_class}, which {why}"
-        raise UnsupportedPipelineError(f"{text}. Take one that follows a flow: mrflow models lists them.")
+        raise UnsupportedPipelineError(f"{text}. mrflow models lists those that can work.")
     raise UnsupportedPipelineError(
         f"The pipeline is a {pipeline_class}; supported are {', '.join(supported())}. "
         "Another family needs a backbone: see mrflow.backbones and register_backbone."

@@ -6,7 +6,9 @@ guidance runs above 1; the transformer's timestep counts to 1000 where other fam
 
 from __future__ import annotations
 
-from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text
+from mrflow.backbones.family import Backbone, Embeds, Pipeline, Plain, Reading, ScaledVae, read_text, split_rows
+
+_NAMES = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
 class StableDiffusion3Backbone(Backbone):
@@ -22,9 +24,14 @@ class StableDiffusion3Backbone(Backbone):
         """Return what T5 does not take in; nothing is said where it was left out to save memory."""
         return read_text(pipe.tokenizer_3, prompt, max_sequence_length or self.text_length)
 
-    def encode_texts(self, pipe: Pipeline, texts: list[str], length: int) -> Embeds:
-        """Return prompt_embeds (B, T, D) and pooled_prompt_embeds (B, P)."""
-        embeds, _, pooled, _ = pipe.encode_prompt(
-            texts, None, None, do_classifier_free_guidance=False, max_sequence_length=length
-        )
-        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    def encode_prompts(
+        self, pipe: Pipeline, prompts: list[str], negatives: list[str] | None, max_sequence_length: int | None
+    ) -> list[Embeds]:
+        """Return prompt_embeds (1, T, D) and pooled_prompt_embeds (1, P), and negative_ ones if asked for.
+
+        In one go: the pipeline's clip_skip is for the prompt alone.
+        """
+        guided, length = negatives is not None, max_sequence_length or self.text_length
+        texts = {"prompt": list(prompts), "prompt_2": None, "prompt_3": None, "negative_prompt": negatives}
+        encoded = pipe.encode_prompt(**texts, do_classifier_free_guidance=guided, max_sequence_length=length)
+        return split_rows({name: rows for name, rows in zip(_NAMES, encoded, strict=True) if rows is not None})

@@ -85,10 +85,14 @@ class _PlanOptions:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
+        self.outline()
+
+    def outline(self) -> Plan:
+        """Return the plan as far as it is known without a model; raises PlanError."""
         numbers = self._numbers("guidance_scale")
         if self.plan is None and "scales" not in numbers:  # how many levels, the model's or draft's plan will say
             numbers = {name: value for name, value in numbers.items() if not isinstance(value, tuple)}
-        named_plan(self.plan).changed(**numbers)
+        return named_plan(self.plan).changed(**numbers)
 
     def resolve(self, fast: MrFlow) -> Plan:
         """Return the plan for this model: the named one or the model's own, changed as the options say."""

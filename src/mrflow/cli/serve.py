@@ -6,6 +6,7 @@ import ipaddress
 import signal
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -13,13 +14,17 @@ from cyclopts.validators import Number
 
 from mrflow.cli.loading import ServedModel, best_device
 from mrflow.cli.options import SHARING, WHERE, Count, Debug, Whole
+from mrflow.cli.planning import PlanOptions
 from mrflow.cli.ray_options import ReplicaOptions
 from mrflow.cli.reporting import say
 from mrflow.errors import MissingExtraError, RequestError
+from mrflow.plan import Plan, named_plan
 
 if TYPE_CHECKING:
+    from mrflow import MrFlow
     from mrflow.server.keys import Keys
 
+_THE_MODELS = ("guidance_scale", "true_cfg_scale", "refine_true_cfg_scale", "guidance_stop", "solver")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -86,6 +91,7 @@ class Sharing:
 def serve(
     *,
     model: ServedModel = ServedModel(),
+    plans: PlanOptions = PlanOptions(),
     door: Door = Door(),
     sharing: Sharing = Sharing(),
     ray: ReplicaOptions = ReplicaOptions(),
@@ -93,19 +99,25 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible images API, and a page to use it, until Ctrl-C or SIGTERM.
 
+    --plan and the numbers beside it are those of requests that say nothing else.
+
     Examples:
       mrflow serve
       mrflow serve --model black-forest-labs/FLUX.1-dev --upscaler RealESRGAN_x2plus.pth --device cuda:0
       mrflow serve --host 0.0.0.0 --port 80 --keys keys.txt --alias gpt-image-1
+      mrflow serve --model flux-dev --plan 20+1 --sigma 0.16 --guidance 3
       mrflow serve --root-path /images --trusted-proxy 127.0.0.1 --keys keys.txt
       mrflow serve --ray --replicas 4
     """
     check_installed(mcp=door.mcp)
     from mrflow.server.address import Address
     from mrflow.server.keys import Keys
+    from mrflow.server.requests import check_steps
     from mrflow.server.settings import Settings
 
     settings = Settings(**vars(sharing))
+    check_steps(plans.outline(), settings)
+    base = None if plans.plan is None else named_plan(plans.plan)  # a file is read here, not by replicas elsewhere
     keys = Keys.read(door.keys)
     host = door.host.strip("[]").lower()
     local = _check_host(host, keys, anyone=door.allow_anyone)
@@ -121,16 +133,29 @@ def serve(
     if replicas is not None:
         from mrflow.server.replicas import serving
 
+        replicas = replace(replicas, load=partial(_planned, plans, base, replicas.load))
         with serving(replicas, settings, host, door.port, **known, keep_alive=door.keep_alive) as url:
             _tell(url)
             _wait()
         return
-    models = [replace(model, device=each).load() for each in model.devices or [best_device()]]
+    models = [_planned(plans, base, replace(model, device=each).load) for each in model.devices or [best_device()]]
     from mrflow.server.app import create_app
     from mrflow.server.running import run
 
     app = create_app(models, settings, **known, page=door.page, a1111=door.a1111, mcp=door.mcp)
     run(app, host, door.port, _tell, keep_alive=door.keep_alive)
+
+
+def _planned(plans: PlanOptions, base: Plan | None, load: Any, *device: str) -> MrFlow:
+    """Return the loaded model, its own plan that of the options; raises PlanError where it can't take that."""
+    fast: MrFlow = load(*device)
+    if plans.given():
+        own = fast.model.defaults
+        plan = plans.apply(fast, own.plan if base is None else base)
+        fast.model.resolve_plan(plan)
+        filled = {name: getattr(own.plan, name) for name in _THE_MODELS if getattr(plan, name) is None}
+        fast.model = replace(fast.model, defaults=replace(own, plan=replace(plan, **filled)))
+    return fast
 
 
 def _tell(url: str) -> None:

@@ -80,7 +80,7 @@ def a1111_routes(service: Service) -> APIRouter:
 
     async def answer(request: Request, body: TextBody, checked: requests.Checked) -> dict[str, Any]:
         client = request.state.client
-        group = TicketGroup(scheduler, client, steps=True)
+        group = TicketGroup(scheduler, client, request_id=request.state.request_id, steps=True)
         if checked.drafts:
             group.add_drafts(checked.drafts, checked.jobs)
         else:

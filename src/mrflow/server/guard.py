@@ -6,6 +6,7 @@ import asyncio
 import base64
 import logging
 import secrets
+import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -55,7 +56,8 @@ class Guard:
             return
         scope = dict(scope)  # the web server keeps its own, by which it leaves the body of a HEAD away
         scope["method"] = "GET" if scope["method"] == "HEAD" else scope["method"]
-        reply = _Reply(send, self._settings.body_seconds)
+        reply, begin = _Reply(send, self._settings.body_seconds), time.monotonic()
+        scope["state"] = {**scope.get("state", {}), "request_id": reply.id}
         try:
             peer = scope["client"][0] if scope.get("client") else None
             self._address.find_host(scope, peer in self._proxied.trusted_hosts)
@@ -70,7 +72,7 @@ class Guard:
             await internal().response()(scope, receive, reply)
         finally:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
-            self._service.metrics.requests.labels(_route(path), str(reply.status)).inc()
+            self._service.metrics.request_done(_route(path), str(reply.status), time.monotonic() - begin)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request whose client and scheme are known."""

@@ -16,7 +16,7 @@ from mrflow.memory import peak_memory
 if TYPE_CHECKING:
     from mrflow.server.tickets import Kind, Ticket
 
-_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+_SECONDS = tuple(round(one * 10.0**k, 3) for k in range(-2, 3) for one in (1, 1.5, 2, 3, 5, 7))  # .01 to 700
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -33,7 +33,9 @@ class Metrics:
         self._registry = CollectorRegistry()
         counter, gauge = partial(Counter, registry=self._registry), partial(Gauge, registry=self._registry)
         histogram = partial(Histogram, registry=self._registry)
-        self.requests = counter("mrflow_requests", "Requests by route and outcome.", ["route", "status"])
+        labels = ["route", "status"]
+        self._requests = counter("mrflow_requests", "Requests by route and outcome.", labels)
+        self._whole = histogram("mrflow_request_seconds", "To the answer's last byte.", labels, buckets=_SECONDS)
         self.waiting = gauge("mrflow_queue_length", "Pictures that wait.")
         wait = "Time from joining the queue to being taken from it, before each of draft and finish."
         self.wait = histogram("mrflow_queue_wait_seconds", wait, buckets=_SECONDS)
@@ -46,6 +48,11 @@ class Metrics:
         peak = gauge("mrflow_peak_memory_bytes", memory, ["device"])
         for device in devices:
             peak.labels(str(device)).set_function(lambda device=device: peak_memory(device) or 0)  # type: ignore[misc]
+
+    def request_done(self, route: str, status: str, seconds: float) -> None:
+        """Note a request that is over."""
+        self._requests.labels(route, status).inc()
+        self._whole.labels(route, status).observe(seconds)
 
     def batch_done(self, kind: Kind, tickets: Sequence[Ticket], seconds: Mapping[str, float]) -> None:
         """Note a batch that went well."""

@@ -25,7 +25,7 @@ from mrflow.ray_connection import LOCAL, check_ray, check_workers, connected, de
 from mrflow.server.address import Address
 from mrflow.server.app import create_app
 from mrflow.server.keys import Keys
-from mrflow.server.running import listen, url_of
+from mrflow.server.running import listen, log_with_time, url_of
 from mrflow.server.service import Kept
 from mrflow.server.settings import Settings
 from mrflow.server.store import Store
@@ -132,6 +132,7 @@ def make_application(
     address: Address | None,
 ) -> FastAPI:
     """Return a replica's application. call: as SharedStore has it. No page: it needs one process."""
+    log_with_time()
     seconds = settings.keep_seconds
     kept = Kept(files=SharedStore(call, "files", seconds), drafts=SharedStore(call, "drafts", seconds))
     return create_app(load(device), settings, keys=keys, aliases=aliases, address=address, page=False, kept=kept)

@@ -332,7 +332,7 @@ def check_drafts(scheduler: Scheduler, body: FinishBody, drafts: Sequence[Draft]
             numbers |= {"scales": named.scales} if named.scales else {}
         changed = replan_drafts(scheduler.model, drafts, numbers=numbers)
         for draft in changed:
-            _check_steps(draft.base_recipe.plan, scheduler.settings)
+            check_steps(draft.base_recipe.plan, scheduler.settings)
             _check_pixels(draft.base_recipe.size, scheduler.settings)
         return of_drafts(changed, warned)
 
@@ -363,7 +363,9 @@ def _plan(model: Model, body: PromptBody, settings: Settings) -> Plan:
     if body.plan is None and "steps" not in numbers and quality != "auto":
         plan = replace(plan, steps=steps_of(model.defaults, quality))
     plan = plan.changed(**numbers)
-    _check_steps(plan, settings)
+    check_steps(plan, settings)
+    if body.plan is None and "steps" in numbers and not getattr(body, "native", None):
+        model.warn_of_steps(plan)
     return plan
 
 
@@ -375,7 +377,8 @@ def steps_of(own: Defaults, quality: str) -> int:
     return math.ceil(round(own.plan.steps * share, 6))
 
 
-def _check_steps(plan: Plan, settings: Settings) -> None:
+def check_steps(plan: Plan, settings: Settings) -> None:
+    """Raise PlanError for more steps than the server takes."""
     if max(plan.steps, plan.all_refine_steps) > settings.max_steps:
         raise PlanError(f"The plan is {plan.label}; this server takes {settings.max_steps} steps of each at most.")
 

@@ -49,7 +49,8 @@ def image_routes(service: Service) -> APIRouter:
             checked = requests.as_native(scheduler, body, checked)
         if body.dry_run:
             size = f"{checked.size[0]}x{checked.size[1]}"
-            return JSONResponse({"plan": checked.plan.label, "size": size, "warnings": checked.warnings})
+            plan = {"plan": checked.plan.label, "numbers": checked.plan.to_dict()}
+            return JSONResponse({**plan, "size": size, "warnings": checked.warnings})
         show = () if body.native else shown(body, drafted=True)
         group = _group(service, request, body, show)
         group.add(("native",) if body.native else ("draft", "finish"), checked.jobs)
@@ -136,8 +137,8 @@ def _group(
     service: Service, request: Request, body: requests.StreamedBody, show: Iterable[Stage] = ()
 ) -> TicketGroup:
     steps = bool(body.progress) or later(request)
-    most = getattr(body, "partial_images", None)
-    return TicketGroup(service.scheduler, request.state.client, show, steps=steps, most=most)
+    most, told = getattr(body, "partial_images", None), request.state
+    return TicketGroup(service.scheduler, told.client, show, steps=steps, most=most, request_id=told.request_id)
 
 
 def _finishing(

@@ -54,6 +54,7 @@ def run(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None], kee
     keep_alive: seconds that idle connections are kept; 5 is uvicorn's own.
     Raises RequestError if the port can't be had.
     """
+    log_with_time()
     config = uvicorn.Config(
         app,
         host=host,
@@ -69,6 +70,11 @@ def run(app: FastAPI, host: str, port: int, on_ready: Callable[[str], None], kee
     with listen(host, port) as listening:
         url = url_of(host, listening.getsockname()[1])
         _Server(config, app, lambda: on_ready(url)).run([listening])
+
+
+def log_with_time() -> None:
+    """Have what is logged say when, unless somebody has set up logging already."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
 
 
 def listen(host: str, port: int) -> socket.socket:

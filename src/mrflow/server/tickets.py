@@ -56,17 +56,18 @@ class Ticket:
         *,
         draft: Draft | None = None,
         client: str = "",
+        request_id: str = "",
         seconds: float = float("inf"),
         on_news: Callback | None = None,
     ) -> None:
         """Ask for the kinds of work in `todo`, one after the other.
 
-        draft: what finishing begins with, if no draft is made first. client: who
-        asks, for fairness. seconds: patience. on_news: called in the worker's thread with the picture's own
-        Progress, its pixels (1, 3, h, w); it must not raise and not wait.
+        draft: what finishing begins with, if no draft is made first. client: who asks, for fairness.
+        request_id: of its answer, for the log. seconds: patience. on_news: called in the worker's thread with the
+        picture's own Progress, its pixels (1, 3, h, w); it must not raise and not wait.
         """
         self.todo = deque(todo)
-        self.job, self.client = job, client
+        self.job, self.client, self.request_id = job, client, request_id
         self.made = Made(draft=draft)
         self.future: Future[Made] = Future()
         self.patience = seconds
@@ -225,13 +226,15 @@ class TicketGroup:
         *,
         steps: bool = False,
         most: int | None = None,
+        request_id: str = "",
     ) -> None:
         """show: stages wanted as images. With neither them nor `steps`, `news` has the pictures alone.
 
         most: of these images of a picture, whose plan may have several levels.
         """
         self.tickets: list[Ticket] = []
-        self._scheduler, self._client, self._show = scheduler, client, frozenset(show)
+        self._scheduler, self._show = scheduler, frozenset(show)
+        self._asked_by = {"client": client, "request_id": request_id}
         self._listens = steps or bool(self._show)
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[News | BaseException] = asyncio.Queue()
@@ -243,7 +246,7 @@ class TicketGroup:
         seconds = self._scheduler.settings.timeout
         for job in jobs:
             hear = partial(self._hear, len(self.tickets)) if self._listens else None
-            ticket = Ticket(todo, job, draft=draft, client=self._client, seconds=seconds, on_news=hear)
+            ticket = Ticket(todo, job, draft=draft, **self._asked_by, seconds=seconds, on_news=hear)
             self.tickets.append(ticket)
 
     def add_drafts(self, drafts: Sequence[Draft], jobs: Sequence[Job]) -> None:

@@ -88,7 +88,7 @@ class Worker:
             try:
                 self._make(tickets)
             except Exception as error:  # a bug of ours, and yet the server stays up
-                log.exception("a batch failed")
+                log.exception("a batch failed, of requests %s", ", ".join(each.request_id for each in tickets))
                 for ticket in tickets:
                     ticket.refuse(errors.failed(error))
             self._beat = None
@@ -116,7 +116,7 @@ class Worker:
 
     def _failed(self, ticket: Ticket, error: Exception) -> None:
         if not isinstance(error, _NobodyWaits):
-            log.error("a picture failed: %s: %s", type(error).__name__, error)
+            log.error("request %s: a picture failed: %s: %s", ticket.request_id, type(error).__name__, error)
             ticket.refuse(errors.from_error(error) if isinstance(error, LoraError) else errors.failed(error))
 
     def beat(self) -> None:
