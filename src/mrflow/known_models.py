@@ -48,7 +48,7 @@ class KnownModel:
 
     def stored(self, part: str, count: float) -> int:
         """Return the bytes that so many weights of a component take in its files."""
-        return round(count) * (4 if part in self.float32 or ("text" in self.float32 and "text" in part) else 2)
+        return round(count) * (4 if part.startswith(self.float32) else 2)
 
     def weights(self, held: str = "whole") -> int | None:
         """Return the bytes of its weights in memory, `held` as one of BITS; the autoencoder always whole.

@@ -147,7 +147,7 @@ def _hold(
     if offload != AUTO and at_most < free_memory(torch.device("cpu")):
         return offload, False
     found = choose(count(), where, offload=offload, **how)
-    if found.rank[0] or (offload == AUTO and found.rank[1:] > (0, False)):
+    if not found.works or (offload == AUTO and not found.fastest):
         text = f"{name} {'is held' if found.fits else 'may not fit, held'} {found}, on {where}"
         text += "" if found.waits else f", and {found.ram}"
         warn(f"{text}; {found.instead}." if found.instead else f"{text}.", MrFlowWarning)

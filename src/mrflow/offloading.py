@@ -54,9 +54,19 @@ class Holding:
         return self.waiting <= _ROOM * self.room
 
     @property
+    def works(self) -> bool:
+        """Whether both have."""
+        return self.fits and self.waits
+
+    @property
+    def fastest(self) -> bool:
+        """Whether nothing is moved and nothing cut."""
+        return self.offload == "none" and not self.tiled
+
+    @property
     def rank(self) -> tuple[bool, int, bool]:
-        """Of ways, lower for those that fit and then for the faster."""
-        return not (self.fits and self.waits), [*OFFLOADS, SEQUENTIAL].index(self.offload), self.tiled
+        """Of ways, lower for those that work and then for the faster."""
+        return not self.works, [*OFFLOADS, SEQUENTIAL].index(self.offload), self.tiled
 
     def __str__(self) -> str:
         tiles = ", its autoencoder in tiles" if self.tiled else ""
@@ -156,11 +166,12 @@ def choose(
     best, instead = found, list[str]()
     for kind in ("none", "int8", *(["nf4"] if _takes_nf4(device, file) else [])):
         way = _first(costs, device, None if kind == "none" else kind, free, OFFLOADS)
-        if not way.rank[0] and way.rank < best.rank and (found.rank[0] or quantize is None):
+        if way.works and way.rank < best.rank and (quantize is None or not found.works):
             best = way
             instead.append(f"quantize {kind}, {way}")
-    told = f"{'these fit' if found.rank[0] else 'faster'}: {'; '.join(instead)}" if instead else ""
-    return replace(found, instead=told or "a .gguf file, a smaller size or model may fit" * found.rank[0])
+    if instead:
+        return replace(found, instead=f"{'faster' if found.works else 'these fit'}: {'; '.join(instead)}")
+    return found if found.works else replace(found, instead="a .gguf file, a smaller size or model may fit")
 
 
 def _first(

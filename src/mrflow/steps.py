@@ -210,7 +210,7 @@ def encode_prompts(run: Run, batch: Batch) -> Batch:
                 with (
                     worn(pipe, loras, run.model.loras) if loras else nullcontext(),
                     nullcontext() if scale is None else lora_scales_kept(pipe, scale),
-                    settings(pipe, told_encoder(pipe, run.extra)) if run.extra else nullcontext(),
+                    settings(pipe, told_encoder(pipe, run.extra)),
                 ):
                     encoded = run.model.backbone.encode_prompts(pipe, *texts, length)
                 rows |= zip(alike[at : at + run.batch_size], encoded, strict=True)

@@ -21,7 +21,7 @@ from mrflow.plan import ABOUT
 from mrflow.prompt_rows import COLUMNS, read_rows
 
 _MANY = 5000  # whose checks take seconds
-_NUMBERS = {*ABOUT, "num_inference_steps"}  # of a plan
+_NUMBERS = {*ABOUT, *(about.http for about in ABOUT.values())}  # of a plan, by both names
 
 
 def batch(

@@ -214,10 +214,10 @@ def _memory(costs: Estimate, place: torch.device, quantize: str | None, file: Pa
     found = choose(costs, place, quantize, file=file)
     instead = f"; {found.instead}" if found.instead else ""
     text = f"{'fits' if found.fits else 'does not fit'} {found}, on {place}"
-    level: Level = "no" if not found.fits else "note" if found.rank[1:] > (0, False) else "ok"
-    yield Finding(level, "memory", text + instead * (found.waits or not found.fits))
+    level: Level = "no" if not found.fits else "ok" if found.fastest else "note"
+    yield Finding(level, "memory", text if found.fits and not found.waits else text + instead)
     if found.waiting:
-        yield Finding("ok" if found.waits else "no", "ram", found.ram + instead * (not found.waits))
+        yield Finding("ok" if found.waits else "no", "ram", found.ram if found.waits else found.ram + instead)
 
 
 def _upscaler() -> Finding:

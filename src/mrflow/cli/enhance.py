@@ -23,10 +23,7 @@ def enhance(
     size: Annotated[
         str | None,
         Parameter(
-            alias="-s",
-            metavar="SIZE",
-            group=WHAT,
-            show_default="times --scale, in whole patches",
+            alias="-s", metavar="SIZE", group=WHAT, show_default="the image's own times --scale, in patches"
         ),
     ] = None,
     seed: Seed = None,
