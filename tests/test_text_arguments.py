@@ -46,7 +46,8 @@ def theirs(name: str) -> list[str]:
     """Return the arguments of a pipeline's call that a caller of ours may give, beside those that are read."""
     kind = getattr(diffusers, name)
     pipe, backbone, taken = kind.__new__(kind), get_backbone(name), list[str]()
-    for each in [*inspect.signature(kind.__call__).parameters.keys() - {"self", "kwargs"}]:
+    parameters = inspect.signature(kind.__call__).parameters  # in order: test processes must agree
+    for each in [each for each in parameters if each not in {"self", "kwargs"}]:
         try:
             taken += [one for one in read_call(pipe, backbone, {each: False}).extra if one == each]
         except RequestError:
