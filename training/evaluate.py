@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mrflow import Plan
 from mrflow.vista import inspector
-from training.flow_model import WEIGHTS, Flow, load_flow, shift, unpack
+from training.flow_model import GUIDANCE, WEIGHTS, Flow, load_flow, shift, unpack
 from training.text import make_tokenizer, tokenize
 from training.world import ATTRIBUTES, Scene, caption, labels, sample_scene
 
@@ -44,7 +44,7 @@ def prompts(count: int, seed: int = 2 * 10**6) -> tuple[list[str], Tensor]:
 @torch.no_grad()
 def draw(
     flow: Flow, tokenizer: PreTrainedTokenizerFast, captions: list[str], side: int = 128, steps: int = 20,
-    guidance: float = 3.0, guidance_stop: float = 1.0, seed: int = 0,
+    guidance: float = GUIDANCE, guidance_stop: float = 1.0, seed: int = 0,
 ) -> Tensor:  # fmt: skip
     """Return latents (B, C, side/8, side/8) on the CPU, drawn as the pipeline draws them but in one go."""
     count, rows = len(captions), side // 16
@@ -95,12 +95,11 @@ def main(
     count: Annotated[int, typer.Option(help="Prompts.")] = 64,
     side: Annotated[int, typer.Option(help="Pixels of a side.")] = 128,
     steps: Annotated[int, typer.Option(help="Euler steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Strength of the guidance.")] = 3.0,
+    guidance: Annotated[float, typer.Option(help="Strength of the guidance.")] = GUIDANCE,
     guidance_stop: Annotated[float, typer.Option(help="Share of the steps, from the first, with guidance.")] = 1.0,
     sheet: Annotated[Path, typer.Option(help="Where to draw the pictures.")] = Path("runs/evaluate.png"),
 ) -> None:
     """Score the shipped weights and print the shares as JSON."""
-
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", dtype=torch.float32)
     drawing = {"side": side, "steps": steps, "guidance": guidance, "guidance_stop": guidance_stop}
     with torch.no_grad():

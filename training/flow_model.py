@@ -11,11 +11,13 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
+from mrflow.vista import DEFAULTS
 from training.latents import LATENTS
 from training.text import TextPair, make_encoders
 from training.world import MAX_TOKENS
 
 WEIGHTS = Path("src/mrflow/vista/weights")
+GUIDANCE = DEFAULTS["vista"].plan.true_cfg_scale or 1.0
 BASE_SHIFT, MAX_SHIFT = 0.5, 1.5
 SMALL_TOKENS, LARGE_TOKENS = 64, 1024
 """Tokens of 128x128 and of 512x512: the two ends of the resolution-dependent shift."""

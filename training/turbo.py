@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mrflow import Plan
 from training.evaluate import score
-from training.flow_model import WEIGHTS, Flow, load_flow, save_pipeline, shift
+from training.flow_model import GUIDANCE, WEIGHTS, Flow, load_flow, save_pipeline, shift
 from training.optim import Average, make_optimizers, set_lr
 from training.precision import faster_dtype, products_in
 from training.text import make_tokenizer, tokenize
@@ -172,7 +172,7 @@ def main(
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 2e-4,
     matrix_lr: Annotated[float, typer.Option(help="Muon's learning rate.")] = 6e-4,
     tokens: Annotated[int, typer.Option(help="Image tokens a step: 2048 are 32 pictures of 128x128.")] = 2048,
-    guidance: Annotated[float, typer.Option(help="Strength of the teacher's guidance.")] = 3.0,
+    guidance: Annotated[float, typer.Option(help="Strength of the teacher's guidance.")] = GUIDANCE,
     guidance_stop: Annotated[float, typer.Option(help="Share of the teacher's steps with guidance.")] = 0.33,
     decay: Annotated[float, typer.Option(help="Share of the time, at the end, in which the rate falls.")] = 0.4,
     save_every: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10,
