@@ -21,7 +21,7 @@ from support.controlnets import controlled, edges, flux_control, qwen_controlnet
 from support.families import CASES
 from support.families import make_fast as family_fast
 from support.pictures import bytes_of
-from support.pipelines import state_of
+from support.pipelines import own_call, state_of
 
 # diffusers 0.42.1 warns of its own FluxControlNetModel
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
@@ -196,20 +196,8 @@ def test_arguments_are_recorded_and_missed(fast: MrFlow) -> None:
 def test_a_control_image_guides_both_passes_at_their_sizes() -> None:
     pipe, image = controlled(), edges(40, 24)
     fast = make_fast(pipe)
-    by_hand = pipe(
-        "a red boat",
-        negative_prompt="",
-        true_cfg_scale=2.0,
-        control_image=image,
-        controlnet_conditioning_scale=0.7,
-        width=48,
-        height=32,
-        num_inference_steps=2,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-    ).images
     given = {"control_image": image, "controlnet_conditioning_scale": 0.7}
+    by_hand = own_call(pipe, width=48, negative_prompt="", true_cfg_scale=2.0, **given)
     sizes: list[int] = []
     hook = lambda _module, _args, kwargs: sizes.append(kwargs["controlnet_cond"].shape[1])  # noqa: E731
     pipe.controlnet.register_forward_pre_hook(hook, with_kwargs=True)
@@ -250,17 +238,7 @@ def test_a_control_image_as_a_tensor_is_resized_for_each_pass() -> None:
 def test_other_pipelines_with_a_control_image(make: Any, plan: Any, by_hand: Any, events: Any) -> None:
     pipe, image = make(), edges(40, 24)
     pipe.set_progress_bar_config(disable=True)
-    expected = pipe(
-        prompt=["a red boat"],
-        control_image=image,
-        width=64,
-        height=32,
-        num_inference_steps=2,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-        **by_hand,
-    ).images
+    expected = own_call(pipe, width=64, prompt=["a red boat"], control_image=image, **by_hand)
     fast = MrFlow(pipe, "bicubic", defaults=Defaults(max_sequence_length=16))
     plan = Plan(steps=2, refine_sigma=0.3, noise="own", **plan)
     options = {"width": 128, "height": 64, "seed": 7, "plan": plan}
@@ -329,17 +307,7 @@ def test_an_ip_adapter_guides_both_passes() -> None:
     fast = make_fast(pipe)
     embeds = [torch.ones(1, 1, 8)]
     given = {"ip_adapter_image_embeds": embeds, "negative_ip_adapter_image_embeds": [torch.zeros(1, 1, 8)]}
-    by_hand = pipe(
-        "a red boat",
-        guidance_scale=3.5,
-        width=32,
-        height=32,
-        num_inference_steps=2,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-        **given,
-    ).images
+    by_hand = own_call(pipe, guidance_scale=3.5, **given)
     plan = Plan(steps=2, guidance_scale=3.5, noise="own")
     seen: list[bool] = []
     hook = lambda _m, _a, kwargs: seen.append(bool(kwargs["joint_attention_kwargs"]))  # noqa: E731
@@ -368,14 +336,8 @@ def test_an_adapters_images_guide_every_picture_of_every_batch(nested: bool) -> 
     image = edges(32, 32)
     given = {"ip_adapter_image": [[image, Image.new("RGB", (32, 32), "red")]] if nested else image}
     plan = Plan(steps=2, true_cfg_scale=2.0, noise="own")
-    plain = pipe(
-        ["a boat"] * 3,
-        true_cfg_scale=2.0,
-        negative_prompt=[""] * 3,
-        generator=draft_generators([1, 2, 3]),
-        **{"num_inference_steps": 2, "width": 32, "height": 32, "max_sequence_length": 16, "output_type": "pt"},
-        **given,
-    ).images
+    three = {"prompt": ["a boat"] * 3, "negative_prompt": [""] * 3, "generator": draft_generators([1, 2, 3])}
+    plain = own_call(pipe, true_cfg_scale=2.0, **three, **given)
     batches = [
         make_fast(pipe, batch_size=size)("a boat", num_images=3, seed=1, plan=plan, **given) for size in (1, 2, 3)
     ]

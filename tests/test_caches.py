@@ -12,8 +12,8 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConf
 from conftest import make_fast, make_pipe
 from mrflow import Plan
 from mrflow.borrowing import describe_cache, without_caches
-from mrflow.sampling import draft_generators
 from support.pictures import bytes_of
+from support.pipelines import own_call
 
 PLAN = Plan(steps=6, refine_steps=3, refine_sigma=0.3, true_cfg_scale=2.0, noise="own")
 CACHES: dict[str, Callable[[], Any]] = {
@@ -77,17 +77,7 @@ def test_a_cache_works_in_the_draft_alone(name: str) -> None:
 
 def check_cached(fast: Any, pipe: Any, calls: Calls, whole: Any, finished: Any) -> None:
     def by_hand() -> torch.Tensor:
-        return pipe(
-            "a red boat",
-            negative_prompt="",
-            true_cfg_scale=2.0,
-            width=32,
-            height=32,
-            num_inference_steps=6,
-            generator=draft_generators([7]),
-            max_sequence_length=16,
-            output_type="pt",
-        ).images
+        return own_call(pipe, steps=6, negative_prompt="", true_cfg_scale=2.0)
 
     settings = describe_cache(pipe)
     expected, drafts = by_hand(), []

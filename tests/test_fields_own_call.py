@@ -15,6 +15,7 @@ from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.errors import MrFlowWarning, RequestError, StoppedError
 from mrflow.sampling import draft_generators
+from support.pipelines import own_call
 
 
 def over(pipe: Any) -> MrFlow:
@@ -220,17 +221,8 @@ def test_the_same_thing_said_twice_alike_is_fine(fast: MrFlow) -> None:
 
 
 def test_a_generator_gives_the_draft_that_the_pipeline_would(fast: MrFlow) -> None:
-    plain = fast.pipe(
-        "a red boat",
-        negative_prompt="",
-        true_cfg_scale=2.0,
-        width=32,
-        height=32,
-        num_inference_steps=3,
-        generator=torch.Generator().manual_seed(9),
-        max_sequence_length=16,
-        output_type="pt",
-    ).images
+    guided = {"negative_prompt": "", "true_cfg_scale": 2.0}
+    plain = own_call(fast.pipe, steps=3, generator=torch.Generator().manual_seed(9), **guided)
     seeded = torch.Generator().manual_seed(9)
     assert torch.equal(fast.draft("a red boat", generator=seeded, noise="own")[0].pixels, plain)
     both = fast.draft("a red boat", generator=draft_generators([9, 4]))

@@ -14,9 +14,8 @@ from conftest import make_fast, make_pipe
 from mrflow import MrFlow, Plan, Recipe
 from mrflow.borrowing import describe
 from mrflow.errors import MrFlowWarning
-from mrflow.sampling import draft_generators
 from support.pictures import bytes_of
-from support.pipelines import state_of
+from support.pipelines import own_call, state_of
 
 # peft 0.21 tells that the layers of so small a transformer are few
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -38,19 +37,6 @@ def lora(seed: int = 0) -> dict[str, torch.Tensor]:
     return found
 
 
-def plain(pipe: Any, **options: Any) -> torch.Tensor:
-    return pipe(
-        "a red boat",
-        width=32,
-        height=32,
-        num_inference_steps=2,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-        **options,
-    ).images
-
-
 def refined(fast: MrFlow, **options: Any) -> bytes:
     """Return what the refine pass makes of one and the same picture."""
     image = torch.full((1, 3, 32, 32), 0.5)
@@ -60,7 +46,7 @@ def refined(fast: MrFlow, **options: Any) -> bytes:
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_lora_works_in_both_passes(when: str) -> None:
     pipe = make_pipe()
-    bare_draft, bare_refined = plain(pipe), refined(make_fast(pipe))
+    bare_draft, bare_refined = own_call(pipe), refined(make_fast(pipe))
     if when == "before":
         pipe.load_lora_weights(lora(), adapter_name="style")
         fast = make_fast(pipe)
@@ -69,7 +55,7 @@ def test_a_lora_works_in_both_passes(when: str) -> None:
         pipe.load_lora_weights(lora(), adapter_name="style")
     before = state_of(pipe)
     result = fast("a red boat", seed=7, plan=PLAN)
-    assert torch.equal(result.drafts[0].pixels, plain(pipe))
+    assert torch.equal(result.drafts[0].pixels, own_call(pipe))
     assert not torch.equal(result.drafts[0].pixels, bare_draft)
     assert refined(fast) != bare_refined
     assert unhashed(result.recipes[0]) == {"lora.style": "1"}
@@ -87,7 +73,7 @@ def test_weights_of_adapters_count_and_are_recorded() -> None:
     pipe.set_adapters(["style", "light"], adapter_weights=[0.5, 0.25])
     assert refined(fast) != whole
     result = fast("a red boat", seed=7, plan=PLAN)
-    assert torch.equal(result.drafts[0].pixels, plain(pipe))
+    assert torch.equal(result.drafts[0].pixels, own_call(pipe))
     recipe = result.recipes[0]
     assert unhashed(recipe) == {"lora.light": "0.25", "lora.style": "0.5"}
     assert bytes_of(fast.replay(recipe).images) == bytes_of(result.images)
@@ -106,9 +92,9 @@ def test_the_scale_of_a_call_reaches_transformer_and_text_encoders_in_both_passe
     pipe.load_lora_weights(lora(), adapter_name="style")
     scaled = {"joint_attention_kwargs": {"scale": 0.3}}
     result = fast("a red boat", seed=7, plan=PLAN, **scaled)
-    assert torch.equal(result.drafts[0].pixels, plain(pipe, **scaled))
+    assert torch.equal(result.drafts[0].pixels, own_call(pipe, **scaled))
     assert refined(fast, **scaled) != refined(fast)
-    assert torch.equal(fast.draft("a red boat", seed=7, plan=PLAN)[0].pixels, plain(pipe))  # and is gone again
+    assert torch.equal(fast.draft("a red boat", seed=7, plan=PLAN)[0].pixels, own_call(pipe))  # and is gone again
 
 
 def test_a_fused_lora_is_named() -> None:

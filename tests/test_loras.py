@@ -26,13 +26,12 @@ from mrflow.errors import LoraError, LoraNameError, MissingExtraError, MrFlowErr
 from mrflow.jobs import Lora, read_loras
 from mrflow.lanes import check_lanes
 from mrflow.recipe import Recipe
-from mrflow.sampling import draft_generators
 from support import families
 from support.batches import errors, run
 from support.cli import invoke
 from support.loras import LAYOUTS, of_diffusers, of_dora, of_family, of_kohya, write
 from support.pictures import bytes_of
-from support.pipelines import state_of
+from support.pipelines import own_call, state_of
 from support.serving import Server, check_error, serving
 
 # peft tells that the layers of so small a transformer are few
@@ -75,8 +74,7 @@ def by_hand(*weights: tuple[Path, float]) -> torch.Tensor:
     for name, (path, _) in zip(names, weights, strict=True):
         pipe.load_lora_weights(str(path), adapter_name=name)
     pipe.set_adapters(names, [weight for _, weight in weights])
-    options = {"num_inference_steps": 2, "max_sequence_length": 16, "output_type": "pt"}
-    return pipe("a red boat", width=32, height=32, generator=draft_generators([7]), **options).images
+    return own_call(pipe)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -11,30 +11,15 @@ import torch
 
 from conftest import make_fast, make_pipe
 from mrflow import Plan
-from mrflow.sampling import draft_generators
 from support.pictures import bytes_of
-from support.pipelines import state_of
+from support.pipelines import own_call, state_of
 
 PLAN = Plan(steps=2, refine_sigma=0.3, true_cfg_scale=2.0, noise="own")
 
 
-def by_hand(pipe: Any) -> torch.Tensor:
-    return pipe(
-        "a red boat",
-        negative_prompt="",
-        true_cfg_scale=2.0,
-        width=32,
-        height=32,
-        num_inference_steps=2,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-    ).images
-
-
 def check_both_passes(pipe: Any, weights: str) -> None:
     plain = make_fast(make_pipe())("a red boat", seed=7, plan=PLAN)
-    expected = by_hand(pipe)
+    expected = own_call(pipe, negative_prompt="", true_cfg_scale=2.0)
     fast, before = make_fast(pipe), state_of(pipe)
     result = fast("a red boat", seed=7, plan=PLAN)
     assert torch.equal(result.drafts[0].pixels, expected)

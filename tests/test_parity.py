@@ -12,8 +12,9 @@ from conftest import make_fast, make_pipe
 from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones.families import FAMILIES
 from mrflow.progress import Progress
-from mrflow.sampling import draft_generators, refine_generators
+from mrflow.sampling import refine_generators
 from support.families import CASES
+from support.pipelines import own_call
 
 SCHEDULERS = [
     {},
@@ -33,32 +34,13 @@ def test_a_draft_of_own_noise_is_the_pipelines_own_bit_for_bit(
 ) -> None:
     pipe = make_pipe(guidance_embeds=guidance_embeds)
     guidance = {"guidance_scale": 3.5, "true_cfg_scale": 1.0 if guidance_embeds else 2.0}
-    by_hand = pipe(
-        "a red boat",
-        negative_prompt="",
-        width=size[0] // 2,
-        height=size[1] // 2,
-        num_inference_steps=3,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-        **guidance,
-    ).images
+    by_hand = own_call(pipe, size[0] // 2, size[1] // 2, steps=3, negative_prompt="", **guidance)
     draft = make_fast(pipe).draft("a red boat", seed=7, width=size[0], height=size[1], noise="own")[0]
     assert torch.equal(draft.pixels, by_hand)
 
 
 def test_native_is_the_pipelines_own(pipe) -> None:
-    by_hand = pipe(
-        "a red boat",
-        negative_prompt="",
-        width=64,
-        height=64,
-        num_inference_steps=3,
-        true_cfg_scale=2.0,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-    ).images[0]
+    by_hand = own_call(pipe, 64, 64, steps=3, negative_prompt="", true_cfg_scale=2.0, output_type="pil")[0]
     assert make_fast(pipe).native("a red boat", seed=7).images[0].tobytes() == by_hand.tobytes()
 
 

@@ -15,8 +15,9 @@ from mrflow.backbones import get_backbone
 from mrflow.backbones.piflow import load_piflow
 from mrflow.errors import ModelError, RequestError
 from mrflow.progress import Progress
-from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
+from mrflow.sampling import add_noise, make_noise, refine_generators
 from support.lakonlab_stand_in import FlowMapSDEScheduler, PiFluxPipeline
+from support.pipelines import own_call
 
 
 def make_pi_pipe() -> PiFluxPipeline:
@@ -32,17 +33,7 @@ def test_both_passes_follow_the_policy() -> None:
     pipe = make_pi_pipe()
     assert MrFlow(pipe, "bicubic").model.defaults.plan.label == "4+1"
     fast = MrFlow(pipe, "bicubic", defaults=Defaults(max_sequence_length=16))
-    by_hand = pipe(
-        "a red boat",
-        width=64,
-        height=32,
-        num_inference_steps=4,
-        total_substeps=8,
-        guidance_scale=3.5,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-    ).images
+    by_hand = own_call(pipe, width=64, steps=4, total_substeps=8, guidance_scale=3.5)
     seen: list[tuple[float, torch.Tensor, torch.Tensor]] = []
     pipe.transformer.register_forward_hook(
         lambda _m, _a, given, out: seen.append((float(given["timestep"][0]), given["hidden_states"], out[0])),

@@ -18,6 +18,7 @@ from mrflow.sampling import draft_generators, shrink_noise
 from mrflow.schedulers import own_scheduler, take_head
 from support.families import CASES
 from support.pictures import bytes_of
+from support.pipelines import own_call
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:__array__:DeprecationWarning")
 
@@ -44,17 +45,8 @@ def test_the_draft_begins_from_the_pooled_noise_of_the_plain_pipeline() -> None:
     full = torch.randn(1, 16, 8, 8, generator=draft_generators([7])[0])
     small = torch.nn.functional.avg_pool2d(full, 2) * 2
     draft = make_fast(pipe).draft("a red boat", seed=7, plan=NATIVE)[0]
-    plain = pipe(
-        "a red boat",
-        negative_prompt="",
-        true_cfg_scale=2.0,
-        latents=pipe._pack_latents(small, *small.shape),
-        width=32,
-        height=32,
-        num_inference_steps=2,
-        max_sequence_length=16,
-        output_type="pt",
-    ).images
+    packed = pipe._pack_latents(small, *small.shape)
+    plain = own_call(pipe, negative_prompt="", true_cfg_scale=2.0, latents=packed)
     assert torch.equal(draft.pixels, plain)
 
 

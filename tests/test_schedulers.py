@@ -13,6 +13,7 @@ from mrflow.progress import Progress
 from mrflow.sampling import draft_generators
 from mrflow.schedulers import exact_scheduler, own_scheduler
 from support.families import CASES
+from support.pipelines import own_call
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
 OTHERS = {
@@ -52,17 +53,8 @@ def test_other_schedulers_begin_from_the_native_noise_too(name: str) -> None:
     sides = [side // pipe.vae_scale_factor for side in (64, 128)]
     full = torch.randn(1, pipe.transformer.config.in_channels, *sides, generator=draft_generators([7])[0])
     pipe.scheduler = OTHERS[name]()
-    by_hand = pipe(
-        "a red boat",
-        width=64,
-        height=32,
-        num_inference_steps=3,
-        guidance_scale=1.0,
-        latents=torch.nn.functional.avg_pool2d(full, 2) * 2,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-    ).images
+    pooled = torch.nn.functional.avg_pool2d(full, 2) * 2
+    by_hand = own_call(pipe, width=64, steps=3, guidance_scale=1.0, latents=pooled)
     pipe.scheduler = OTHERS[name]()
     fast = MrFlow(pipe, "bicubic", defaults=Defaults(max_sequence_length=16))
     plan = Plan(steps=3, true_cfg_scale=1.0)
@@ -75,16 +67,7 @@ def test_other_solvers_draft_as_the_pipeline_would_and_the_refine_pass_is_plain_
     pipe = CASES["StableDiffusion3Pipeline"].make()
     pipe.scheduler = OTHERS[name]()
     before = (dict(pipe.scheduler.config), pipe.scheduler.timesteps.tolist())
-    by_hand = pipe(
-        "a red boat",
-        width=64,
-        height=32,
-        num_inference_steps=3,
-        guidance_scale=1.0,
-        generator=draft_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-    ).images
+    by_hand = own_call(pipe, width=64, steps=3, guidance_scale=1.0)
     pipe.scheduler = OTHERS[name]()
     seen: list[float] = []
     news: list[Progress] = []
