@@ -30,7 +30,7 @@ def main() -> None:
     flow = read_log("flow")
     for key, label in (("small", "128"), ("large", "256"), ("largest", "384 and 512")):
         axes[0, 0].plot(*series(flow, key), label=label, linewidth=1)
-    axes[0, 0].set(title="Flow: velocity error, by pixels of a side", ylabel="mean square", ylim=(0.3, 1.0))
+    axes[0, 0].set(title="Flow: velocity error, by pixels of a side", ylabel="mean square", ylim=(0.25, 1.0))
     for name in (*ATTRIBUTES, "mean"):
         style = {"color": "black", "linewidth": 2} if name == "mean" else {"linewidth": 1}
         axes[0, 1].plot(*series(flow, name), label=name, marker=".", **style)
