@@ -7,7 +7,7 @@ LOWER := .venv-lower
 COMFYUI := .venv-comfyui
 
 # What `make demo` paints; the words that vista knows are in src/mrflow/vista/weights/README.md.
-PROMPT ?= a snowy lake at sunset with mountains, many pine trees and a red hot air balloon on the left
+PROMPT ?= a summer lake at dawn with mountains, pine trees and a red sailing boat on the left
 SEED ?= 7
 OUT ?= demo.png
 

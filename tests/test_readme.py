@@ -94,9 +94,9 @@ def test_links_lead_somewhere(document, link):
 COMPARED = {
     "native, 50 steps": "native",
     "mrflow, 12+1": "12+1",
+    "mrflow, 6+1 (`fastest`)": "6+1:guidance_stop=0.5",
     "native, 6 steps with UniPC": "native:6,solver=unipc",
     "vista-turbo, mrflow, 4+1": "4+1:model=vista-turbo",
-    "vista-turbo, native, 4 steps": "native:model=vista-turbo",
 }
 TIMED = {
     row["name"]: row
