@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mrflow import Draft, MrFlow, Plan, get_plan, load_image, read_recipe
+from mrflow import Draft, MrFlow, Plan, get_plan, load_image, read_recipe, vista
 from mrflow.batch.output import Output
 from mrflow.batch.run import run_batch
 from mrflow.batch.tasks import RowDefaults, read_request
@@ -23,7 +23,11 @@ PLAN = replace(get_plan("2+1"), refine_sigma=0.2)
 
 @pytest.fixture(scope="module")
 def fast() -> MrFlow:
-    return MrFlow.from_pretrained("vista")
+    """Return vista, guided by default as it was then: by 3."""
+    usual = vista.DEFAULTS["vista"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vista.DEFAULTS, "vista", replace(usual, plan=replace(usual.plan, true_cfg_scale=3.0)))
+        return MrFlow.from_pretrained("vista")
 
 
 @pytest.fixture

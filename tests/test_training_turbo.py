@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("numba")
 
 from training.evaluate import draw
-from training.flow_model import Flow, make_transformer, pack, shift
+from training.flow_model import GUIDANCE, Flow, make_transformer, pack, shift
 from training.text import make_encoders, make_tokenizer
 from training.turbo import AGAIN, STEPS, Distillation, teacher_sigmas
 
@@ -36,7 +36,7 @@ def test_the_students_nodes_are_the_pipelines_schedule_for_so_many_steps(tokens:
 
 
 def test_the_students_steps_end_where_the_guided_teacher_does(work: Distillation) -> None:
-    steps = work.follow(TEXTS, 4, 3.0, 0.33, torch.Generator().manual_seed(3))
+    steps = work.follow(TEXTS, 4, GUIDANCE, 0.33, torch.Generator().manual_seed(3))
     sigmas = [*(float(step.sigma[0]) for step in steps), 0.0]
     x = steps[0].x
     for step, (sigma, following) in zip(steps, pairwise(sigmas), strict=True):
