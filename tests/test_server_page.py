@@ -356,7 +356,7 @@ def test_vista_on_the_page(browser: Any, tmp_path: Path) -> None:
         page.get_by_role("button", name="peaks", exact=True).click()
         assert page.get_by_label("What does the picture show?").input_value() == "peaks"
         page.get_by_text("The words that vista knows").click()
-        page.get_by_role("button", name=re.compile("a snowy lake at sunset")).click()
+        page.get_by_role("button", name=re.compile("a red sailing boat")).click()
         page.get_by_text("Advanced", exact=True).click()
         page.get_by_label("Seed", exact=True).fill("7")
         page.get_by_text("Advanced", exact=True).click()
