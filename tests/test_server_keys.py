@@ -150,6 +150,12 @@ def test_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sessions.client(token) is None
 
 
+def test_names_are_letters_and_digits_by_which_clients_know_a_file() -> None:
+    """LibreChat looks for [\\w\\d]+.png at the end: a dash there would hide it."""
+    store: Store[str] = Store(60, 1000, "")
+    assert all(store.put("", 1).isalnum() for _ in range(200))
+
+
 def test_a_store_forgets_the_old_and_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     store: Store[str] = Store(60, 10, "x_")
     names = [store.put(text, 4) for text in "abc"]

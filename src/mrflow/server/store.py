@@ -36,8 +36,8 @@ class Store(Generic[Item]):
             return len(self._items)
 
     def put(self, item: Item, size: int) -> str:
-        """Keep an item of so many bytes and return its name: 192 random bits."""
-        name = self._prefix + secrets.token_urlsafe(24)
+        """Keep an item of so many bytes and return its name: 192 random bits, as letters and digits alone."""
+        name = self._prefix + secrets.token_hex(24)
         with self._lock:
             self._sweep(size)
             self._items[name] = item, size, time.monotonic() + self.seconds

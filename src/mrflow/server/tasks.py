@@ -30,7 +30,7 @@ class Task:
 
     client: str
     answer: Answer
-    id: str = field(default_factory=lambda: "task_" + secrets.token_urlsafe(24))
+    id: str = field(default_factory=lambda: "task_" + secrets.token_hex(24))
     created: int = field(default_factory=lambda: int(time.time()))
     status: str = "queued"
     progress: dict[str, Any] = field(default_factory=dict)
