@@ -61,20 +61,18 @@ def test_the_refine_pass_is_image_to_image_at_the_same_sigma(scheduler: dict[str
     vae = pipe.vae.config
     with torch.no_grad():
         mode = pipe.vae.encode(upscaled * 2 - 1).latent_dist.mode()
-    expected = oracle(
-        "a red boat",
+    expected = own_call(
+        oracle,
+        128,
+        64,
+        steps,
         negative_prompt="",
         true_cfg_scale=2.0,
         image=(mode - vae.shift_factor) * vae.scaling_factor,
-        width=128,
-        height=64,
         strength=1.0,
-        num_inference_steps=steps,
         sigmas=[0.12 * (steps - k) / steps for k in range(steps)],
         generator=refine_generators([7]),
-        max_sequence_length=16,
-        output_type="pt",
-    ).images
+    )
     assert (refined - expected).abs().max() < 1e-5
     assert (refined - upscaled).abs().max() > 1e-3
 

@@ -14,6 +14,7 @@ from mrflow import Draft, MrFlow
 from mrflow.errors import ModelError
 from support.families import CASES
 from support.families import make_fast as make_family
+from support.pipelines import own_call
 
 
 def tiny(channels: int = 16) -> Any:
@@ -25,17 +26,8 @@ def tiny(channels: int = 16) -> Any:
 
 def test_a_tiny_autoencoder_drafts_finishes_and_enhances(fast: MrFlow) -> None:
     fast.pipe.vae = tiny()
-    by_hand = fast.pipe(
-        "a boat",
-        negative_prompt="",
-        true_cfg_scale=2.0,
-        num_inference_steps=3,
-        width=64,
-        height=64,
-        max_sequence_length=16,
-        generator=torch.Generator().manual_seed(1),
-        output_type="pt",
-    ).images
+    asked = {"prompt": "a boat", "negative_prompt": "", "true_cfg_scale": 2.0}
+    by_hand = own_call(fast.pipe, 64, 64, steps=3, generator=torch.Generator().manual_seed(1), **asked)
     assert torch.equal(fast.native("a boat", seed=1, output_type="pt").images, by_hand)
     assert fast("a boat", seed=1).images[0].size == (64, 64)
     assert fast.enhance(Image.new("RGB", (32, 32), "red"), "a boat", seed=1).images[0].size == (64, 64)

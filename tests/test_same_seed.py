@@ -105,16 +105,9 @@ def test_a_picture_of_version_0_1_0_is_made_again_from_the_noise_it_had(fast: Mr
     assert old.plan.noise == "own"
     recipe = replace(old, model=fast.model.name, prompt="a red boat", max_sequence_length=16)
     recipe = replace(recipe, plan=replace(old.plan, solver="own", guidance_stop=1.0))
-    plain = fast.pipe(
-        recipe.prompt,
-        negative_prompt="",
-        true_cfg_scale=recipe.plan.true_cfg_scale,
-        generator=draft_generators([recipe.seed]),
-        width=recipe.width // 2,
-        height=recipe.height // 2,
-        num_inference_steps=recipe.plan.steps,
-        max_sequence_length=16,
-    ).images
+    guided = {"negative_prompt": "", "true_cfg_scale": recipe.plan.true_cfg_scale}
+    asked = {"prompt": recipe.prompt, "generator": draft_generators([recipe.seed]), "output_type": "pil"}
+    plain = own_call(fast.pipe, recipe.width // 2, recipe.height // 2, recipe.plan.steps, **guided, **asked)
     assert bytes_of(fast.replay(recipe).images) == bytes_of(plain)
 
 

@@ -37,8 +37,7 @@ _TICKS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
 # where a name may stand from its point, in points: alignment, across and up; the first that covers least
 _BESIDE = (("left", 7, 5), ("left", 7, -13), ("right", -7, 5), ("right", -7, -13))
 _FURTHER = [(side, away, up) for up in (15, -23, 28, -36, 41, -49) for side, away in (("left", 7), ("right", -7))]
-_NEAR = 12  # beyond these points, up or down, a line joins a name to its mark
-_LINE = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+_LINE = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}  # to _FURTHER
 
 
 def check_plotting() -> None:
@@ -177,22 +176,23 @@ def label(axes: Any, points: list[tuple[str, Json, Json]]) -> list[Any]:
     for _, x, y in points:
         taken.append(Bbox([place((x["low"], y["value"])), place((x["high"], y["value"]))]).padded(8))
         taken.append(Bbox([place((x["value"], y["low"])), place((x["value"], y["high"]))]).padded(4))
-    spots = {name: place((x["value"], y["value"])) for name, x, y in points}
+    spots = {name: place((x["value"], y["value"])) for name, x, y in points}  # in pixels
     crowds = {name: sum(abs(spot - other).max() < 60 for other in spots.values()) for name, spot in spots.items()}
     for name, x, y in sorted(points, key=lambda point: (crowds[point[0]], -point[1]["value"])):
         text = axes.annotate(name, (x["value"], y["value"]), (0, 0), textcoords="offset points", fontsize=8)
         text.set_color("#333333")
         tried: list[tuple[float, int, str, tuple[float, float], Any]] = []
-        ends = [(place((x["value"], y[end])) - place((x["value"], y["value"])))[1] for end in ("high", "low")]
+        ends = [(place((x["value"], y[end])) - spots[name])[1] for end in ("high", "low")]
         above, below = (pixels * 72 / axes.figure.dpi for pixels in ends)
-        for align, dx, dy in (*_BESIDE, ("center", 0, above + 4), ("center", 0, below - 12), *_FURTHER):
+        close = (*_BESIDE, ("center", 0, above + 4), ("center", 0, below - 12))
+        for align, dx, dy in (*close, *_FURTHER):
             text.set(ha=align, position=(dx, dy))
             box = text.get_window_extent()
             lost = box.width * box.height - _shared(box, axes.bbox)
             tried.append((lost + sum(_shared(box, other) for other in taken), len(tried), align, (dx, dy), box))
-        _, _, align, position, box = min(tried)
+        _, rank, align, position, box = min(tried)
         text.set(ha=align, position=position)
-        if position[1] not in (above + 4, below - 12) and abs(position[1] + 4) > _NEAR:
+        if rank >= len(close):
             start = (position[0], position[1] + 4)
             axes.annotate("", text.xy, start, textcoords="offset points", arrowprops=_LINE)
         taken.append(box)
