@@ -149,13 +149,13 @@ def test_killed_twenty_times_during_two_hundred_pictures_of_vista(tmp_path):
 def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(worker, tmp_path):
     (tmp_path / "rows.txt").write_text("a big lake at dusk\n" * 3)
     usual = [tmp_path / "rows.txt", "--size", "64", "--out", tmp_path / "out"]
-    child = worker.start(*usual, "--steps", "60")
+    child = worker.start(*usual, "--steps", "300")
     wait_for_lines(tmp_path / "out" / "manifest.jsonl", child, 1)
     os.kill(child, signal.SIGINT)
     assert worker.wait() == 130
     made = len(manifest(tmp_path / "out"))
     assert 1 <= made < 3
     assert len(files(tmp_path / "out")) == made
-    worker.start(*usual, "--steps", "60")
+    worker.start(*usual, "--steps", "300")
     assert worker.wait() == 0
     assert len(manifest(tmp_path / "out")) == 3
