@@ -137,6 +137,12 @@ def test_what_can_not_be_is_refused_in_shape(server: Server, what: str, body: di
     check_error(answer, 400, 404, 422)
 
 
+@pytest.mark.parametrize("name", ["steps", "hr_second_pass_steps"])
+def test_too_many_steps_are_refused_by_the_name_that_they_came_under(server: Server, name: str) -> None:
+    answer = post(server, "txt2img", prompt="a boat", enable_hr=True, **{name: int("123" + 90 * "3")})
+    assert check_error(answer, 400)["param"] == name
+
+
 def test_what_tools_ask_first(server: Server) -> None:
     def get(what: str) -> Any:
         return httpx.get(f"{server.url}/sdapi/v1/{what}").json()

@@ -176,6 +176,7 @@ def _read_config(data: bytes) -> None:
 
 
 def _read_a1111(data: bytes) -> None:
+    from fastapi.exceptions import RequestValidationError
     from pydantic import ValidationError
 
     from mrflow.server import a1111, requests
@@ -186,7 +187,7 @@ def _read_a1111(data: bytes) -> None:
             body = kind.model_validate_json(data)
         except ValidationError:  # FastAPI's own to answer
             continue
-        with contextlib.suppress(ApiError):
+        with contextlib.suppress(ApiError, RequestValidationError):
             a1111.read_body(_model(), body, ours)
 
 

@@ -60,6 +60,8 @@ _LARGE = 0.1  # of all parameters: text encoders from this share on are quantise
 SIDES = (256, 512, 768, 1024, 1536, 2048)
 """Pixels a side of the tiles that are tried where memory is bounded."""
 _HELD = (("whole", False), ("whole", True), ("8-bit", False), ("8-bit", True), ("4-bit", False), ("4-bit", True))
+PICTURE = 12
+"""Bytes of a picture's pixel."""
 _MASK = 2**14  # values, at most, of a tensor of whole numbers that may be a mask
 
 
@@ -80,11 +82,12 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A way to make a picture, native or by a plan. calls: of the transformer."""
+    """A way to make a picture, native or by a plan. calls: of the transformer. tiled: whether it is cut."""
 
     name: str
     stages: Mapping[str, Stage]
     calls: int
+    tiled: bool = False
 
     @property
     def operations(self) -> int:
@@ -141,7 +144,7 @@ class Estimate:
         held: see `weights`. offload: with "none" all networks lie on the device throughout, with "model" those
         that the stage runs, with "group" or "sequential" one of their layers. tiled: the autoencoder in tiles.
         device: its type. What its libraries need themselves comes on top, and the pictures between the networks,
-        12 bytes a pixel.
+        12 bytes a pixel; those beside an autoencoder in tiles, two, count.
         """
         needed, share = {}, min(VAE_TILE**2 / (self.width * self.height), 1)
         for name, stage in way.stages.items():
@@ -150,8 +153,9 @@ class Estimate:
             if offload in ("group", "sequential"):
                 sizes = {part: sizes[part] * self.largest[part] // self.parameters[part] for part in parts}
             activations = stage.working(device)
-            if tiled and any(part.startswith("vae") for part in stage.parts):
-                activations = round(activations * share)
+            if any(part.startswith("vae") for part in stage.parts) and name != "decode_draft":
+                activations = round(activations * share) if tiled else activations
+                activations += 2 * PICTURE * self.width * self.height if tiled or way.tiled else 0
             needed[name] = sum(sizes.values()) + activations
         return needed
 
@@ -354,7 +358,8 @@ class Tally:
             run = Run.over(model, self._told)
             batch = encode_prompts(run, Batch(model.resolve([asked], native=plain)))
             native(run, batch) if plain else finish(run, batch, *draft(run, batch))
-        return Way(name=name, stages=self._stages, calls=self._calls)
+            tiled = not plain and batch.plan.cut(*batch.size) is not None
+        return Way(name=name, stages=self._stages, calls=self._calls, tiled=tiled)
 
     def _told(self, news: Progress) -> None:
         self._stage = news.stage

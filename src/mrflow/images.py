@@ -36,7 +36,7 @@ def to_tensor(images: Sequence[Image.Image]) -> Tensor:
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
     """Return (B, 3, h, w) pixels, clamped to [0, 1] and rounded to 8 bits, as RGB images."""
-    levels = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
+    levels = pixels.detach().float().clamp(0, 1).mul_(255).round_().byte()
     return [Image.fromarray(row.permute(1, 2, 0).contiguous().cpu().numpy()) for row in levels]
 
 

@@ -155,11 +155,11 @@ def draft(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
 def finish(
     run: Run, batch: Batch, drafts: Tensor, kept: Tensor | None = None, *, show: bool = False
 ) -> tuple[Tensor | None, Tensor]:
-    """Return upscaled and finished pixels, both (B, 3, height, width), of drafts (B, 3, h, w): steps 4 to 8.
+    """Return upscaled (see show) and finished pixels, (B, 3, height, width), of drafts (B, 3, h, w): steps 4 to 8.
 
     Once for each level of the plan: what one has finished, pixels and latents, is the next one's draft.
-    kept: the drafts' latents, for a lift that enlarges latents; None encodes the pixels. show: decode what such a
-    lift makes, which has no pixels else.
+    kept: the drafts' latents, for a lift that enlarges latents; None encodes the pixels. show: keep what the last
+    lift makes, and decode what has no pixels else.
     """
     batch = encode_prompts(run, batch)  # of drafts that came from files
     upscaled: Tensor | None = None
@@ -167,14 +167,15 @@ def finish(
         plan, size, seeds = each.plan, each.size, each.seeds
         if run.model.lift(plan).latents:
             small = encode(run, each, drafts) if kept is None else _unpack(run, kept, drafts)
-            latents = upscale_latents(run, each, small, drafts)
-            upscaled = _show(run, each, latents) if show else None
+            kept = upscale_latents(run, each, small, drafts)
+            upscaled = _show(run, each, kept) if show else None
         else:
             upscaled = upscale(run, each, drafts, size)
-            latents = encode(run, each, upscaled)
+            kept = encode(run, each, upscaled)
+            upscaled = upscaled if show else None
         given = plan.refine_sigma, plan.refine_steps
-        sigmas = next_sigmas(run, each, latents, size) if plan.switches else refine_sigmas(*given)
-        kept = refine(run, each, mix_noise(latents, sigmas, seeds, each.level), size)
+        sigmas = next_sigmas(run, each, kept, size) if plan.switches else refine_sigmas(*given)
+        kept = refine(run, each, mix_noise(kept, sigmas, seeds, each.level), size)
         drafts = decode(run, each, kept, size, drafts)
     return upscaled, drafts
 

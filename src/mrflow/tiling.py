@@ -216,12 +216,12 @@ def _shared(half: Any, work: Callable[[slice, slice], Tensor], height: int, widt
         norms.place = (rows.start, rows.stop), (columns.start, columns.stop)
         return work(rows, columns)
 
-    made = torch.empty(0)
     with ExitStack() as stack:
         for layer in half.modules():
             if isinstance(layer, torch.nn.GroupNorm) and layer not in inside:
                 stack.enter_context(settings(layer, {"forward": partial(norms.normalise, layer)}))
         for _ in range(_PASSES):
+            made = torch.empty(0)  # what the pass before has made takes no room
             made = in_tiles(at, height, width, side, overlap, shrink=True)
             if norms.settle() < _SETTLED:
                 break

@@ -307,8 +307,8 @@ def posterior_mode(encoded: Any) -> Tensor:
 
 def to_unit(pixels: Tensor) -> Tensor:
     """Return pixels in [-1, 1] as float32 in [0, 1], clamped; what is not finite becomes nan, not white."""
-    unit = pixels.float() / 2 + 0.5
-    return unit.clamp(0, 1) + unit * 0
+    unit = (pixels.float() / 2).add_(0.5)
+    return unit.clamp(0, 1).add_(unit.mul_(0))
 
 
 def _shift(vae: Any) -> float:

@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from mrflow.errors import PlanError
 from mrflow.jobs import MAX_SIDE
 from mrflow.model import Model
+from mrflow.plan import ABOUT
 from mrflow.server import errors, requests
 from mrflow.server.errors import ApiError
 from mrflow.server.responses import Encoder, unless_gone
@@ -39,7 +40,7 @@ class TextBody(BaseModel):
     prompt: str = Field(min_length=0)
     negative_prompt: str | None = Field(None, min_length=0)
     seed: int = -1
-    steps: int | None = Field(None, ge=0)
+    steps: int | None = Field(None, ge=0, le=int(ABOUT["steps"].high))
     cfg_scale: float | None = Field(None, description="Of models without guidance embeddings.")
     distilled_cfg_scale: float | None = Field(None, description="Of models with guidance embeddings.")
     width: int | None = Field(None, gt=0, le=MAX_SIDE, description="With enable_hr, of the draft.")
@@ -49,7 +50,9 @@ class TextBody(BaseModel):
     sampler_name: str | None = Field(None, max_length=100, description="Others than ours are the model's own.")
     enable_hr: bool = False
     hr_scale: float = Field(2.0, gt=0, le=8)
-    hr_second_pass_steps: int = Field(0, ge=0, description="Of the refine pass; 0 is the model's own.")
+    hr_second_pass_steps: int = Field(
+        0, ge=0, le=int(ABOUT["refine_steps"].high), description="Of the refine pass; 0 is the model's own."
+    )
     denoising_strength: float | None = Field(None, ge=0, le=1, description="Read as a sigma.")
     script_name: str | None = Field(None, max_length=100)
     alwayson_scripts: dict[str, Any] | None = None
