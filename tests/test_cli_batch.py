@@ -94,6 +94,20 @@ def test_a_dry_run_finds_bad_rows():
     assert found["bytes_needed"] == 3 * 32 * 32 + 8192
 
 
+def test_a_dry_run_with_many_bad_rows_names_no_file_that_it_does_not_write():
+    Path("p.jsonl").write_text('{"prompt": 3}\n' * 30)
+    told = run("p.jsonl", *SMALL, "--dry-run", code=1).stderr
+    assert "--json lists them all" in told
+    assert "errors.jsonl" not in told
+
+
+@pytest.mark.parametrize("wrong", [("--num-images", "0"), ("--seed", "-1")])
+def test_numbers_that_no_row_could_take_are_wrong_usage(wrong):
+    Path("p.txt").write_text("a boat\n")
+    assert wrong[1] in run("p.txt", *SMALL, *wrong, code=2).stderr
+    assert not Path("out").exists()
+
+
 def test_a_dry_run_finds_a_small_disk(monkeypatch):
     monkeypatch.setattr("mrflow.batch.sinks.free_bytes", lambda folder: 1000)
     Path("p.txt").write_text("a boat\n")

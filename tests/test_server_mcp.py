@@ -97,6 +97,7 @@ def test_over_http_with_keys() -> None:
         run(work)
         numbers = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
         assert 'mrflow_requests_total{route="/v1/images/generations",status="200"}' in numbers
+        assert 'mrflow_requests_total{route="/mcp",status="200"}' in numbers
         for verb in ("GET", "POST", "DELETE"):
             check_error(httpx.request(verb, f"{server.url}/mcp"), 401)
         evil = {"Origin": "https://evil.example", "Authorization": f"Bearer {KEY}"}

@@ -225,8 +225,9 @@ class Model:
         """Warn (MrFlowWarning) of a draft of as many steps, given beside no plan, as the plain pipeline has."""
         own, taken = self.defaults, inspect.signature(type(self.pipe).__call__).parameters
         usual = whole(getattr(taken.get("num_inference_steps"), "default", None)) or own.native_steps
-        if plan.steps >= min(own.native_steps, usual) and plan.steps > own.plan.steps and not own.learned_steps:
-            text = f"num_inference_steps is {plan.steps}, no fewer than natively, and here the draft's alone"
+        usual = min(own.native_steps, usual)
+        if plan.steps >= usual and plan.steps > own.plan.steps and not own.learned_steps:
+            text = f"num_inference_steps is {plan.steps}, here the draft's alone; natively it has {usual} in all"
             told = f"The plan is {plan.label}: name it, or leave the number out for this model's {own.plan.label}."
             warn(f"{text}. {told}", MrFlowWarning)
 

@@ -32,13 +32,20 @@ _SEEDS = 2**32  # short enough to type, as the seeds that are drawn elsewhere
 
 @dataclass(frozen=True)
 class RowDefaults:
-    """What a row takes that does not say: None is the model's own. seed: changes all seeds that are made up."""
+    """What a row takes that does not say: None is the model's own. seed: changes all seeds that are made up.
+
+    Raises RequestError for a number that no row could take.
+    """
 
     negative_prompt: str | None = None
     width: int | None = None
     height: int | None = None
     num_images: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers as a row's own are checked."""
+        ask(["any"], None, self.seed, self.num_images)
 
 
 @dataclass(frozen=True)

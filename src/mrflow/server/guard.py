@@ -179,7 +179,8 @@ def _route(path: str) -> str:
     """Return a route's name for counting; what users type is counted as one."""
     if path in _ROUTES:
         return path
-    for begin, route in ((_FILES, "/v1/files"), (_TASKS, _TASKS), ("/v1/", "/v1/other"), (_A1111, _A1111)):
+    groups = {_FILES: "/v1/files", _TASKS: _TASKS, "/v1/": "/v1/other", _A1111: _A1111, "/mcp": "/mcp"}
+    for begin, route in groups.items():
         if path.startswith(begin):
             return route
     return "page"
