@@ -284,7 +284,10 @@ def test_saved_and_loaded_they_give_the_same(kind: type[Blocks], tmp_path: Path)
     assert type(loaded.blocks) is kind
     assert loaded.config.upscaler == "bicubic"
     asked = {"prompt": "a red boat", "max_sequence_length": 16}
-    assert torch.equal(run(loaded, PLAN, **asked).images, run(made, PLAN, **asked).images)
+    # some processors round otherwise where weights from files lie in memory
+    torch.testing.assert_close(
+        run(loaded, PLAN, **asked).images, run(made, PLAN, **asked).images, atol=1e-4, rtol=0
+    )
 
 
 def test_blocks_say_what_they_take_and_do() -> None:

@@ -84,7 +84,7 @@ def test_pictures_made_under_load_equal_those_made_alone(lanes: int, finish_batc
         pixels = next(news.pixels for news in seen if news.stage == "decode" and news.pixels is not None)
         assert picture.draft is not None
         torch.testing.assert_close(picture.draft.pixels, drafts[0].pixels, atol=ROUNDING, rtol=0)
-        torch.testing.assert_close(final.pixels, pixels, atol=2 * ROUNDING, rtol=0)  # two batched passes
+        torch.testing.assert_close(final.pixels, pixels, atol=4 * ROUNDING, rtol=0)  # two batched passes
         assert picture.recipe is not None
         company = {"batch": 1, "threads": None, "pixels_sha256": None}  # what depends on who else was there
         assert replace(picture.recipe, **company) == replace(result.recipes[0], **company)
