@@ -60,9 +60,9 @@ def four_threads() -> Iterator[None]:
 @pytest.mark.parametrize(("lanes", "finish_batch"), [(1, 4), (2, 1)])
 def test_pictures_made_under_load_equal_those_made_alone(lanes: int, finish_batch: int, count: int) -> None:
     """Mixed prompts, seeds, sizes, plans and clients, in shared batches: 1e-5 for each of the two passes."""
-    model = tiny_model()
+    model = make_fast(make_pipe().to(torch.float64)).model  # in single precision, processors differ by 2e-5
     copies = [copy_lane(model) for _ in range(lanes - 1)]
-    alone = MrFlow(make_pipe(), "bicubic", defaults=model.defaults, batch_size=1)
+    alone = MrFlow(make_pipe().to(torch.float64), "bicubic", defaults=model.defaults, batch_size=1)
     draw = random.Random(0)
     asked = [
         (draw.choice(PROMPTS), seed, draw.choice([(64, 64), (64, 96)]), draw.choice(["1+1", "2+1"]))
@@ -84,7 +84,7 @@ def test_pictures_made_under_load_equal_those_made_alone(lanes: int, finish_batc
         pixels = next(news.pixels for news in seen if news.stage == "decode" and news.pixels is not None)
         assert picture.draft is not None
         torch.testing.assert_close(picture.draft.pixels, drafts[0].pixels, atol=ROUNDING, rtol=0)
-        torch.testing.assert_close(final.pixels, pixels, atol=4 * ROUNDING, rtol=0)  # two batched passes
+        torch.testing.assert_close(final.pixels, pixels, atol=2 * ROUNDING, rtol=0)  # two batched passes
         assert picture.recipe is not None
         company = {"batch": 1, "threads": None, "pixels_sha256": None}  # what depends on who else was there
         assert replace(picture.recipe, **company) == replace(result.recipes[0], **company)
