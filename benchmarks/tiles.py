@@ -30,7 +30,7 @@ from mrflow.tiles import spans
 SIDES, TILE, SEED = (1024, 2048), 512, 11
 LARGEST = 4096
 COUNT = {1024: 16, 2048: 4}  # pictures of a size, else one
-BLOCK = {"MALLOC_MMAP_THRESHOLD_": str(2**22)}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**22)}
 """Has glibc give back blocks from 4 MB on; left to itself it keeps up to .2 GB that nothing uses any more."""
 
 
@@ -105,13 +105,8 @@ def main() -> None:
     for side, tile in ((TILE, "whole"), *ways):
         where = str(folder / f"{side}-{tile}.pt")
         call = [sys.executable, "-m", "benchmarks.tiles", str(side), str(tile), where]
-        found.append(
-            json.loads(
-                subprocess.run(
-                    call, check=True, capture_output=True, text=True, env=os.environ | BLOCK
-                ).stdout.splitlines()[-1]
-            )
-        )
+        ended = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | ALLOCATOR)
+        found.append(json.loads(ended.stdout.splitlines()[-1]))
         if side == LARGEST:
             continue
         made, whole = torch.load(where), torch.load(folder / f"{side}-whole.pt")

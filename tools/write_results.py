@@ -59,6 +59,11 @@ BENCHED = {
         "native:3,solver=unipc native:2,solver=unipc 12+1 20+1 6+1:guidance_stop=0.5 native:model=vista-turbo "
         "4+1:model=vista-turbo 3/4:model=vista-turbo --repeats 5 --json > benchmarks/bench-vista-cpu.json",
     ),
+    "bench-bf16-vista-cpu.json": (
+        "Cost in bfloat16, on a processor that computes in it: vista on a CPU",
+        "mrflow bench native native:6,solver=unipc 12+1 6+1:guidance_stop=0.5 native:model=vista-turbo "
+        "4+1:model=vista-turbo --dtype bfloat16 --repeats 5 --json > benchmarks/bench-bf16-vista-cpu.json",
+    ),
     "bench-sizes-vista-cpu.json": (
         "Cost over sizes, against few native steps: vista on a CPU",
         "mrflow bench native:4,solver=unipc 12+1 native:2,solver=unipc 4+1:model=vista-turbo "

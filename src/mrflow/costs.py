@@ -60,8 +60,7 @@ _LARGE = 0.1  # of all parameters: text encoders from this share on are quantise
 SIDES = (256, 512, 768, 1024, 1536, 2048)
 """Pixels a side of the tiles that are tried where memory is bounded."""
 _HELD = (("whole", False), ("whole", True), ("8-bit", False), ("8-bit", True), ("4-bit", False), ("4-bit", True))
-PICTURE = 12
-"""Bytes of a picture's pixel."""
+_BESIDE = 2 * 12  # bytes a pixel, of the two pictures that lie beside an autoencoder in tiles
 _MASK = 2**14  # values, at most, of a tensor of whole numbers that may be a mask
 
 
@@ -153,9 +152,10 @@ class Estimate:
             if offload in ("group", "sequential"):
                 sizes = {part: sizes[part] * self.largest[part] // self.parameters[part] for part in parts}
             activations = stage.working(device)
-            if any(part.startswith("vae") for part in stage.parts) and name != "decode_draft":
-                activations = round(activations * share) if tiled else activations
-                activations += 2 * PICTURE * self.width * self.height if tiled or way.tiled else 0
+            if tiled and any(part.startswith("vae") for part in stage.parts):
+                activations = round(activations * share)
+            if (tiled or way.tiled) and name in ("encode", "decode"):
+                activations += _BESIDE * self.width * self.height
             needed[name] = sum(sizes.values()) + activations
         return needed
 

@@ -44,7 +44,7 @@ class Report:
         )
         self._task = self._bars.add_task("", total=None, visible=False, stage="", state="")
         self._summary: Summary | None = None
-        self._failures, self._dry = 0, False
+        self._failures = 0
         self._next_line = time.monotonic() + _EVERY
 
     def __enter__(self) -> Report:
@@ -104,7 +104,6 @@ class Report:
 
     def tell_dry_run(self, prepared: Prepared, output: Output) -> bool:
         """Print what the batch would do, and return whether every row can be made and the disk has room."""
-        self._dry = True
         room = prepared.bytes_free is None or prepared.bytes_needed <= prepared.bytes_free
         kinds = Counter(f"{task.job.width}x{task.job.height} {task.job.plan.label}" for task in prepared.todo)
         if self._as_json:
@@ -129,7 +128,7 @@ class Report:
             print(f"output       {output.out}, as {output.form}")
         self._tell_warnings(prepared)
         for failure in prepared.failures:
-            self._tell_failure(failure)
+            self._tell_failure(failure, "--json lists")
         if not room:
             say(f"the disk is too small: {_space(prepared)}", "Error", "red")
         return room and not prepared.failures
@@ -140,14 +139,13 @@ class Report:
         if len(prepared.warned) > _SHOWN:
             warn(f"and {len(prepared.warned) - _SHOWN} more kinds of warning")
 
-    def _tell_failure(self, failure: Failure) -> None:
+    def _tell_failure(self, failure: Failure, rest: str = "errors.jsonl has") -> None:
         self._failures += 1
         if self._failures <= _SHOWN:
             name = f"row {failure.row}" + (f" ({failure.id})" if failure.id is not None else "")
             say(" ".join(f"{name}: {failure.error}".split()), "Failed", "red")
         elif self._failures == _SHOWN + 1:
-            where = "--json lists" if self._dry else "errors.jsonl has"
-            say(f"more rows fail; {where} them all", "Failed", "red")
+            say(f"more rows fail; {rest} them all", "Failed", "red")
 
 
 def _counts(summary: Summary) -> str:

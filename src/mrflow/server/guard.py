@@ -30,6 +30,7 @@ _TASKS = "/v1/images/tasks"
 _IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/drafts", "/v1/images/finish", _TASKS)
 _ROUTES = (*_IMAGES, "/v1/models", "/metrics", "/docs", "/openapi.json", *_OPEN)
 _A1111 = "/sdapi/v1/"
+_GROUPS = {_FILES: "/v1/files", _TASKS: _TASKS, "/v1/": "/v1/other", _A1111: _A1111, "/mcp": "/mcp"}
 _API = ("/v1/", _A1111, "/mcp")
 _UPLOADS = ("/v1/images/edits", "/sdapi/v1/img2img", "/mcp")
 # Nothing is loaded from elsewhere, so that the page works offline and tells nobody that it was opened.
@@ -179,8 +180,7 @@ def _route(path: str) -> str:
     """Return a route's name for counting; what users type is counted as one."""
     if path in _ROUTES:
         return path
-    groups = {_FILES: "/v1/files", _TASKS: _TASKS, "/v1/": "/v1/other", _A1111: _A1111, "/mcp": "/mcp"}
-    for begin, route in groups.items():
+    for begin, route in _GROUPS.items():
         if path.startswith(begin):
             return route
     return "page"
