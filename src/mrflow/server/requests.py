@@ -187,10 +187,12 @@ class LoraBody(BaseModel):
         1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False, description="1 is its own strength."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, value: Any) -> Any:
-        return dict(zip(("name", "weight"), split_weight(value), strict=True)) if isinstance(value, str) else value
+
+def _read_lora(value: Any) -> Any:
+    return dict(zip(("name", "weight"), split_weight(value), strict=True)) if isinstance(value, str) else value
+
+
+_Lora = Annotated[LoraBody, BeforeValidator(_read_lora, json_schema_input_type=LoraBody | str)]
 
 
 def _from_text(value: Any) -> Any:
@@ -220,7 +222,7 @@ class PromptBody(ImageBody):
         max_length=80,
         description='Draft steps + refine steps, such as "12+1", a few-step model\'s "3/4", or a preset\'s name.',
     )
-    loras: Annotated[list[LoraBody], BeforeValidator(_from_text)] | None = Field(
+    loras: Annotated[list[_Lora], BeforeValidator(_from_text)] | None = Field(
         None,
         max_length=MAX_LORAS,
         description="Of those that GET /v1/loras lists; [] for none, absent: the server's.",
