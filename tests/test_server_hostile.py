@@ -98,8 +98,8 @@ def malformed(draw: st.DrawFn, document: dict[str, Any]) -> tuple[str, dict[str,
 def test_the_document_allows_a_lora_as_text_too(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     schema = document["components"]["schemas"]["GenerateBody"]["properties"]["loras"]
-    for given, right in ((["style:0.8"], True), ([{"name": "style"}], True), ([3], False), ("style", False)):
-        assert fits(given, schema, document) is right
+    for loras, right in ((["style:0.8"], True), ([{"name": "style"}], True), ([3], False), ("style", False)):
+        assert fits(loras, schema, document) is right
 
 
 def test_a_thousand_malformed_requests(http: httpx.Client) -> None:
