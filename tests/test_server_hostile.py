@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from PIL import Image
 
+from mrflow.server.other_names import IGNORED, SAME
 from support.json_values import json_values
 from support.serving import ROUTES, Server, check_error, serving
 
@@ -84,7 +85,8 @@ def malformed(draw: st.DrawFn, document: dict[str, Any]) -> tuple[str, dict[str,
     if way == "missing":
         del body[draw(st.sampled_from([name for name in schema["required"] if name in body]))]
     elif way == "unknown":
-        body[draw(st.text(min_size=1, max_size=20).filter(lambda name: name not in fields))] = draw(JSON_VALUES)
+        known = {*fields, *IGNORED, *SAME}
+        body[draw(st.text(min_size=1, max_size=20).filter(lambda name: name not in known))] = draw(JSON_VALUES)
     if way == "wrong" and media == "application/json":
         name = draw(st.sampled_from(fields))
         body[name] = draw(JSON_VALUES.filter(lambda value: not fits(value, schema["properties"][name], document)))
