@@ -108,3 +108,11 @@ def test_what_is_unknown_or_too_large_is_said(monkeypatch):
     monkeypatch.setattr("mrflow.bench.random_weights.fill", too_large)
     with pytest.raises(ModelError, match="does not fit into the memory of cpu"):
         make_random(small_flux(), CPU, torch.float32)
+
+
+def test_weights_that_are_more_than_is_free_are_not_drawn(monkeypatch):
+    """FLUX.1-dev has 16.9 billion; T5's words are drawn twice, before they are tied."""
+    monkeypatch.setattr("mrflow.offloading.free_memory", lambda _device: 40 * 10**9)
+    monkeypatch.setattr("mrflow.bench.random_weights.fill", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(ModelError, match=r"float32 is 68 GB; 40 GB are free on cpu\. Try dtype bfloat16"):
+        make_random(read_architecture("flux-dev"), CPU, torch.float32)

@@ -50,7 +50,7 @@ def test_a_cached_transformer_gets_one_lane(monkeypatch):
     assert check_lanes(fast.model, None) == 4
 
 
-@pytest.mark.parametrize("count", [0, -1])
+@pytest.mark.parametrize("count", [0, -1, 65, 10**9])
 def test_numbers_that_make_no_sense(fast, count):
     with pytest.raises(RequestError, match=f"lanes is {count}"):
         check_lanes(fast.model, count)

@@ -200,6 +200,24 @@ def test_native_steps_are_warned_of(server: Server, asked: dict[str, Any], warne
     assert any("The plan is 28+1" in each for each in answer["warnings"]) == warned
 
 
+@pytest.mark.parametrize(
+    ("asked", "left_out"),
+    [
+        ({"plan": "2+1", "refine_sigma": 0.2, "num_inference_steps": 3}, "plan, refine_sigma"),
+        ({"plan": "2+1"}, "plan"),
+        ({"num_inference_steps": 3, "guidance_stop": 0.5}, None),
+    ],
+    ids=str,
+)
+def test_what_a_native_picture_leaves_out_is_told(
+    server: Server, asked: dict[str, Any], left_out: str | None
+) -> None:
+    body = {"prompt": "a boat", "dry_run": True, "native": True, **asked}
+    answer = httpx.post(f"{server.url}/v1/images/generations", json=body).json()
+    told = [each for each in answer["warnings"] if each.startswith("native runs no stages")]
+    assert told == ([f"native runs no stages, so that it leaves out {left_out}."] if left_out else [])
+
+
 @pytest.mark.parametrize(("quality", "label"), [("low", "2+1"), ("medium", "3+1"), ("hd", "5+1"), ("max", "13+1")])
 def test_quality_chooses_the_steps(client: OpenAI, quality: Any, label: str) -> None:
     answer = client.images.generate(prompt="a boat", quality=quality)

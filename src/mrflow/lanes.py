@@ -34,6 +34,7 @@ from mrflow.model import Model
 Made = TypeVar("Made")
 
 SMALL = 500_000_000  # parameters of the transformer; a guess between vista's 11 million and the billions of others
+_ALLOWED = 64
 MOST = 8  # lanes by themselves: between their operations all take turns at one interpreter lock; not measured
 
 
@@ -47,8 +48,8 @@ def check_lanes(model: Model, count: int | None) -> int:
     if count is None:
         size = sum(weight.numel() for weight in model.pipe.transformer.parameters())
         return min(torch.get_num_threads(), MOST) if able and size < SMALL else 1
-    if count < 1:
-        raise RequestError(f"lanes is {count}; it must be at least 1. Try 1.")
+    if not 1 <= count <= _ALLOWED:
+        raise RequestError(f"lanes is {count}; it must be 1 to {_ALLOWED}. Try one for each core.")
     if count > 1 and not able:
         reason = (
             "offloaded, cached, compiled or has LoRAs" if model.device.type == "cpu" else f"on {model.device.type}"

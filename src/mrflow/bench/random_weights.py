@@ -45,11 +45,23 @@ def make_random(
 
 
 def make_pipeline(spec: Spec, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """Return the described pipeline, each component built empty and filled with random numbers on `device`."""
+    """Return the described pipeline, each component built empty and filled with random numbers on `device`.
+
+    Raises ModelError before anything is drawn if they are more than is free there.
+    """
+    from mrflow.offloading import free_memory
+
     parts = {name: make_component(part) for name, part in spec["components"].items()}
-    for part in parts.values():
-        if hasattr(part, "parameters"):
-            fill(part, device, dtype)
+    networks = [part for part in parts.values() if hasattr(part, "parameters")]
+    needed = sum(each.numel() for part in networks for each in part.parameters()) * dtype.itemsize
+    if needed > (free := free_memory(device)):
+        kind = str(dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{spec['name']} in {kind} is {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free on {device}. "
+            f"Try {'dtype bfloat16 or ' if dtype.itemsize > 2 else ''}a smaller architecture."
+        )
+    for part in networks:
+        fill(part, device, dtype)
     pipe = assemble(spec, parts)
     pipe.register_to_config(_name_or_path=f"{spec['name']}, random weights")
     return pipe

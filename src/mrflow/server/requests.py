@@ -302,7 +302,10 @@ def as_native(scheduler: Scheduler, body: PromptBody, checked: Checked) -> Check
     """Return the work of the plain pipeline's pictures, guided throughout, by its own scheduler unless asked."""
     asked, steps = plan_numbers(body), scheduler.model.defaults.native_steps
     own = {name: asked.get(name) for name in ("guidance_stop", "solver")}
-    plan = checked.plan.native(asked.get("steps", steps), **own)
+    plan, unused = checked.plan.native(asked.get("steps", steps), **own), [*filter(asked.get, FINISHING)]
+    if unused := ["plan"] * (body.plan is not None) + [str(ABOUT[name].http) for name in unused]:
+        told = f"native runs no stages, so that it leaves out {', '.join(unused)}."
+        checked = replace(checked, warnings=[*checked.warnings, told])
     return replace(checked, jobs=[replace(job, plan=plan) for job in checked.jobs])
 
 
