@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import batch_ray, batch_throughput, full_size, solvers
+from benchmarks import batch_ray, batch_throughput, full_size, same_seed, solvers
 from benchmarks import load as load_script
 from PIL import Image
 
 from conftest import make_fast, make_pipe
 from mrflow import MrFlow
+from mrflow.errors import RequestError
 from mrflow.files import encode_image
 from support.serving import serving
 
@@ -40,6 +42,26 @@ def test_how_near_solvers_come(monkeypatch, capsys):
     assert (many["steps"], many["distance"]) == (20, 0)
     assert [each["solver"] for each in few] == ["own", "dpm++2m", "unipc"]
     assert all(each["distance"] > 0 and 0 <= each["found"] <= each["of"] == 2 for each in few)
+
+
+def test_how_much_nearer_the_same_seed_is(tmp_path, capsys):
+    """Pictures off by 4 levels and by 8: 20 log10(255 / d) dB, at any size; a prompt that lacks one is left out."""
+    (tmp_path / "course.json").write_text(json.dumps({"methods": ["native", "12+1", "12+1:noise=own"]}))
+    native = np.random.default_rng(0).integers(20, 200, (32, 32, 3), np.uint8)
+    for name, off in (("native", 0), ("12+1", 4), ("12+1:noise=own", 8)):
+        for prompt in range(3 if off else 2):
+            path = same_seed.picture_file(tmp_path, name, prompt)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(native + np.uint8(off)).save(path)
+    same_seed.main([str(tmp_path)])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["prompts"] == 2
+    expected = {"12+1": 20 * math.log10(255 / 4), "12+1:noise=own": 20 * math.log10(255 / 8)}
+    for name, value in (expected | {"gain": 20 * math.log10(2)}).items():
+        for figure in ("psnr", "psnr_averaged_down"):
+            assert report["figures"][name][figure]["value"] == pytest.approx(value, abs=0.02)
+    with pytest.raises(RequestError, match=r"has no method 3\+1"):
+        same_seed.main([str(tmp_path), "--method", "3+1"])
 
 
 def test_a_speed_up_is_that_of_the_medians():

@@ -1,4 +1,4 @@
-"""docs/results.md, written from the results recorded in benchmarks/.
+"""docs/results.md and README's table, written from the results recorded in benchmarks/.
 
 python -m tools.write_results
 
@@ -8,6 +8,7 @@ What is not recorded has no figure there, but the command that records it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ from mrflow.errors import OutputError
 Json = dict[str, Any]
 _ROOT = Path(__file__).parents[1]
 PAGE = _ROOT / "docs" / "results.md"
+README = _ROOT / "README.md"
+COST, QUALITY = "bench-vista-cpu.json", "compare-vista-cpu.json"
+"""What README's figures are of."""
+_ROWS = {
+    "native, 50 steps": "native",
+    "mrflow, 12+1": "12+1",
+    "mrflow, 6+1 (`fastest`)": "6+1:guidance_stop=0.5",
+    "native, 6 steps with UniPC": "native:6,solver=unipc",
+    "vista-turbo, mrflow, 4+1": "4+1:model=vista-turbo",
+}
+_TABLE_HEAD = "| | times faster | found | composite |\n|---|---|---|---|\n"
 
 _HEAD = """\
 # Results
@@ -129,6 +141,34 @@ def results_page(folder: Path, images: Path | None = None) -> str:
                 parts.append(f"![Quality against speed-up](images/{plot.name})\n")
             parts += [*describe(_read(path)), _folded("How to record it", shown)]
     return "\n".join(parts)
+
+
+def readme(text: str, folder: Path) -> str:
+    """Return README's text with the table and the draft's cost as they are recorded in `folder`."""
+    scores, (group,) = _read(folder / QUALITY)["scores"], _read(folder / COST)["groups"]
+    timed = {method["name"]: method for method in group["methods"]}
+    quality = {method["name"]: method["quality"] for method in scores["methods"]}
+    rows = ""
+    for label, name in _ROWS.items():
+        faster = "1" if name == "native" else _interval(timed[name]["speedup"], "#.3g")
+        seen = (quality[name]["found"]["all"], quality[name]["composite"])
+        rows += f"| {label} | {faster} | {' | '.join(_interval(each, '.3f') for each in seen)} |\n"
+    text = re.sub(re.escape(_TABLE_HEAD) + r"(\|.*\n)+", lambda _: _TABLE_HEAD + rows, text)
+    native, staged = (timed[name]["seconds"] for name in ("native", "12+1"))
+    draft = sum(staged[stage]["median"] for stage in ("text", "draft", "decode_draft"))
+    whole, plain = (_short(seconds["total"]["median"], ".2f") for seconds in (staged, native))
+    cost = f"(vista's 12+1: {_short(draft, '.2f')} of {whole} s, native {plain} s)"
+    return re.sub(r"\(vista's 12\+1: .* s\)", cost, text)
+
+
+def _interval(estimate: Mapping[str, float], style: str) -> str:
+    middle, low, high = (_short(each, style) for each in estimate.values())
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _short(value: float, style: str) -> str:
+    """Return a number as README writes it: without a zero before the point."""
+    return re.sub(r"\b0\.", ".", format(value, style))
 
 
 def _read(path: Path) -> Json:
@@ -241,4 +281,6 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 SECTIONS = ((COMPARED, _compared), (TUNED, _tuned), (BENCHED, _benched), (SCRIPTED, _scripted))
 
 if __name__ == "__main__":
-    PAGE.write_text(results_page(_ROOT / "benchmarks", PAGE.parent / "images"), encoding="utf-8")
+    recorded = _ROOT / "benchmarks"
+    PAGE.write_text(results_page(recorded, PAGE.parent / "images"), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8"), recorded), encoding="utf-8")
