@@ -45,7 +45,7 @@ def test_how_near_solvers_come(monkeypatch, capsys):
 
 
 def test_how_much_nearer_the_same_seed_is(tmp_path, capsys):
-    """Pictures off by 4 levels and by 8: 20 log10(255 / d) dB, at any size; a prompt that lacks one is left out."""
+    """Pictures off by 4 levels and by 8: 20 log10(255 / d) dB, at any size; prompts that lack one are out."""
     (tmp_path / "course.json").write_text(json.dumps({"methods": ["native", "12+1", "12+1:noise=own"]}))
     native = np.random.default_rng(0).integers(20, 200, (32, 32, 3), np.uint8)
     for name, off in (("native", 0), ("12+1", 4), ("12+1:noise=own", 8)):
