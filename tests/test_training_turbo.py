@@ -92,7 +92,18 @@ def test_the_students_steps_end_where_the_guided_teacher_does(
     teacher = pack(draw(work.teacher, work.tokenizer, TEXTS, side=64, steps=STEPS * EACH, seed=3))
     assert torch.allclose(x, teacher, atol=1e-3)
     assert torch.allclose(end, teacher, atol=1e-3)
+    assert [step.last for step in steps] == [False, False, True, True]
+    for step in steps[2:]:  # one line
+        assert torch.allclose(step.x - step.sigma[:, None, None] * step.velocity, teacher, atol=1e-3)
+
+
+def test_large_pictures_end_on_the_teachers_own_way(work: Distillation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turbo, "REFINED", 3)
+    steps, end = work.follow(TEXTS, noise(4), GUIDANCE)
     assert [step.last for step in steps] == [False, False, False, True]
+    before, last = (step.x - step.sigma[:, None, None] * step.velocity for step in steps[2:])
+    assert torch.allclose(last, end, atol=1e-4)
+    assert not torch.allclose(before, end, atol=1e-2)
 
 
 def test_noised_pictures_are_in_the_middle_of_a_way(work: Distillation) -> None:

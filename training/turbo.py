@@ -54,7 +54,7 @@ MIDDLE = 2
 """Where ways from noised pictures begin: before which of the student's steps."""
 PICTURES = 0.5
 """Share of such ways to the larger pictures."""
-TEXTURE = 0.2
+TEXTURE = 0.5
 """Weight of the texture's strength beside the velocity's mean square."""
 KEPT = 64
 """Segments that are kept to be learned again: the teacher's way costs far more than a step of the student."""
@@ -68,7 +68,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 class Segment:
     """A step to learn: where it begins (B, tokens, C), at which sigma (B,), under what text, its mean velocity.
 
-    last: it ends a picture, at sigma 0.
+    last: it ends a picture, or would if it went on to sigma 0.
     """
 
     x: Tensor
@@ -78,9 +78,11 @@ class Segment:
     last: bool
 
 
-def make_segment(x: Tensor, end: Tensor, sigma: Tensor, until: Tensor, text: tuple[Tensor, Tensor]) -> Segment:
+def make_segment(
+    x: Tensor, end: Tensor, sigma: Tensor, until: Tensor, text: tuple[Tensor, Tensor], last: bool
+) -> Segment:
     """Return the step from x at sigma (B,) to its end at another."""
-    return Segment(x, sigma, text, (end - x) / (until - sigma)[:, None, None], not until.any())
+    return Segment(x, sigma, text, (end - x) / (until - sigma)[:, None, None], last)
 
 
 def teacher_sigmas(tokens: int, first: int = 0) -> Tensor:
@@ -143,7 +145,8 @@ class Distillation:
     ) -> tuple[list[Segment], Tensor]:
         """Return the student's steps on the teacher's way from noise (B, tokens, C), and where it ends.
 
-        pictures: latents like the noise; with them the way begins at its MIDDLE, where it mixes both.
+        pictures: latents like the noise; with them the way begins at its MIDDLE, where it mixes both. Up to the
+        size of drafts the last two steps are one straight line: a plan that switches takes the first to its end.
         """
         rows, count = math.isqrt(noise.shape[1]), len(texts)
         asked, free = (
@@ -157,10 +160,13 @@ class Distillation:
 
         sigmas = teacher_sigmas(rows**2, 0 if pictures is None else MIDDLE).to(self.place)
         x = noise if pictures is None else torch.lerp(pictures, noise, sigmas[0])
-        way = lead(velocity, x, sigmas[:, None].expand(-1, count))[::EACH]
+        way, sigmas = lead(velocity, x, sigmas[:, None].expand(-1, count))[::EACH], sigmas[::EACH]
+        straight = 2 if rows <= REFINED else 1
+        if straight == 2:
+            way[-2] = torch.lerp(way[-3], way[-1], 1 - sigmas[-2] / sigmas[-3])
         return [
-            make_segment(*ends, sigma.expand(count), until.expand(count), asked)
-            for ends, (sigma, until) in zip(pairwise(way), pairwise(sigmas[::EACH]), strict=True)
+            make_segment(*ends, sigma.expand(count), until.expand(count), asked, k >= len(way) - 1 - straight)
+            for k, (ends, (sigma, until)) in enumerate(zip(pairwise(way), pairwise(sigmas), strict=True))
         ], way[-1]
 
     @torch.no_grad()
@@ -170,7 +176,7 @@ class Distillation:
         x = torch.lerp(end, torch.randn(end.shape, generator=rng).to(self.place), sigma[:, None, None])
         sigmas = torch.linspace(1, 0, EACH + 1, device=self.place)[:, None] * sigma
         way = lead(self.at(self.teacher, text, math.isqrt(end.shape[1])), x, sigmas)
-        return make_segment(x, way[-1], sigma, sigmas[-1], text)
+        return make_segment(x, way[-1], sigma, sigmas[-1], text, last=True)
 
     def loss(self, segment: Segment) -> tuple[Tensor, Tensor]:
         """Return what is to become less, and the velocity's mean square in it."""
