@@ -163,7 +163,7 @@ def readme(text: str, folder: Path) -> str:
 
 def _interval(estimate: Mapping[str, float], style: str) -> str:
     middle, low, high = (_short(each, style) for each in estimate.values())
-    return middle if low == high else f"{middle} ({low} to {high})"
+    return f"{middle} ({low} to {high})"
 
 
 def _short(value: float, style: str) -> str:

@@ -8,8 +8,9 @@ in one go, guidance included as in Meng et al., arXiv 2210.03142). The teacher's
 twelve of Euler's leave two thirds of the texture that fifty do. The nodes are the steps of the pipeline's own
 schedule for four, at each of three sizes: of drafts, and of finished pictures. At the larger two, half of the ways
 begin in the middle, at noised pictures, and each is followed by one from a low sigma, where a refine pass begins.
-Where a step ends a picture, the strength of the teacher's texture is asked for, too, place by place: the mean
-square wipes out what the student can't foretell. Text encoders are the teacher's and stay.
+At the smaller two, the last two steps are one line, so that `3/4` leaves a draft at its end. Where a step
+ends a picture, the strength of the teacher's texture is asked for, too, place by place: the mean square wipes out
+what the student can't foretell. Text encoders are the teacher's and stay.
 """
 
 from __future__ import annotations
@@ -161,11 +162,11 @@ class Distillation:
         sigmas = teacher_sigmas(rows**2, 0 if pictures is None else MIDDLE).to(self.place)
         x = noise if pictures is None else torch.lerp(pictures, noise, sigmas[0])
         way, sigmas = lead(velocity, x, sigmas[:, None].expand(-1, count))[::EACH], sigmas[::EACH]
-        straight = 2 if rows <= REFINED else 1
-        if straight == 2:
+        straight = rows <= REFINED
+        if straight:
             way[-2] = torch.lerp(way[-3], way[-1], 1 - sigmas[-2] / sigmas[-3])
         return [
-            make_segment(*ends, sigma.expand(count), until.expand(count), asked, k >= len(way) - 1 - straight)
+            make_segment(*ends, sigma.expand(count), until.expand(count), asked, k >= len(way) - 2 - straight)
             for k, (ends, (sigma, until)) in enumerate(zip(pairwise(way), pairwise(sigmas), strict=True))
         ], way[-1]
 
@@ -213,7 +214,9 @@ class Distillation:
 def main(
     minutes: Annotated[float, typer.Option(help="Training time; pauses do not count.")] = 60,
     teacher: Annotated[Path, typer.Option(help="The teacher's pipeline.")] = WEIGHTS,
-    begin: Annotated[Path, typer.Option(help="Whose transformer the student begins with.")] = WEIGHTS,
+    begin: Annotated[
+        Path | None, typer.Option(help="Whose transformer the student begins with; the teacher's unless given.")
+    ] = None,
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 2e-4,
     matrix_lr: Annotated[float, typer.Option(help="Muon's learning rate.")] = 6e-4,
     tokens: Annotated[int, typer.Option(help="Image tokens a step: 2048 are 32 pictures of 128x128.")] = 2048,
@@ -228,9 +231,8 @@ def main(
     """Train the student, going on from `run` if it was begun there."""
     tokenizer, log = make_tokenizer(), Log("turbo")
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", dtype=torch.float32).requires_grad_(False)
-    work = Distillation(
-        load_flow(teacher)[0], tokenizer, torch.device(device), (lr, matrix_lr), load_flow(begin)[0]
-    )
+    begun = load_flow(begin)[0] if begin else None
+    work = Distillation(load_flow(teacher)[0], tokenizer, torch.device(device), (lr, matrix_lr), begun)
     if load_state(run, work.modules, work.optimizers):
         work.average.updates = 10**6
     words, rng = (

@@ -34,7 +34,7 @@ from mrflow.model import Model
 Made = TypeVar("Made")
 
 SMALL = 500_000_000  # parameters of the transformer; a guess between vista's 11 million and the billions of others
-_ALLOWED = 64
+_ALLOWED = 64  # lanes that may be asked for; each is a thread, and waits its turn
 MOST = 8  # lanes by themselves: between their operations all take turns at one interpreter lock; not measured
 
 

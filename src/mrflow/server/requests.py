@@ -302,8 +302,11 @@ def as_native(scheduler: Scheduler, body: PromptBody, checked: Checked) -> Check
     """Return the work of the plain pipeline's pictures, guided throughout, by its own scheduler unless asked."""
     asked, steps = plan_numbers(body), scheduler.model.defaults.native_steps
     own = {name: asked.get(name) for name in ("guidance_stop", "solver")}
-    plan, unused = checked.plan.native(asked.get("steps", steps), **own), [*filter(asked.get, FINISHING)]
-    if unused := ["plan"] * (body.plan is not None) + [str(ABOUT[name].http) for name in unused]:
+    plan = checked.plan.native(asked.get("steps", steps), **own)
+    unused = [str(ABOUT[name].http) for name in FINISHING if name in asked]
+    if body.plan is not None:
+        unused.insert(0, "plan")
+    if unused:
         told = f"native runs no stages, so that it leaves out {', '.join(unused)}."
         checked = replace(checked, warnings=[*checked.warnings, told])
     return replace(checked, jobs=[replace(job, plan=plan) for job in checked.jobs])
