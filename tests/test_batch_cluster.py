@@ -37,7 +37,7 @@ from support.loras import of_kohya, write
 def on_ray(test: Any) -> Any:
     """Mark a test that starts Ray, which leaves sockets and processes to the collector."""
     for mark in (
-        pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"),
+        pytest.mark.skipif(find_spec("ray") is None, reason='Ray is not installed: pip install ".[ray]"'),
         pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray"),
         pytest.mark.filterwarnings("ignore::ResourceWarning"),
         pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -82,7 +82,7 @@ def test_a_bad_row_is_a_failure_and_the_others_are_unharmed(row, words):
     request = request_of({"prompt": "a"}, row, {"prompt": "b"})
     assert [one.row for one in request.wanted] == [1, 3]
     (failure,) = request.failures
-    assert failure.row == 2
+    assert (failure.row, failure.id) == (2, row.get("id", "000002") if row.get("id") != ["x"] else None)
     assert words in failure.error
 
 

@@ -184,7 +184,7 @@ def test_a_damaged_picture_is_named_and_made_again():
     ],
 )
 def test_ray_needs_no_address(monkeypatch, arguments, address):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    pytest.importorskip("ray", reason='Ray is not installed: pip install ".[ray]"')
     Path("p.txt").write_text("a boat\n")
     asked: list[Any] = []
 
@@ -204,7 +204,7 @@ def test_a_command_without_anything_says_what_is_missing():
 
 
 def test_ray_and_lanes_do_not_go_together():
-    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    pytest.importorskip("ray", reason='Ray is not installed: pip install ".[ray]"')
     Path("p.txt").write_text("a boat\n")
     refuse("p.txt", *SMALL, "--ray", "--lanes", "2", code=2, words="--lanes")
     refuse("p.txt", *SMALL, "--ray", "--finish-gpus", "1.5", code=2, words="finish_gpus is 1.5")
@@ -213,4 +213,4 @@ def test_ray_and_lanes_do_not_go_together():
 def test_ray_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     Path("p.txt").write_text("a boat\n")
-    refuse("p.txt", *SMALL, "--ray", code=1, words="pip install '.[ray]'")
+    refuse("p.txt", *SMALL, "--ray", code=1, words='pip install ".[ray]"')

@@ -117,7 +117,7 @@ def test_native_of_equal_time_is_measured_once() -> None:
         (["--seed", "-1"], "seed is -1", 2),
         (["--size", "big"], "The size is 'big'", 2),
         (["--metric", "beauty"], "no metric 'beauty'", 2),
-        (["--metric", "image-reward"], "'.[image-reward]'", 1),
+        (["--metric", "image-reward"], '".[image-reward]"', 1),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_the_model_is_loaded(
@@ -133,7 +133,7 @@ def test_what_cannot_be_compared_is_refused_before_the_model_is_loaded(
 
 def test_a_missing_package_is_said(monkeypatch) -> None:
     monkeypatch.setattr(caches, "find_spec", lambda name: None)
-    assert "'.[caches]'" in compare("native:cache=cache-dit@0.1", code=1).stderr
+    assert '".[caches]"' in compare("native:cache=cache-dit@0.1", code=1).stderr
 
 
 def test_another_course_in_the_same_folder_is_refused() -> None:

@@ -77,7 +77,7 @@ def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(util, "find_spec", lambda name, *a: None if name == "uvicorn" else find(name, *a))
     result = invoke(["serve"])
     assert result.exit_code == 1
-    assert "pip install '.[server]'" in " ".join(result.stderr.split())
+    assert 'pip install ".[server]"' in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def test_one_tree_each_also_a_built_in(item: type) -> None:
 
 
 def test_a_missing_extra_names_its_command() -> None:
-    assert str(MissingExtraError("uvicorn", "server")).endswith("pip install '.[server]'")
+    assert str(MissingExtraError("uvicorn", "server")).endswith('pip install ".[server]"')
 
 
 def test_a_reason_has_what_torch_says_below_its_heading() -> None:

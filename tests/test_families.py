@@ -15,7 +15,7 @@ from mrflow import Defaults, MrFlow, Plan
 from mrflow.backbones import get_backbone, supported
 from mrflow.backbones.families import FAMILIES, NOT_POSSIBLE, NOT_YET, VARIANTS
 from mrflow.borrowing import borrowed, run_pipeline, settings
-from mrflow.errors import MrFlowWarning, SizeError
+from mrflow.errors import MrFlowWarning, PromptWarning, SizeError
 from mrflow.progress import Progress
 from mrflow.sampling import add_noise, draft_generators, make_noise, refine_generators
 from mrflow.schedulers import exact_scheduler, own_scheduler, take_head, take_tail
@@ -325,9 +325,11 @@ def test_distilled_checkpoints_take_no_guidance() -> None:
     for name in ("Flux2KleinPipeline", "Krea2Pipeline"):
         assert get_backbone(name).default_guidance(CASES[name].make(is_distilled=True)) == 1.0
     case = CASES["Flux2Pipeline"]
-    model = make_fast(case, case.make()).model
+    fast = make_fast(case, case.make())
     with pytest.warns(MrFlowWarning, match="takes no classifier-free guidance"):
-        plan = model.resolve_plan(Plan(true_cfg_scale=3.0))
+        plan = fast.model.resolve_plan(Plan(true_cfg_scale=3.0))
+    with pytest.warns(PromptWarning, match="free guidance, which Flux2Pipeline does not take"):
+        fast.draft("a boat", negative_prompt="a house", plan="1+1", seed=1)
     assert (plan.guidance_scale, plan.true_cfg_scale, plan.refine_true_cfg_scale) == (3.0, 1.0, 1.0)
 
 

@@ -402,7 +402,6 @@ def test_a_base_that_is_not_here_is_to_be_fetched_without_what_the_file_has(
         [*here, *whole], allow_patterns=told["--include"], ignore_patterns=told["--exclude"]
     )
     assert list(fetched) == here
-    assert fetch_command("ann/model") == "hf download ann/model"
 
 
 def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: Path) -> None:

@@ -49,4 +49,4 @@ def test_a_missing_extra_is_named_before_a_model_is_loaded(line, module, extra, 
     result = invoke(line.split())
     assert (result.exit_code, result.stdout) == (1, "")
     assert extra in PROJECT["optional-dependencies"]
-    assert result.stderr.endswith(f" is not installed. In a clone of mrflow: pip install '.[{extra}]'\n")
+    assert result.stderr.endswith(f' is not installed. In a clone of mrflow: pip install ".[{extra}]"\n')

@@ -70,6 +70,7 @@ def test_standard_input_is_lines_of_json_or_text(monkeypatch):
     ("name", "content", "words"),
     [
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt":\n{"prompt": "b"}\n', "not valid JSON"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "x\n{"prompt": "b"}\n', "Unterminated string at character 12."),
         ("p.jsonl", b'{"prompt": "a"}\n[1]\n{"prompt": "b"}\n', "JSON list"),
         ("p.jsonl", b'{"prompt": "a"}\n' + b"[" * 100_000 + b'\n{"prompt": "b"}\n', "not valid JSON"),
         ("p.jsonl", b'{"prompt": "a"}\n"\xff"\n{"prompt": "b"}\n', "no UTF-8"),

@@ -145,7 +145,7 @@ def test_the_corpus_is_small_and_begins_with_what_is_right(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed: pip install '.[fuzz]'")
+@pytest.mark.skipif(find_spec("atheris") is None, reason='atheris is not installed: pip install ".[fuzz]"')
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_fuzzer_finds_nothing_in_a_few_seconds(name: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[1]

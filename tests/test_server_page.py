@@ -172,8 +172,10 @@ def test_native_over_http_is_the_picture_of_the_plain_pipeline() -> None:
 
         def native(**fields: Any) -> bytes:
             body = {"prompt": "a red boat", "seed": 5, "native": True, **fields}
-            made = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60).json()["data"][0]
+            whole = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60).json()
+            made = whole["data"][0]
             assert made["recipe"]["mode"] == "native"
+            assert whole["plan"] == made["plan"] == f"native:{fields.get('num_inference_steps', 50)}"
             return Image.open(BytesIO(base64.b64decode(made["b64_json"]))).tobytes()
 
         plain, asked = native(), native(guidance_stop=0.34, solver="unipc")

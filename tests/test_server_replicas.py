@@ -101,7 +101,7 @@ def test_metrics_are_those_of_all_replicas():
     assert len(heads) == len(set(heads))
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'")
+@pytest.mark.skipif(find_spec("ray") is None, reason='Ray is not installed: pip install ".[ray]"')
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_no_replica_is_left_out_for_being_on_another_node():
     from mrflow.server.routing import ShortestQueue
@@ -150,7 +150,7 @@ def test_numbers_that_make_no_sense(name, value):
 
 
 def test_a_port_that_is_taken_and_ray_that_is_missing(monkeypatch):
-    pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install '.[ray]'")
+    pytest.importorskip("ray.serve", reason='Ray Serve is not installed: pip install ".[ray]"')
     replicas = Replicas(load=load)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -186,7 +186,7 @@ def test_what_the_command_refuses(monkeypatch, arguments, words):
 
 
 def test_the_command_serves_until_it_is_told_to_stop(monkeypatch):
-    pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install '.[ray]'")
+    pytest.importorskip("ray.serve", reason='Ray Serve is not installed: pip install ".[ray]"')
     asked: list[Any] = []
 
     @contextmanager
@@ -215,7 +215,7 @@ def test_the_command_serves_until_it_is_told_to_stop(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'")
+@pytest.mark.skipif(find_spec("ray") is None, reason='Ray is not installed: pip install ".[ray]"')
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -28,7 +28,7 @@ from support.ray_nodes import Nodes, environment, free_port, nodes
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"),
+    pytest.mark.skipif(find_spec("ray") is None, reason='Ray is not installed: pip install ".[ray]"'),
     pytest.mark.skipif(sys.platform != "linux", reason="nodes take loopback addresses such as 127.0.0.3"),
 ]
 

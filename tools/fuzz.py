@@ -2,7 +2,7 @@
 
 A target reads some bytes as one of the package's readers would get them. Whatever they are, it returns; anything
 but a result or a MrFlowError is a fault, which atheris prints and keeps as crash-... in this folder, to be read
-again by `python -m tools.fuzz csv crash-...`. Needs atheris: pip install '.[fuzz]'. Without it,
+again by `python -m tools.fuzz csv crash-...`. Needs atheris: pip install ".[fuzz]". Without it,
 tests/test_properties.py gives the same targets what hypothesis thinks of.
 """
 
@@ -248,7 +248,7 @@ def main() -> None:
     try:
         import atheris
     except ImportError:
-        sys.exit("atheris is not installed. In a clone of mrflow: pip install '.[fuzz]'")
+        sys.exit('atheris is not installed. In a clone of mrflow: pip install ".[fuzz]"')
     with atheris.instrument_imports(include=["mrflow", "PIL"]):
         for data in corpus(given.target):  # imports what the reader needs
             read_input(given.target, data)

@@ -71,7 +71,7 @@ The tests hold the operations against formulas written out by hand, and vista's 
 
 Against the plain pipeline at the same size with its usual steps (50; 28 for Stable Diffusion 3.5), guided where
 the model is. Half and quarter are the draft's sides. *Measured* is how many times faster 12+1 and 20+1 were at
-1024x1024 on an A100 for the method's authors (arXiv 2607.01642). Stable Diffusion 3.5 ends at 3072x3072.
+1024x1024 on an A100 for the method's authors (arXiv 2607.01642). Stable Diffusion 3.5 takes 3072x3072 at most.
 Written by `python -m tools.write_estimates`.
 
 | model | size | native, PFLOP | 12+1, half | 20+1, half | 12+1, quarter | measured |

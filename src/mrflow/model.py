@@ -176,8 +176,10 @@ class Model:
             for text in filter(None, (one.prompt, values["negative_prompt"])):
                 texts[text, values["max_sequence_length"]] = None
         if unheard:
-            text = "The negative prompt has no effect without classifier-free guidance."
-            warn(f"{text} Set true_cfg_scale above 1.", PromptWarning)
+            text = "The negative prompt has no effect without classifier-free guidance"
+            takes = self.backbone.takes_cfg(self.pipe)
+            more = ". Set true_cfg_scale above 1." if takes else f", which {self.name} does not take."
+            warn(text + more, PromptWarning)
         for text, length in texts:
             if markup := _MARKUP.search(text):
                 told = "LoRAs are given apart, and words have no weights."
@@ -227,7 +229,7 @@ class Model:
         usual = whole(getattr(taken.get("num_inference_steps"), "default", None)) or own.native_steps
         usual = min(own.native_steps, usual)
         if plan.steps >= usual and plan.steps > own.plan.steps and not own.learned_steps:
-            text = f"num_inference_steps is {plan.steps}, here the draft's alone; natively it has {usual} in all"
+            text = f"num_inference_steps is {plan.steps}, here the draft's; the plain call has {usual} in all"
             told = f"The plan is {plan.label}: name it, or leave the number out for this model's {own.plan.label}."
             warn(f"{text}. {told}", MrFlowWarning)
 

@@ -21,6 +21,7 @@ import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -416,7 +417,7 @@ def get_plan(plan: Plan | str | None = None) -> Plan:
     """Return a plan from a preset's name, any "N+M" or "K/N" text, a Plan (as it is) or None (12+1).
 
     "12+1+1", with the refine steps of 2 to 4 levels, doubles the size at each. Raises PlanError for other text,
-    naming the presets.
+    naming the preset that is near, else all.
     """
     if plan is None:
         return DEFAULT_PLAN
@@ -433,10 +434,12 @@ def get_plan(plan: Plan | str | None = None) -> Plan:
         scales = (Plan.scale,) * len(refine) if len(refine) > 1 else None
         return Plan(steps=steps, refine_steps=tuple(refine), scales=scales)
     if match is None:
+        near = get_close_matches(name[:80].lower(), PRESETS, 1, 0.75)
+        known = f"Did you mean {near[0]!r}? Or" if near else f"Known: {', '.join(PRESETS)}; or"
         raise PlanError(
-            f"There is no plan {name[:80]!r}. Known: {', '.join(PRESETS)}; or give your own as draft steps + "
-            "refine steps, such as '16+1', '12+1+1' to double the size twice, or as the small ones of a few-step "
-            "model's steps, such as '3/4'."
+            f"There is no plan {name[:80]!r}. {known} give your own as draft steps + refine steps, such as "
+            "'16+1', '12+1+1' to double the size twice, or as the small ones of a few-step model's steps, such as "
+            "'3/4'."
         )
     steps, more = int(match[1]), int(match[2])
     if not steps < more:

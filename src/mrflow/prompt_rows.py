@@ -140,9 +140,12 @@ def _encoding(head: bytes) -> str:
 
 def _parse_json(number: int, line: str) -> Row:
     try:
-        values = _load_json(line)
+        values = _load_json(line.strip())
     except (ValueError, RecursionError) as error:
-        return Row(number, error=f"The line is not valid JSON: {error}.")
+        why: object = error
+        if isinstance(error, json.JSONDecodeError):
+            why = f"{error.msg.removesuffix(' starting at')} at character {error.pos + 1}"
+        return Row(number, error=f"The line is not valid JSON: {why}.")
     if not isinstance(values, dict):
         return Row(number, error=f"The line is a JSON {type(values).__name__}; it must be an object.")
     return Row(number, _filled(values))

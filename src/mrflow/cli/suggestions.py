@@ -22,7 +22,7 @@ OPTIONS = {
     "--steps": "inference-steps num-inference-steps num-steps sample-steps sampling-steps",
     "--guidance": "cfg cfg-scale guidance-scale",
     "--sigma": "denoise denoising-strength noise-level strength",
-    "--num-images": "batch batch-count batch-size count n-samples num num-images-per-prompt number samples",
+    "--num-images": "batch batch-count batch-size count n n-samples num num-images-per-prompt number samples",
     "--solver": "sampler sampling-method scheduler",
     "--upscaler": "hires-upscaler upscale-model",
     "--model": "base-model checkpoint ckpt model-id model-name model-path pretrained repo",

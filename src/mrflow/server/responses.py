@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from mrflow.errors import OutputError
 from mrflow.files import encode_image
 from mrflow.jobs import Size
+from mrflow.plan import Plan
 from mrflow.progress import Stage
 from mrflow.recipe import Recipe
 from mrflow.server import errors
@@ -92,11 +93,16 @@ def describe(made: Made) -> dict[str, Any]:
     _, recipe = _picture(made)
     return {
         "seed": recipe.seed,
-        "plan": recipe.plan.label,
+        "plan": steps_of(recipe.plan, native=recipe.mode == "native"),
         "seconds": {name: round(value, 4) for name, value in made.seconds.items()},
         "batch": made.batch,
         "recipe": json.loads(recipe.to_json()),
     }
+
+
+def steps_of(plan: Plan, *, native: bool) -> str:
+    """Return the steps as a method's name has them: "12+1", "native:50"."""
+    return f"native:{plan.steps}" if native else plan.label
 
 
 def _picture(made: Made) -> tuple[Image.Image, Recipe]:
@@ -195,13 +201,14 @@ class Answer:
     async def whole(self, checked: Checked) -> dict[str, Any]:
         """Return the answer that holds all pictures, once they are made; raises the first ApiError."""
         made, created = await self.group.made(), now()
+        items = await run_in_threadpool(self._items, made)
         answer = {
             "created": created,
             **({"expires_at": created + int(self.service.settings.keep_seconds)} if self._drafts else {}),
             **common(self.encoder, self.quality, checked.size),
             "model": self.service.names[0],
-            "plan": checked.plan.label,
-            "data": await run_in_threadpool(self._items, made),
+            "plan": items[0]["plan"],
+            "data": items,
             "usage": usage(made, self._sizes(), self.service.patch, self.given),
             "warnings": checked.warnings,
         }

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from mrflow.progress import Stage
 from mrflow.server import requests
 from mrflow.server.errors import ApiError
-from mrflow.server.responses import Answer, Encoder, later, shown
+from mrflow.server.responses import Answer, Encoder, later, shown, steps_of
 from mrflow.server.service import Service
 from mrflow.server.tasks import Tasks
 from mrflow.server.tickets import TicketGroup
@@ -49,7 +49,8 @@ def image_routes(service: Service) -> APIRouter:
             checked = requests.as_native(scheduler, body, checked)
         if body.dry_run:
             size = f"{checked.size[0]}x{checked.size[1]}"
-            plan = {"plan": checked.plan.label, "numbers": checked.plan.to_dict()}
+            steps = steps_of(checked.plan, native=bool(body.native))
+            plan = {"plan": steps, "numbers": checked.plan.to_dict()}
             return JSONResponse({**plan, "size": size, "warnings": checked.warnings})
         show = () if body.native else shown(body, drafted=True)
         group = _group(service, request, body, show)
