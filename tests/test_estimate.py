@@ -382,6 +382,8 @@ def test_the_command(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["flux1-dev"], "Did you mean flux-dev"),
+        (["klein"], "Did you mean flux2-klein-4b or flux2-klein-9b or flux2-klein-base-4b?"),
+        (["vista", "--plan", "fastes"], "There is no plan 'fastes'. Did you mean 'fastest'? Or give"),
         (["bria"], "There is no architecture 'bria'"),
         (["vista", "--plan", "native:5"], "it must be a plan"),
         (["vista", "--plan", "12+1:cache=first-block@0.1"], "it must be a plan"),

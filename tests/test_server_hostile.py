@@ -227,6 +227,7 @@ def test_docs_and_metrics(http: httpx.Client) -> None:
         'mrflow_request_seconds_count{route="/v1/images/generations",status="200"}',
         'mrflow_stage_seconds_bucket{le="0.15",stage="refine"}',
         "mrflow_queue_length 0.0",
+        "mrflow_hung_workers 0.0",
         "mrflow_queue_wait_seconds_count",
         'mrflow_stage_seconds_count{stage="refine"}',
         'mrflow_batch_size_sum{kind="draft"}',

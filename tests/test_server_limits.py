@@ -147,6 +147,7 @@ def test_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         health = httpx.get(f"{server.url}/health")
         assert (health.status_code, health.json()["status"]) == (503, "hung")
         assert httpx.get(f"{server.url}/ready").status_code == 503
+        assert "\nmrflow_hung_workers 1.0\n" in httpx.get(f"{server.url}/metrics").text
         check_error(httpx.post(f"{server.url}{ROUTES[0]}", json={"prompt": "a boat"}), 503)
         held.set()
 

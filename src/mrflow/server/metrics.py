@@ -37,6 +37,7 @@ class Metrics:
         self._requests = counter("mrflow_requests", "Requests by route and outcome.", labels)
         self._whole = histogram("mrflow_request_seconds", "To the answer's last byte.", labels, buckets=_SECONDS)
         self.waiting = gauge("mrflow_queue_length", "Pictures that wait.")
+        self.hung = gauge("mrflow_hung_workers", "Workers without a sign of life.")
         wait = "Time from joining the queue to being taken from it, before each of draft and finish."
         self.wait = histogram("mrflow_queue_wait_seconds", wait, buckets=_SECONDS)
         stage = "Time of a stage of one batch."

@@ -37,6 +37,7 @@ class Scheduler:
         ]
         self._metrics = metrics
         metrics.waiting.set_function(lambda: self.waiting)
+        metrics.hung.set_function(lambda: sum(worker.hung for worker in self.workers))
         self._queue = Queue()
         self._news = threading.Condition()
         self._stopping = False
