@@ -22,8 +22,7 @@ Json = dict[str, Any]
 _ROOT = Path(__file__).parents[1]
 PAGE = _ROOT / "docs" / "results.md"
 README = _ROOT / "README.md"
-COST, QUALITY = "bench-vista-cpu.json", "compare-vista-cpu.json"
-"""What README's figures are of."""
+README_FIGURES = "compare-vista-cpu.json"
 _ROWS = {
     "native, 50 steps": "native",
     "mrflow, 12+1": "12+1",
@@ -49,12 +48,20 @@ COMPARED = {
     "compare-vista-cpu.json": (
         "Quality and speed: vista on a CPU",
         "mrflow compare native native:2,solver=unipc native:3,solver=unipc native:4,solver=unipc "
-        "native:6,solver=unipc 12+1 12+1:solver=own,guidance_stop=1 6+1:guidance_stop=0.5 "
-        f"{_STUDENT} 12+1:lift=bicubic 12+1:lift=latent 12+0 12+1:color_guard=0.0625 12+1:refine_sigma=auto "
-        "12+1:noise=own 12+1:guidance_stop=0.17 native:cache=taylorseer@4 --no-equal-time --limit 112 "
+        f"native:6,solver=unipc 12+1 6+1:guidance_stop=0.5 {_STUDENT} "
+        "12+1:noise=own 12+1:refine_sigma=auto 12+1:color_guard=0.0625 --dtype bfloat16 --no-equal-time "
         "--out compare-vista --show 24\n"
         "cp compare-vista/scores.json benchmarks/compare-vista-cpu.json\n"
         "cp compare-vista/tradeoff.png docs/images/tradeoff-vista-cpu.png",
+    ),
+    "compare-parts-vista-cpu.json": (
+        "What each part gives: vista on a CPU, in float32",
+        "mrflow compare native native:2,solver=unipc native:3,solver=unipc native:4,solver=unipc "
+        "native:6,solver=unipc 12+1 12+1:solver=own,guidance_stop=1 6+1:guidance_stop=0.5 "
+        "12+1:lift=bicubic 12+1:lift=latent 12+0 12+1:color_guard=0.0625 12+1:refine_sigma=auto "
+        "12+1:noise=own 12+1:guidance_stop=0.17 native:cache=taylorseer@4 --no-equal-time --limit 112 "
+        "--out compare-parts\n"
+        "cp compare-parts/scores.json benchmarks/compare-parts-vista-cpu.json",
     ),
     "compare-256-vista-cpu.json": (
         "The same at 256x256",
@@ -145,16 +152,15 @@ def results_page(folder: Path, images: Path | None = None) -> str:
 
 def readme(text: str, folder: Path) -> str:
     """Return README's text with the table and the draft's cost as they are recorded in `folder`."""
-    scores, (group,) = _read(folder / QUALITY)["scores"], _read(folder / COST)["groups"]
-    timed = {method["name"]: method for method in group["methods"]}
-    quality = {method["name"]: method["quality"] for method in scores["methods"]}
+    methods = {method["name"]: method for method in _read(folder / README_FIGURES)["scores"]["methods"]}
     rows = ""
     for label, name in _ROWS.items():
-        faster = "1" if name == "native" else _interval(timed[name]["speedup"], "#.3g")
-        seen = (quality[name]["found"]["all"], quality[name]["composite"])
+        quality, speed = methods[name]["quality"], methods[name]["speed"]
+        faster = "1" if name == "native" else _interval(speed["speedup"], "#.3g")
+        seen = (quality["found"]["all"], quality["composite"])
         rows += f"| {label} | {faster} | {' | '.join(_interval(each, '.3f') for each in seen)} |\n"
     text = re.sub(re.escape(_TABLE_HEAD) + r"(\|.*\n)+", lambda _: _TABLE_HEAD + rows, text)
-    native, staged = (timed[name]["seconds"] for name in ("native", "12+1"))
+    native, staged = (methods[name]["speed"]["seconds"] for name in ("native", "12+1"))
     draft = sum(staged[stage]["median"] for stage in ("text", "draft", "decode_draft"))
     whole, plain = (_short(seconds["total"]["median"], ".2f") for seconds in (staged, native))
     cost = f"(vista's 12+1: {_short(draft, '.2f')} of {whole} s, native {plain} s)"
