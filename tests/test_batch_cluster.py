@@ -169,7 +169,7 @@ def test_nothing_to_do_starts_no_ray(model, whole):
 
 def test_without_ray_the_way_to_it_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"pip install '\.\[ray\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "\.\[ray\]"'):
         run(model, tmp_path, *ROWS, cluster=Cluster(load=cluster_model.load_nothing))
 
 

@@ -97,7 +97,7 @@ def test_a_pipeline_with_a_cache_of_its_own_is_said(fast: MrFlow) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caches, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"'\.\[caches\]"):
+    with pytest.raises(MissingExtraError, match=r'"\.\[caches\]"'):
         read_methods(["native:cache=cache-dit@0.1"])
 
 

@@ -186,7 +186,7 @@ def test_plotting_is_found_missing_by_name(monkeypatch):
     from mrflow.errors import MissingExtraError
 
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"'\.\[bench\]"):
+    with pytest.raises(MissingExtraError, match=r'"\.\[bench\]"'):
         plots.draw_bars({"groups": []})
 
 

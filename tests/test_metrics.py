@@ -243,5 +243,5 @@ def test_diversity_is_the_mean_over_pairs() -> None:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"'\.\[bench\]"):
+    with pytest.raises(MissingExtraError, match=r'"\.\[bench\]"'):
         pixels.check_similarity()

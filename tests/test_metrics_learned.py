@@ -78,7 +78,7 @@ def test_unknown_and_missing_metrics_are_said(monkeypatch) -> None:
         learned.choose(["beauty"])
     assert [one.name for one in learned.choose(["clip", "clip"])] == ["clip"]
     monkeypatch.setattr(learned, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"'\.\[image-reward\]"):
+    with pytest.raises(MissingExtraError, match=r'"\.\[image-reward\]"'):
         learned.choose(["image-reward"])
     assert learned.choose([]) == []
 

@@ -161,7 +161,7 @@ def test_a_port_that_is_taken_and_ray_that_is_missing(monkeypatch):
             pass
     monkeypatch.setitem(sys.modules, "ray.serve", None)
     with (
-        pytest.raises(MissingExtraError, match=r"pip install '\.\[ray\]'"),
+        pytest.raises(MissingExtraError, match=r'pip install "\.\[ray\]"'),
         serving_replicas(replicas, Settings(), "127.0.0.1", 0, keys=Keys()),
     ):
         pass
