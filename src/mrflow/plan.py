@@ -434,8 +434,7 @@ def get_plan(plan: Plan | str | None = None) -> Plan:
         scales = (Plan.scale,) * len(refine) if len(refine) > 1 else None
         return Plan(steps=steps, refine_steps=tuple(refine), scales=scales)
     if match is None:
-        word = name[:80].lower() if re.search("[a-z]{2}", name, re.IGNORECASE) else ""  # not a number mistyped
-        near = get_close_matches(word, PRESETS, 1, 0.75)
+        near = get_close_matches(name[:80].lower(), [each for each in PRESETS if each[0].isalpha()], 1, 0.75)
         known = f"Did you mean {near[0]!r}? Or" if near else f"Known: {', '.join(PRESETS)}; or"
         raise PlanError(
             f"There is no plan {name[:80]!r}. {known} give your own as draft steps + refine steps, such as "

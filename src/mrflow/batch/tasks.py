@@ -221,7 +221,7 @@ def _read_row(row: Row, defaults: RowDefaults, *, dots: bool) -> list[Wanted]:
         "references": _read_references(values.get("references")),
     }
     all_asked = ask([values["prompt"]], negatives, some, count, **told)
-    ids = _make_ids(_check_id(values.get("id", f"{row.number:06}"), dots=dots), len(all_asked))
+    ids = _make_ids(_check_id(_given_id(row), dots=dots), len(all_asked))
     if seed is None:
         all_asked = [
             replace(one, seed=make_seed(defaults.seed, id)) for id, one in zip(ids, all_asked, strict=True)
@@ -246,8 +246,12 @@ def _check_id(value: object, *, dots: bool) -> str:
     return id
 
 
+def _given_id(row: Row) -> object:
+    return row.values.get("id", f"{row.number:06}")
+
+
 def _plain_id(row: Row) -> str | None:
-    id = None if row.error is not None else row.values.get("id", f"{row.number:06}")
+    id = None if row.error is not None else _given_id(row)
     return str(id)[:MAX_ID_BYTES] if isinstance(id, (str, int)) else None
 
 

