@@ -63,10 +63,18 @@ COMPARED = {
         "--out compare-parts\n"
         "cp compare-parts/scores.json benchmarks/compare-parts-vista-cpu.json",
     ),
+    "compare-sigma-vista-cpu.json": (
+        "Sigma swept: vista on a CPU",
+        "mrflow compare native:12,solver=unipc 12+1 12+1:refine_sigma=0.08 12+1:refine_sigma=auto "
+        "12+1:refine_sigma=0.16 12+1:refine_sigma=0.2 8+1:guidance_stop=0.5 --dtype bfloat16 --no-equal-time "
+        "--limit 64 --out compare-sigma\n"
+        "cp compare-sigma/scores.json benchmarks/compare-sigma-vista-cpu.json",
+    ),
     "compare-256-vista-cpu.json": (
-        "The same at 256x256",
+        "Quality and speed at 256x256: vista on a CPU",
         "mrflow compare native native:4,solver=unipc native:5,solver=unipc native:6,solver=unipc 12+1 "
-        f"6+1:guidance_stop=0.5 {_STUDENT} --size 256 --limit 96 --no-equal-time --out compare-256\n"
+        f"6+1:guidance_stop=0.5 8+1:guidance_stop=0.5 {_STUDENT} --dtype bfloat16 --size 256 --limit 96 "
+        "--no-equal-time --out compare-256\n"
         "cp compare-256/scores.json benchmarks/compare-256-vista-cpu.json\n"
         "cp compare-256/tradeoff.png docs/images/tradeoff-256-vista-cpu.png",
     ),
