@@ -43,11 +43,12 @@ def test_candidates_save_what_there_is_to_save() -> None:
     assert len({method.name for method in methods}) == len(methods) <= 30
 
 
-def test_guidance_that_stops_early_already_stops_earlier() -> None:
+def test_guidance_that_stops_early_already_stops_earlier_or_halfway() -> None:
     reference = Plan(steps=12, true_cfg_scale=3.0, refine_true_cfg_scale=1.0, guidance_stop=0.4)
     plans = [method.plan for method in make_candidates(reference, 50) if method.plan]
-    assert {(plan.guidance_stop, plan.refine_true_cfg_scale) for plan in plans} == {(0.4, 1.0), (0.2, 1.0)}
-    assert len(plans) == 6 * 2 * 2 - 1 + 2
+    assert {plan.guidance_stop for plan in plans} == {0.4, 0.2, 0.5}
+    assert {plan.refine_true_cfg_scale for plan in plans} == {1.0}
+    assert len(plans) == 6 * 2 * 3 - 1 + 3
 
 
 def test_where_no_solver_can_stand_in_none_is_tried() -> None:

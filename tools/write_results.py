@@ -120,11 +120,11 @@ BENCHED = {
 TUNED = {
     "tuned-vista-cpu.json": (
         "A tuned plan: vista on a CPU",
-        "mrflow tune --at-least 1.3x --out benchmarks/tuned-vista-cpu.json --work tuning-vista",
+        "mrflow tune --at-least 1.3x --dtype bfloat16 --out benchmarks/tuned-vista-cpu.json --work tuning-vista",
     ),
     "tuned-published-vista-cpu.json": (
         "A tuned plan against 12+1 as published: vista on a CPU",
-        "mrflow tune --at-least 1.5x --than 12+1:solver=own,guidance_stop=1 "
+        "mrflow tune --at-least 1.5x --than 12+1:solver=own,guidance_stop=1 --dtype bfloat16 "
         "--out benchmarks/tuned-published-vista-cpu.json --work tuning-published-vista",
     ),
 }

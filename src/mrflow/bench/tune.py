@@ -41,7 +41,7 @@ _NATIVE = {None: (0.1, 0.16, 0.25), SOLVER: (0.1, 0.16)}
 _SIGMAS = (0.2,)  # the larger of what the authors advise; the reference's own is tried too
 _SMALL = (3 / 4, 7 / 8)  # of a few-step model's steps, the others large
 _IN_LABEL = ("steps", "refine_steps")
-_STOP = 0.5  # of the steps that the reference guides: arXiv 2404.07724 finds the late steps better without
+_STOP = 0.5  # of the draft, and of what the reference guides: arXiv 2404.07724 finds late steps better without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +182,10 @@ def choose(findings: Sequence[Finding], target: Target, reference: Method) -> Fi
 def make_candidates(
     reference: Plan, native_steps: int, *, solvers: bool = True, own: Plan | None = None
 ) -> list[Method]:
-    """Return plans made from a resolved one, other than itself, and native runs: some 30.
+    """Return plans made from a resolved one, other than itself, and native runs: 30 to 45.
 
     Fewer steps, fewer still with a solver of second order; a larger sigma, and at the reference's pace the one
-    that fits; guidance in half as many of the draft's steps and none in the refine pass, where there is some to
+    that fits; guidance in half of the draft or of what had it, and none in the refine pass, where there is some to
     save. Of a model that natively takes no more steps than the reference, these divided between the sizes.
     solvers: whether the pipeline takes any, and lets its schedule be divided. own: the model's plan, which a
     method's text changes; None is the reference.
@@ -211,11 +211,12 @@ def _part(steps: int, share: float) -> int:
 
 
 def _less_guidance(reference: Plan) -> list[dict[str, Any]]:
-    """Return changes of guidance: none, and less of it where there is any."""
+    """Return changes of guidance: none, and where there is any, half of it, and half of the draft guided."""
     if (reference.true_cfg_scale or 1.0) <= 1:
         return [{}]
     stop = 1.0 if reference.guidance_stop is None else reference.guidance_stop
-    return [{}, {"guidance_stop": _STOP * stop, "refine_true_cfg_scale": 1.0}]
+    stops = sorted({_STOP * stop, _STOP} - {stop})
+    return [{}, *({"guidance_stop": each, "refine_true_cfg_scale": 1.0} for each in stops)]
 
 
 def _native(steps: int, solver: str | None) -> Method:
