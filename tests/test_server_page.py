@@ -59,11 +59,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(server: Server, browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Give the page, and see that nothing failed in it, nor came from elsewhere.
-
-    Without smooth scrolling, in the midst of which a click has waited for ever.
-    """
-    page = browser.new_page(reduced_motion="reduce", **getattr(request, "param", {}))
+    """Give the page, and see that nothing failed in it, nor came from elsewhere."""
+    page = browser.new_page(**getattr(request, "param", {}))
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
@@ -255,7 +252,7 @@ def test_loras_of_the_operator_are_chosen_by_their_strength(browser: Any, tmp_pa
     fast.load_loras("style", folders=[tmp_path])
     Image.linear_gradient("L").resize((48, 32)).convert("RGB").save(file, "PNG")
     with serving(fast.model, page=True) as server:
-        page = browser.new_page(reduced_motion="reduce")
+        page = browser.new_page()
         page.set_default_timeout(90_000)
         page.goto(server.url)
         page.get_by_text("Advanced", exact=True).click()
@@ -300,7 +297,7 @@ def test_stop_frees_the_server(server: Server, opened: Any) -> None:
 @needs_browser
 def test_with_keys_the_page_asks_for_one_and_works_with_it(browser: Any) -> None:
     with serving(keys=[KEY], page=True) as server:
-        page = browser.new_page(reduced_motion="reduce")
+        page = browser.new_page()
         page.set_default_timeout(90_000)
         page.goto(server.url)
         page.get_by_label("API key").fill(KEY)
@@ -308,9 +305,16 @@ def test_with_keys_the_page_asks_for_one_and_works_with_it(browser: Any) -> None
         page.get_by_label("What does the picture show?").fill("a red boat")
         page.get_by_role("button", name="Make the picture").click()
         page.get_by_text("Done.").wait_for()
-        page.context.clear_cookies()
+        page.context.clear_cookies()  # the session is over
         page.get_by_role("button", name="Make the picture").click()
-        page.get_by_label("API key").wait_for()  # the session is over
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name="Sign in again").click()
+        opened.value.get_by_label("API key").fill(KEY)
+        opened.value.get_by_role("button").click()
+        opened.value.get_by_label("What does the picture show?").wait_for()
+        page.get_by_role("button", name="Make the picture").click()  # nothing is lost
+        page.locator("#history button").nth(1).wait_for()
+        assert page.get_by_role("link", name="Sign in again").is_hidden()
         page.close()
 
 

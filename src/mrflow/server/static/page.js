@@ -27,7 +27,8 @@ async function post(path, body, signal) {
   const isForm = body instanceof FormData;
   const headers = isForm ? HEADERS : { ...HEADERS, "Content-Type": "application/json" };
   const answer = await fetch(path, { method: "POST", headers, signal, body: isForm ? body : JSON.stringify(body) });
-  if (answer.status === 401) location.reload(); // to the login form
+  $("over").hidden = answer.status !== 401; // reloading would lose the visit's pictures
+  if (answer.status === 401) throw new Error("You are not signed in.");
   if (!answer.ok) throw new Error(await reason(answer));
   return answer;
 }
