@@ -306,12 +306,15 @@ def test_with_keys_the_page_asks_for_one_and_works_with_it(browser: Any) -> None
         page.get_by_role("button", name="Make the picture").click()
         page.get_by_text("Done.").wait_for()
         page.context.clear_cookies()  # the session is over
+        page.get_by_label("What does the picture show?").fill("a blue boat")  # which is checked in the background
+        page.get_by_text("Your session is over").wait_for()
         page.get_by_role("button", name="Make the picture").click()
         with page.expect_popup() as opened:
             page.get_by_role("link", name="Sign in again").click()
         opened.value.get_by_label("API key").fill(KEY)
         opened.value.get_by_role("button").click()
         opened.value.get_by_label("What does the picture show?").wait_for()
+        assert page.get_by_label("What does the picture show?").input_value() == "a blue boat"
         page.get_by_role("button", name="Make the picture").click()  # nothing is lost
         page.locator("#history button").nth(1).wait_for()
         assert page.get_by_role("link", name="Sign in again").is_hidden()

@@ -193,12 +193,12 @@ def make_candidates(
     tried = (None, SOLVER) if solvers else (None,)
     paces = {(_part(reference.steps, part), each or reference.solver) for each in tried for part in _STEPS[each]}
     few = [(_part(native_steps, part), each) for each in tried for part in _NATIVE[each]]
-    sigmas, guidance = sorted({reference.refine_sigma, *_SIGMAS}, key=str), _less_guidance(reference)
+    sigmas, guidance = sorted({reference.refine_sigma, *_SIGMAS}, key=str), _guidance(reference)
     plans = [
-        replace(reference, steps=steps, solver=solver, refine_sigma=sigma, **less)
-        for (steps, solver), sigma, less in product(sorted(paces, key=str), sigmas, guidance)
+        replace(reference, steps=steps, solver=solver, refine_sigma=sigma, **guided)
+        for (steps, solver), sigma, guided in product(sorted(paces, key=str), sigmas, guidance)
     ]
-    plans += [replace(reference, refine_sigma=AUTO, **less) for less in guidance]
+    plans += [replace(reference, refine_sigma=AUTO, **guided) for guided in guidance]
     if solvers and not reference.scales and 1 < native_steps <= reference.schedule_steps:
         for small in dict.fromkeys(min(_part(native_steps, share), native_steps - 1) for share in _SMALL):
             plans.append(replace(reference, steps=small, refine_steps=native_steps - small, refine_sigma=SWITCH))
@@ -210,7 +210,7 @@ def _part(steps: int, share: float) -> int:
     return max(1, round(steps * share))
 
 
-def _less_guidance(reference: Plan) -> list[dict[str, Any]]:
+def _guidance(reference: Plan) -> list[dict[str, Any]]:
     """Return changes of guidance: none, and where there is any, half of it, and half of the draft guided."""
     if (reference.true_cfg_scale or 1.0) <= 1:
         return [{}]
